@@ -1,0 +1,62 @@
+"""The exceptions of the protocol.
+
+    ProtocolError
+    ├── PeerFault            the other side sent something wrong: may cost it credit
+    │   ├── BadSignature     an envelope does not verify
+    │   ├── BadRecord        well signed, but malformed, oversized or out of place
+    │   ├── BadDigest        bytes do not hash to what was promised
+    │   └── Conflict         two different records under one natural key (equivocation)
+    ├── TransientError       a passing failure: retry, never penalise
+    └── UsageError           a person gave bad input: say what to do, exit code 2
+
+Anything else that escapes is a bug of ours and costs nobody anything.
+"""
+
+
+class ProtocolError(Exception):
+    """Root of every error that this project raises on purpose."""
+
+    #: Stable word for machines; travels as ``google.rpc.ErrorInfo.reason``.
+    reason = "PROTOCOL_ERROR"
+
+
+class PeerFault(ProtocolError):
+    """The other side broke the protocol."""
+
+    reason = "PEER_FAULT"
+
+
+class BadSignature(PeerFault):
+    """An envelope's signature does not verify, or was made by the wrong key."""
+
+    reason = "BAD_SIGNATURE"
+
+
+class BadRecord(PeerFault):
+    """A record is well signed but malformed, oversized, stale or out of place."""
+
+    reason = "BAD_RECORD"
+
+
+class BadDigest(PeerFault):
+    """Bytes do not hash to the digest under which they were asked for."""
+
+    reason = "BAD_DIGEST"
+
+
+class Conflict(PeerFault):
+    """Same natural key, other bytes: both records are kept as evidence."""
+
+    reason = "CONFLICT"
+
+
+class TransientError(ProtocolError):
+    """A passing failure (network, timeout, restart): retry, never penalise."""
+
+    reason = "UNAVAILABLE"
+
+
+class UsageError(ProtocolError):
+    """Bad input from a person; the message says what to do about it."""
+
+    reason = "USAGE"

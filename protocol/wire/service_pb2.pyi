@@ -1,0 +1,233 @@
+from protocol.wire import records_pb2 as _records_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Action(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ACTION_UNSPECIFIED: _ClassVar[Action]
+    ACTION_KEEP: _ClassVar[Action]
+    ACTION_ABANDON: _ClassVar[Action]
+    ACTION_PAUSE: _ClassVar[Action]
+    ACTION_UPGRADE: _ClassVar[Action]
+
+class StatePart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    STATE_PART_UNSPECIFIED: _ClassVar[StatePart]
+    STATE_PART_WEIGHTS: _ClassVar[StatePart]
+    STATE_PART_MOMENTUM: _ClassVar[StatePart]
+ACTION_UNSPECIFIED: Action
+ACTION_KEEP: Action
+ACTION_ABANDON: Action
+ACTION_PAUSE: Action
+ACTION_UPGRADE: Action
+STATE_PART_UNSPECIFIED: StatePart
+STATE_PART_WEIGHTS: StatePart
+STATE_PART_MOMENTUM: StatePart
+
+class HelloRequest(_message.Message):
+    __slots__ = ("client_version", "run_id")
+    CLIENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    client_version: str
+    run_id: bytes
+    def __init__(self, client_version: _Optional[str] = ..., run_id: _Optional[bytes] = ...) -> None: ...
+
+class HelloReply(_message.Message):
+    __slots__ = ("server_version", "min_client_version", "client_supported", "advice", "server_time_ms", "manifest", "delegations", "revocations", "run_head", "anchors", "public_url")
+    SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MIN_CLIENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_SUPPORTED_FIELD_NUMBER: _ClassVar[int]
+    ADVICE_FIELD_NUMBER: _ClassVar[int]
+    SERVER_TIME_MS_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    DELEGATIONS_FIELD_NUMBER: _ClassVar[int]
+    REVOCATIONS_FIELD_NUMBER: _ClassVar[int]
+    RUN_HEAD_FIELD_NUMBER: _ClassVar[int]
+    ANCHORS_FIELD_NUMBER: _ClassVar[int]
+    PUBLIC_URL_FIELD_NUMBER: _ClassVar[int]
+    server_version: str
+    min_client_version: str
+    client_supported: bool
+    advice: str
+    server_time_ms: int
+    manifest: bytes
+    delegations: _containers.RepeatedCompositeFieldContainer[_records_pb2.Envelope]
+    revocations: _containers.RepeatedCompositeFieldContainer[_records_pb2.Envelope]
+    run_head: _records_pb2.Envelope
+    anchors: _containers.RepeatedScalarFieldContainer[str]
+    public_url: str
+    def __init__(self, server_version: _Optional[str] = ..., min_client_version: _Optional[str] = ..., client_supported: _Optional[bool] = ..., advice: _Optional[str] = ..., server_time_ms: _Optional[int] = ..., manifest: _Optional[bytes] = ..., delegations: _Optional[_Iterable[_Union[_records_pb2.Envelope, _Mapping]]] = ..., revocations: _Optional[_Iterable[_Union[_records_pb2.Envelope, _Mapping]]] = ..., run_head: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., anchors: _Optional[_Iterable[str]] = ..., public_url: _Optional[str] = ...) -> None: ...
+
+class EnrolReply(_message.Message):
+    __slots__ = ("admitted", "message", "admission")
+    ADMITTED_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    ADMISSION_FIELD_NUMBER: _ClassVar[int]
+    admitted: bool
+    message: str
+    admission: _records_pb2.Envelope
+    def __init__(self, admitted: _Optional[bool] = ..., message: _Optional[str] = ..., admission: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ...) -> None: ...
+
+class Wait(_message.Message):
+    __slots__ = ("reason", "code", "retry_after_ms")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    code: str
+    retry_after_ms: int
+    def __init__(self, reason: _Optional[str] = ..., code: _Optional[str] = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
+
+class WorkReply(_message.Message):
+    __slots__ = ("assignment", "wait", "run_head")
+    ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
+    RUN_HEAD_FIELD_NUMBER: _ClassVar[int]
+    assignment: _records_pb2.Envelope
+    wait: Wait
+    run_head: _records_pb2.Envelope
+    def __init__(self, assignment: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., run_head: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ...) -> None: ...
+
+class CommitReply(_message.Message):
+    __slots__ = ("first",)
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    first: bool
+    def __init__(self, first: _Optional[bool] = ...) -> None: ...
+
+class ReducerReportReply(_message.Message):
+    __slots__ = ("inclusion_set",)
+    INCLUSION_SET_FIELD_NUMBER: _ClassVar[int]
+    inclusion_set: _records_pb2.Envelope
+    def __init__(self, inclusion_set: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ...) -> None: ...
+
+class ResultPiece(_message.Message):
+    __slots__ = ("result", "encoded")
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    ENCODED_FIELD_NUMBER: _ClassVar[int]
+    result: _records_pb2.Envelope
+    encoded: bytes
+    def __init__(self, result: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., encoded: _Optional[bytes] = ...) -> None: ...
+
+class SubmitResultsReply(_message.Message):
+    __slots__ = ("accepted", "missing")
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    accepted: int
+    missing: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, accepted: _Optional[int] = ..., missing: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class ReportReply(_message.Message):
+    __slots__ = ("settled", "agrees", "run_head", "missing")
+    SETTLED_FIELD_NUMBER: _ClassVar[int]
+    AGREES_FIELD_NUMBER: _ClassVar[int]
+    RUN_HEAD_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    settled: bool
+    agrees: bool
+    run_head: _records_pb2.Envelope
+    missing: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, settled: _Optional[bool] = ..., agrees: _Optional[bool] = ..., run_head: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., missing: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Challenge(_message.Message):
+    __slots__ = ("challenge_id", "assignment_id", "chunks")
+    CHALLENGE_ID_FIELD_NUMBER: _ClassVar[int]
+    ASSIGNMENT_ID_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    challenge_id: bytes
+    assignment_id: bytes
+    chunks: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, challenge_id: _Optional[bytes] = ..., assignment_id: _Optional[bytes] = ..., chunks: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class HeartbeatReply(_message.Message):
+    __slots__ = ("action", "reason", "server_time_ms", "challenges")
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    SERVER_TIME_MS_FIELD_NUMBER: _ClassVar[int]
+    CHALLENGES_FIELD_NUMBER: _ClassVar[int]
+    action: Action
+    reason: str
+    server_time_ms: int
+    challenges: _containers.RepeatedCompositeFieldContainer[Challenge]
+    def __init__(self, action: _Optional[_Union[Action, str]] = ..., reason: _Optional[str] = ..., server_time_ms: _Optional[int] = ..., challenges: _Optional[_Iterable[_Union[Challenge, _Mapping]]] = ...) -> None: ...
+
+class ChallengeReply(_message.Message):
+    __slots__ = ("valid",)
+    VALID_FIELD_NUMBER: _ClassVar[int]
+    valid: bool
+    def __init__(self, valid: _Optional[bool] = ...) -> None: ...
+
+class RunEvent(_message.Message):
+    __slots__ = ("sequence", "phase", "round", "run_head", "roster", "inclusion_set", "notice", "server_time_ms", "deadline_ms")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    RUN_HEAD_FIELD_NUMBER: _ClassVar[int]
+    ROSTER_FIELD_NUMBER: _ClassVar[int]
+    INCLUSION_SET_FIELD_NUMBER: _ClassVar[int]
+    NOTICE_FIELD_NUMBER: _ClassVar[int]
+    SERVER_TIME_MS_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    phase: str
+    round: int
+    run_head: _records_pb2.Envelope
+    roster: _records_pb2.Envelope
+    inclusion_set: _records_pb2.Envelope
+    notice: str
+    server_time_ms: int
+    deadline_ms: int
+    def __init__(self, sequence: _Optional[int] = ..., phase: _Optional[str] = ..., round: _Optional[int] = ..., run_head: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., roster: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., inclusion_set: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., notice: _Optional[str] = ..., server_time_ms: _Optional[int] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
+
+class GetStateRequest(_message.Message):
+    __slots__ = ("run_id", "state_digest", "part", "offset")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    STATE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    run_id: bytes
+    state_digest: bytes
+    part: StatePart
+    offset: int
+    def __init__(self, run_id: _Optional[bytes] = ..., state_digest: _Optional[bytes] = ..., part: _Optional[_Union[StatePart, str]] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class GetShardRequest(_message.Message):
+    __slots__ = ("run_id", "sha256", "offset")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    run_id: bytes
+    sha256: bytes
+    offset: int
+    def __init__(self, run_id: _Optional[bytes] = ..., sha256: _Optional[bytes] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class Piece(_message.Message):
+    __slots__ = ("offset", "total_bytes", "data")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    total_bytes: int
+    data: bytes
+    def __init__(self, offset: _Optional[int] = ..., total_bytes: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class GetReceiptRequest(_message.Message):
+    __slots__ = ("run_id", "assignment_id")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    ASSIGNMENT_ID_FIELD_NUMBER: _ClassVar[int]
+    run_id: bytes
+    assignment_id: bytes
+    def __init__(self, run_id: _Optional[bytes] = ..., assignment_id: _Optional[bytes] = ...) -> None: ...
+
+class GetReceiptReply(_message.Message):
+    __slots__ = ("leaf", "proof")
+    LEAF_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
+    leaf: bytes
+    proof: str
+    def __init__(self, leaf: _Optional[bytes] = ..., proof: _Optional[str] = ...) -> None: ...
