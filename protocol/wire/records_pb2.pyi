@@ -408,7 +408,7 @@ class Report(_message.Message):
     def __init__(self, run_id: _Optional[bytes] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., worker: _Optional[str] = ..., state_digest: _Optional[bytes] = ...) -> None: ...
 
 class RunHead(_message.Message):
-    __slots__ = ("run_id", "round", "state_digest", "weights_root", "momentum_root", "merged_tokens", "weights_sha256", "weights_bytes", "momentum_sha256", "momentum_bytes", "issued_at_ms")
+    __slots__ = ("run_id", "round", "state_digest", "weights_root", "momentum_root", "merged_tokens", "weights_sha256", "weights_bytes", "momentum_sha256", "momentum_bytes", "issued_at_ms", "settled_rounds")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     STATE_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -420,6 +420,7 @@ class RunHead(_message.Message):
     MOMENTUM_SHA256_FIELD_NUMBER: _ClassVar[int]
     MOMENTUM_BYTES_FIELD_NUMBER: _ClassVar[int]
     ISSUED_AT_MS_FIELD_NUMBER: _ClassVar[int]
+    SETTLED_ROUNDS_FIELD_NUMBER: _ClassVar[int]
     run_id: bytes
     round: int
     state_digest: bytes
@@ -431,7 +432,8 @@ class RunHead(_message.Message):
     momentum_sha256: bytes
     momentum_bytes: int
     issued_at_ms: int
-    def __init__(self, run_id: _Optional[bytes] = ..., round: _Optional[int] = ..., state_digest: _Optional[bytes] = ..., weights_root: _Optional[bytes] = ..., momentum_root: _Optional[bytes] = ..., merged_tokens: _Optional[int] = ..., weights_sha256: _Optional[bytes] = ..., weights_bytes: _Optional[int] = ..., momentum_sha256: _Optional[bytes] = ..., momentum_bytes: _Optional[int] = ..., issued_at_ms: _Optional[int] = ...) -> None: ...
+    settled_rounds: int
+    def __init__(self, run_id: _Optional[bytes] = ..., round: _Optional[int] = ..., state_digest: _Optional[bytes] = ..., weights_root: _Optional[bytes] = ..., momentum_root: _Optional[bytes] = ..., merged_tokens: _Optional[int] = ..., weights_sha256: _Optional[bytes] = ..., weights_bytes: _Optional[int] = ..., momentum_sha256: _Optional[bytes] = ..., momentum_bytes: _Optional[int] = ..., issued_at_ms: _Optional[int] = ..., settled_rounds: _Optional[int] = ...) -> None: ...
 
 class WeightHolder(_message.Message):
     __slots__ = ("run_id", "worker", "state_digest", "admission", "not_after_s")
