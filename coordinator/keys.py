@@ -1,0 +1,291 @@
+"""The organiser's keys: one offline root, and the keys it delegates for a while.
+
+Invariants:
+
+* The root key signs delegations and revocations and nothing else; serving needs only the keys
+  that it delegated, so ``keys/root.key`` may be moved to another machine after ``init``.
+* Private keys are files of mode 0600 in a directory of mode 0700, never overwritten.
+* A ring that loads is one that workers will believe: each delegated key is checked against the
+  root's delegations, for now, before the server starts.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from protocol.certificate import TlsCredentials, check_certificate, issue_certificate
+from protocol.envelope import seal
+from protocol.errors import BadSignature, UsageError
+from protocol.identity import Identity, PeerId
+from protocol.link import JoinLink
+from protocol.trust import TrustStore, delegate
+from protocol.wire import records_pb2 as wire
+
+ROOT_KEY, ROUND_KEY, LOG_KEY, ANCHOR_KEY = "root.key", "round.key", "log.key", "anchor.key"
+TLS_CERTIFICATE, TLS_KEY = "tls.crt", "tls.key"
+DELEGATIONS = "delegations.json"
+
+_CLOCK_SKEW_S = 3600
+"""Delegations begin this much earlier, so that a volunteer's slow clock does not refuse them."""
+
+
+@dataclass(frozen=True)
+class KeyRing:
+    """Every key that serving a run needs, and the proof that the root delegated it."""
+
+    run_id: bytes
+    root_id: PeerId
+    round: Identity
+    log: Identity
+    tls: TlsCredentials
+    delegations: tuple[wire.Envelope, ...]
+    revocations: tuple[wire.Envelope, ...] = ()
+    anchor_id: PeerId | None = None  # the run's own anchor, made by ``init``
+    root: Identity | None = None  # offline: absent unless it lies in the folder
+
+    @classmethod
+    def create(
+        cls, directory: Path, root: Identity, *, run_id: bytes, now_s: int, valid_s: int
+    ) -> KeyRing:
+        """Make and store the delegated keys of a new run.
+
+        Args:
+            directory: where the key files go; made with mode 0700.
+            root: the run's root key; saved there too.
+            run_id: 32 bytes.
+            now_s: POSIX time.
+            valid_s: how long the delegations hold.
+
+        Raises:
+            UsageError: there are keys in the directory already.
+        """
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        directory.chmod(0o700)
+        identities = {name: Identity.generate() for name in (ROUND_KEY, LOG_KEY, ANCHOR_KEY)}
+        for name, identity in [(ROOT_KEY, root), *identities.items()]:
+            identity.save(directory / name)
+        ring = cls(
+            run_id=run_id,
+            root_id=root.peer_id,
+            round=identities[ROUND_KEY],
+            log=identities[LOG_KEY],
+            tls=TlsCredentials(b"", b""),
+            delegations=(),
+            anchor_id=identities[ANCHOR_KEY].peer_id,
+            root=root,
+        )
+        return ring.renewed(directory, now_s=now_s, valid_s=valid_s)
+
+    def renewed(self, directory: Path, *, now_s: int, valid_s: int) -> KeyRing:
+        """Delegate the same round and log keys again, and a new TLS key; store the result.
+
+        Old delegations are kept as long as they hold: records under them stay valid.
+
+        Raises:
+            UsageError: the root key is not in the folder.
+        """
+        if self.root is None:
+            raise UsageError(
+                f"renewing needs the root key: put it at {directory / ROOT_KEY} for a moment"
+            )
+        window = {"not_before_s": now_s - _CLOCK_SKEW_S, "not_after_s": now_s + valid_s}
+        tls = issue_certificate(self.root, run_id=self.run_id, serial=_serial(), **window)
+        added = tuple(
+            delegate(
+                self.root,
+                run_id=self.run_id,
+                purpose=purpose,
+                public_key=identity.public.raw,
+                serial=_serial(),
+                **window,
+            )
+            for purpose, identity in (
+                (wire.KEY_PURPOSE_ROUND, self.round),
+                (wire.KEY_PURPOSE_LOG, self.log),
+            )
+        )
+        kept = tuple(e for e in self.delegations if _not_after_s(e) > now_s)
+        ring = KeyRing(
+            self.run_id,
+            self.root_id,
+            self.round,
+            self.log,
+            tls,
+            kept + added,
+            self.revocations,
+            self.anchor_id,
+            self.root,
+        )
+        ring._store(directory)
+        return ring
+
+    @classmethod
+    def load(cls, directory: Path, *, run_id: bytes, root_id: PeerId, now_s: float) -> KeyRing:
+        """Read a run's keys and check that workers will believe them.
+
+        Raises:
+            UsageError: a file is missing or damaged, or a delegation has expired.
+        """
+        delegations, revocations = _read_delegations(directory / DELEGATIONS)
+        anchor, root = directory / ANCHOR_KEY, directory / ROOT_KEY
+        ring = cls(
+            run_id=run_id,
+            root_id=root_id,
+            round=Identity.load(directory / ROUND_KEY),
+            log=Identity.load(directory / LOG_KEY),
+            tls=TlsCredentials(_read(directory / TLS_CERTIFICATE), _read(directory / TLS_KEY)),
+            delegations=delegations,
+            revocations=revocations,
+            anchor_id=Identity.load(anchor).peer_id if anchor.exists() else None,
+            root=Identity.load(root) if root.exists() else None,
+        )
+        ring.check(now_s)
+        return ring
+
+    def trust(self) -> TrustStore:
+        """The store that a worker builds from the same records.
+
+        Raises:
+            BadSignature: a record was not signed by the run's root key.
+        """
+        store = TrustStore(self.run_id, self.root_id)
+        store.add(self.delegations, self.revocations)
+        return store
+
+    def check(self, now_s: float) -> None:
+        """Insist on what a worker will insist on.
+
+        Raises:
+            UsageError: a key is not, or no longer, delegated by the run's root.
+        """
+        try:
+            store = self.trust()
+            store.require_signer(wire.KEY_PURPOSE_ROUND, self.round.peer_id, now_s)
+            store.require_signer(wire.KEY_PURPOSE_LOG, self.log.peer_id, now_s)
+            certificate = x509.load_pem_x509_certificate(self.tls.certificate_pem)
+            der = certificate.public_bytes(serialization.Encoding.DER)
+            check_certificate(der, JoinLink("localhost", 1, self.run_id, self.root_id), now_s)
+        except BadSignature as error:
+            raise UsageError(
+                f"the run's keys cannot be used: {error}. Renew them with "
+                "'barnraise coordinator renew-keys' while root.key is in the keys folder"
+            ) from error
+        except ValueError as error:
+            raise UsageError(f"keys/{TLS_CERTIFICATE} is damaged: {error}") from error
+        if self.root is not None and self.root.peer_id != self.root_id:
+            raise UsageError(f"keys/{ROOT_KEY} is not the root key of this run")
+
+    def revoke(self, directory: Path, serial: int, reason: str) -> KeyRing:
+        """Sign and store the revocation of one delegation.
+
+        Raises:
+            UsageError: the root key is not in the folder.
+        """
+        if self.root is None:
+            raise UsageError(f"revoking needs the root key at {directory / ROOT_KEY}")
+        record = wire.Revocation(run_id=self.run_id, serial=serial, reason=reason)
+        ring = KeyRing(
+            self.run_id,
+            self.root_id,
+            self.round,
+            self.log,
+            self.tls,
+            self.delegations,
+            (*self.revocations, seal(record, self.root)),
+            self.anchor_id,
+            self.root,
+        )
+        ring._store(directory)
+        return ring
+
+    def _store(self, directory: Path) -> None:
+        _write_private(directory / TLS_KEY, self.tls.private_key_pem)
+        _write_private(directory / TLS_CERTIFICATE, self.tls.certificate_pem)
+        document = {
+            "delegations": [envelope_to_json(e) for e in self.delegations],
+            "revocations": [envelope_to_json(e) for e in self.revocations],
+        }
+        _write_private(directory / DELEGATIONS, json.dumps(document, indent=1).encode())
+
+
+def envelope_to_json(envelope: wire.Envelope) -> dict[str, Any]:
+    """The JSON form of a DSSE envelope (DSSE envelope.md, "Standard JSON envelope")."""
+    return {
+        "payload": base64.b64encode(envelope.payload).decode(),
+        "payloadType": envelope.payload_type,
+        "signatures": [
+            {"keyid": s.keyid, "sig": base64.b64encode(s.sig).decode()} for s in envelope.signatures
+        ],
+    }
+
+
+def envelope_from_json(document: dict[str, Any]) -> wire.Envelope:
+    """Inverse of :func:`envelope_to_json`.
+
+    Raises:
+        UsageError: not such a document.
+    """
+    try:
+        return wire.Envelope(
+            payload=base64.b64decode(document["payload"], validate=True),
+            payload_type=document["payloadType"],
+            signatures=[
+                wire.Signature(sig=base64.b64decode(s["sig"], validate=True), keyid=s["keyid"])
+                for s in document["signatures"]
+            ],
+        )
+    except (KeyError, TypeError, ValueError, binascii.Error) as error:
+        raise UsageError(f"not a DSSE envelope: {error}") from error
+
+
+def _read_delegations(
+    path: Path,
+) -> tuple[tuple[wire.Envelope, ...], tuple[wire.Envelope, ...]]:
+    try:
+        document = json.loads(_read(path))
+        delegations, revocations = document["delegations"], document["revocations"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} is damaged: {error}; restore it from a backup") from error
+    return _envelopes(delegations), _envelopes(revocations)
+
+
+def _envelopes(documents: Iterable[dict[str, Any]]) -> tuple[wire.Envelope, ...]:
+    return tuple(envelope_from_json(document) for document in documents)
+
+
+def _not_after_s(envelope: wire.Envelope) -> int:
+    return wire.Delegation.FromString(envelope.payload).not_after_s
+
+
+def _serial() -> int:
+    # Random, so that a root key kept on another machine needs no counter.
+    return secrets.randbits(63)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    """Replace a file in one step, readable by its owner only."""
+    temporary = path.with_name(path.name + ".new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
