@@ -1,0 +1,72 @@
+"""One table on the screen, one JSON file in ``bench/results/``: numbers, machine, versions, command."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path(__file__).parent / "results"
+_PACKAGES = ("barnraise", "torch", "transformers", "numpy", "hivemind", "grpcio", "sqlalchemy")
+
+Row = dict[str, object]
+
+
+def write_report(name: str, rows: list[Row], *, note: str) -> Path:
+    """Print ``rows`` as a table and write them to ``bench/results/<name>.json``.
+
+    Args:
+        name: the benchmark's module name.
+        rows: one mapping per line, all with the same keys; units belong in the keys.
+        note: what was measured against what, in a sentence.
+    """
+    table = Table(title=name, caption=note)
+    for column in rows[0]:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    Console().print(table)
+    report = {
+        "name": name,
+        "note": note,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "measured_at_s": int(time.time()),
+        "machine": machine(),
+        "versions": {package: version(package) for package in _PACKAGES},
+        "rows": rows,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    return path
+
+
+def machine() -> Row:
+    """What a reader needs to compare two reports."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "load_1min": round(os.getloadavg()[0], 2),
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cell(value: object) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
