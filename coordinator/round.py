@@ -1,0 +1,296 @@
+"""The round as a pure state machine: ``tick(state, event, now) -> (state, effects)``.
+
+Invariants:
+
+* Nothing here reads a clock, draws a random number or does I/O; whoever calls it stores the
+  new state and carries the effects out in the same database transaction.
+* Every phase change is in :data:`TRANSITIONS`, every (phase, event) pair that can happen has a
+  handler; any other pair raises :class:`ImpossibleEvent`: a bug of ours, never a peer's fault.
+* Nobody waits for a straggler beyond the grace; every phase but OPEN has a deadline and at most
+  ``max_attempts`` reduces are tried, so a round that has begun always ends.
+* What is included was complete at *every* reducer of the attempt, and a round settles only when
+  every reducer of that attempt has delivered all its result chunks.
+
+Phases and rules: protocol.md section 7. OPEN has no deadline, so that a run without volunteers
+does not burn rounds: the first lease starts the clock. COMMITTING is the grace; it has zero
+length when every lease has been committed already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from coordinator.round_state import (
+    Abandoned,
+    Committed,
+    Effect,
+    Event,
+    FreeLeases,
+    Leased,
+    Paused,
+    Phase,
+    ReducerDelivered,
+    ReducerReported,
+    Restarted,
+    Resumed,
+    RosterSigned,
+    Round,
+    Settle,
+    SettleDone,
+    SignInclusion,
+    SignRoster,
+    Skip,
+    Tick,
+)
+
+TRANSITIONS: dict[Phase, frozenset[Phase]] = {
+    Phase.OPEN: frozenset({Phase.TRAINING}),
+    Phase.TRAINING: frozenset({Phase.COMMITTING, Phase.GATHER, Phase.SKIPPED}),
+    Phase.COMMITTING: frozenset({Phase.GATHER, Phase.SKIPPED}),
+    Phase.GATHER: frozenset({Phase.GATHER, Phase.BROADCAST, Phase.SKIPPED}),
+    Phase.BROADCAST: frozenset({Phase.GATHER, Phase.SETTLED, Phase.SKIPPED}),
+    Phase.SETTLED: frozenset(),
+    Phase.SKIPPED: frozenset(),
+}
+"""GATHER -> GATHER and BROADCAST -> GATHER are further attempts."""
+
+
+class ImpossibleEvent(RuntimeError):
+    """An event that the phase cannot see: the caller has a bug."""
+
+
+Step = tuple[Round, tuple[Effect, ...]]
+
+
+def tick(state: Round, event: Event, now_s: float) -> Step:
+    """Advance a round by one event.
+
+    Args:
+        state: the round as stored.
+        event: what happened.
+        now_s: the coordinator's clock, seconds since the epoch.
+
+    Returns:
+        The new state, and the effects to carry out in order.
+
+    Raises:
+        ImpossibleEvent: the event cannot happen in this phase. Anything else is a bug too.
+    """
+    handler = _HANDLERS.get((state.phase, type(event)))
+    if handler is None:
+        raise ImpossibleEvent(f"{type(event).__name__} in phase {state.phase}")
+    after, effects = handler(state, event, now_s)
+    if after.phase is not state.phase and after.phase not in TRANSITIONS[state.phase]:
+        raise ImpossibleEvent(f"{state.phase} -> {after.phase}")
+    return after, effects
+
+
+# ---- handlers, in the order of the phases ----
+
+
+def _leased(state: Round, event: Leased, now_s: float) -> Step:
+    if not state.accepts_leases or event.worker in state.training + state.committed:
+        raise ImpossibleEvent(f"no lease for {event.worker} now")
+    deadline_s = state.deadline_s
+    if state.phase is Phase.OPEN:
+        deadline_s = now_s + state.policy.duration_s
+    training = (*state.training, event.worker)
+    return replace(state, phase=Phase.TRAINING, deadline_s=deadline_s, training=training), ()
+
+
+def _committed(state: Round, event: Committed, now_s: float) -> Step:
+    training = _without_worker(state, event.worker)
+    committed = (*state.committed, event.worker)
+    return _close_if_done(replace(state, training=training, committed=committed), now_s)
+
+
+def _abandoned(state: Round, event: Abandoned, now_s: float) -> Step:
+    return _close_if_done(replace(state, training=_without_worker(state, event.worker)), now_s)
+
+
+def _without_worker(state: Round, worker: str) -> tuple[str, ...]:
+    if worker not in state.training:
+        raise ImpossibleEvent(f"{worker} has no open lease")
+    return tuple(other for other in state.training if other != worker)
+
+
+def _close_if_done(state: Round, now_s: float) -> Step:
+    """Close early: everybody has committed and they are enough, or nobody can join any more."""
+    enough = len(state.committed) >= state.policy.min_members
+    if not state.training and (enough or state.phase is Phase.COMMITTING):
+        return _close(state, now_s)
+    return state, ()
+
+
+def _train_until_deadline(state: Round, _: Tick, now_s: float) -> Step:
+    assert state.deadline_s is not None
+    if now_s < state.deadline_s:
+        return state, ()
+    if not state.training:
+        return _close(state, now_s)
+    deadline_s = state.deadline_s + state.policy.grace_s
+    return replace(state, phase=Phase.COMMITTING, deadline_s=deadline_s), ()
+
+
+def _wait_out_grace(state: Round, _: Tick, now_s: float) -> Step:
+    assert state.deadline_s is not None
+    return _close(state, now_s) if now_s >= state.deadline_s else (state, ())
+
+
+def _close(state: Round, now_s: float) -> Step:
+    if len(state.committed) < state.policy.min_members:
+        have, need = len(state.committed), state.policy.min_members
+        return _skip(state, f"{have} of at least {need} members committed in time")
+    return _next_attempt(state, (), now_s, "")
+
+
+def _next_attempt(state: Round, failed: tuple[str, ...], now_s: float, why: str) -> Step:
+    if state.attempt >= state.policy.max_attempts:
+        return _skip(state, why)
+    gather_s = now_s + state.policy.gather_s
+    after = replace(
+        state,
+        phase=Phase.GATHER,
+        attempt=state.attempt + 1,
+        deadline_s=gather_s,
+        broadcast_deadline_s=gather_s + state.policy.broadcast_s,
+        avoid=tuple(dict.fromkeys(state.avoid + failed)),
+        training=(),
+        reducers=(),
+        complete=(),
+        inclusion=(),
+        delivered=(),
+    )
+    return after, (_sign_roster(after),)
+
+
+def _sign_roster(state: Round) -> SignRoster:
+    return SignRoster(state.attempt, state.committed, state.avoid, state.anchors_only)
+
+
+def _skip(state: Round, reason: str) -> Step:
+    after = replace(state, phase=Phase.SKIPPED, deadline_s=None, training=(), reason=reason)
+    return after, (FreeLeases(), Skip(reason))
+
+
+def _roster_signed(state: Round, event: RosterSigned, _: float) -> Step:
+    if state.reducers or not event.reducers:
+        raise ImpossibleEvent("a roster is signed once in an attempt, with reducers")
+    return replace(state, reducers=event.reducers), ()
+
+
+def _reducer_reported(state: Round, event: ReducerReported, now_s: float) -> Step:
+    if event.reducer not in state.reducers:
+        raise ImpossibleEvent(f"{event.reducer} is no reducer of this attempt")
+    held = dict(state.complete)
+    before = held.get(event.reducer, ())
+    held[event.reducer] = tuple(w for w in state.committed if w in before + event.complete)
+    after = replace(state, complete=tuple(held.items()))
+    if after.complete_everywhere() == after.committed:
+        return _include(after, now_s)
+    return after, ()
+
+
+def _gather_until_deadline(state: Round, _: Tick, now_s: float) -> Step:
+    assert state.deadline_s is not None
+    if now_s >= state.deadline_s:
+        return _include(state, now_s)
+    return (state, ()) if state.reducers else (state, (_sign_roster(state),))
+
+
+def _include(state: Round, now_s: float) -> Step:
+    members = state.complete_everywhere()
+    if len(members) >= state.policy.min_members:
+        deadline_s = state.broadcast_deadline_s
+        after = replace(state, phase=Phase.BROADCAST, inclusion=members, deadline_s=deadline_s)
+        return after, (SignInclusion(state.attempt, members),)
+    held = dict(state.complete)
+    failed = tuple(r for r in state.reducers if len(held.get(r, ())) < state.policy.min_members)
+    why = "no reducer could be found" if not state.reducers else "too few members reached them all"
+    return _next_attempt(state, failed, now_s, f"reduce failed: {why}")
+
+
+def _reported_late(state: Round, _: ReducerReported, __: float) -> Step:
+    return state, ()
+
+
+def _delivered(state: Round, event: ReducerDelivered, _: float) -> Step:
+    if event.reducer not in state.reducers or event.reducer in state.delivered:
+        raise ImpossibleEvent(f"{event.reducer} delivers once, if it is a reducer")
+    after = replace(state, delivered=(*state.delivered, event.reducer))
+    if set(after.delivered) == set(after.reducers):
+        return replace(after, settling=True), (Settle(after.inclusion),)
+    return after, ()
+
+
+def _broadcast_until_deadline(state: Round, _: Tick, now_s: float) -> Step:
+    assert state.deadline_s is not None
+    if state.settling or now_s < state.deadline_s:
+        return state, ()
+    failed = tuple(reducer for reducer in state.reducers if reducer not in state.delivered)
+    return _next_attempt(state, failed, now_s, "reduce failed: results were withheld")
+
+
+def _settled(state: Round, _: SettleDone, __: float) -> Step:
+    if not state.settling:
+        raise ImpossibleEvent("settled before all results were held")
+    return replace(state, phase=Phase.SETTLED, deadline_s=None), (FreeLeases(),)
+
+
+def _restarted(state: Round, event: Restarted, _: float) -> Step:
+    """protocol.md section 7: open deadlines move by the downtime. A settle begins anew."""
+    if event.downtime_s < 0:
+        raise ImpossibleEvent("negative downtime")
+    after = replace(
+        state,
+        deadline_s=_later(state.deadline_s, event.downtime_s),
+        broadcast_deadline_s=_later(state.broadcast_deadline_s, event.downtime_s),
+    )
+    return after, ((Settle(after.inclusion),) if after.settling else ())
+
+
+def _later(deadline_s: float | None, by_s: float) -> float | None:
+    return None if deadline_s is None else deadline_s + by_s
+
+
+def _nothing(state: Round, _: Tick, __: float) -> Step:
+    return state, ()
+
+
+def _paused(state: Round, _: Paused, __: float) -> Step:
+    return replace(state, paused=True), ()
+
+
+def _resumed(state: Round, _: Resumed, __: float) -> Step:
+    return replace(state, paused=False), ()
+
+
+_HANDLERS: dict[tuple[Phase, type], Callable[[Round, Any, float], Step]] = {
+    (Phase.OPEN, Leased): _leased,
+    (Phase.OPEN, Tick): _nothing,
+    (Phase.TRAINING, Leased): _leased,
+    (Phase.TRAINING, Committed): _committed,
+    (Phase.TRAINING, Abandoned): _abandoned,
+    (Phase.TRAINING, Tick): _train_until_deadline,
+    (Phase.COMMITTING, Committed): _committed,
+    (Phase.COMMITTING, Abandoned): _abandoned,
+    (Phase.COMMITTING, Tick): _wait_out_grace,
+    (Phase.GATHER, RosterSigned): _roster_signed,
+    (Phase.GATHER, ReducerReported): _reducer_reported,
+    (Phase.GATHER, Tick): _gather_until_deadline,
+    (Phase.BROADCAST, ReducerReported): _reported_late,
+    (Phase.BROADCAST, ReducerDelivered): _delivered,
+    (Phase.BROADCAST, Tick): _broadcast_until_deadline,
+    (Phase.BROADCAST, SettleDone): _settled,
+}
+for _phase in (p for p in Phase if TRANSITIONS[p]):
+    _HANDLERS |= {
+        (_phase, Restarted): _restarted,
+        (_phase, Paused): _paused,
+        (_phase, Resumed): _resumed,
+    }
+
+LISTED = frozenset(_HANDLERS)
+"""Every (phase, event type) that can happen."""
