@@ -7,7 +7,12 @@
     │   ├── BadDigest        bytes do not hash to what was promised
     │   └── Conflict         two different records under one natural key (equivocation)
     ├── TransientError       a passing failure: retry, never penalise
+    │   └── RateLimited      too many requests: slow down
     └── UsageError           a person gave bad input: say what to do, exit code 2
+        ├── UnknownRun       the coordinator serves another run
+        ├── NotFound         no such state, blob or receipt (any more)
+        ├── NotEnrolled      enrol first
+        └── UpgradeNeeded    this version of the program is too old for the run
 
 Anything else that escapes is a bug of ours and costs nobody anything.
 """
@@ -56,7 +61,37 @@ class TransientError(ProtocolError):
     reason = "UNAVAILABLE"
 
 
+class RateLimited(TransientError):
+    """More requests than the coordinator takes from one key or address: slow down."""
+
+    reason = "RATE_LIMITED"
+
+
 class UsageError(ProtocolError):
     """Bad input from a person; the message says what to do about it."""
 
     reason = "USAGE"
+
+
+class UnknownRun(UsageError):
+    """The coordinator serves another run than the one named."""
+
+    reason = "UNKNOWN_RUN"
+
+
+class NotFound(UsageError):
+    """No such state, blob or receipt, or not any more."""
+
+    reason = "NOT_FOUND"
+
+
+class NotEnrolled(UsageError):
+    """The device must enrol before it may ask for this."""
+
+    reason = "NOT_ENROLLED"
+
+
+class UpgradeNeeded(UsageError):
+    """This version of the program is too old for the run."""
+
+    reason = "UPGRADE_NEEDED"
