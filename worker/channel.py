@@ -1,0 +1,170 @@
+"""The way to the coordinator: TLS pinned by the join link, retries, errors in our own words.
+
+Invariants:
+
+* The channel trusts exactly one certificate: the one that the link's root key vouched for. The
+  handshake that fetches it proves nothing and is used for nothing else.
+* Every call has a deadline; only UNAVAILABLE and DEADLINE_EXCEEDED are retried, with full
+  jitter, so that a swarm does not return as one wave.
+* What leaves here is of the protocol's error family, mapped by ``ErrorInfo.reason``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+from protocol.certificate import TLS_NAME, check_certificate
+from protocol.errors import (
+    BadDigest,
+    BadRecord,
+    BadSignature,
+    Conflict,
+    ProtocolError,
+    TransientError,
+    UsageError,
+)
+from protocol.limits import MAX_GRPC_MESSAGE_BYTES
+from protocol.link import JoinLink
+
+Reply = TypeVar("Reply")
+
+CALL_TIMEOUT_S = 20.0
+_HANDSHAKE_TIMEOUT_S = 10.0
+_RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+_PASSING = (
+    *_RETRIED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.CANCELLED,
+)
+_BY_REASON: dict[str, type[ProtocolError]] = {
+    kind.reason: kind
+    for kind in (BadSignature, BadRecord, BadDigest, Conflict, TransientError, UsageError)
+}
+
+
+async def fetch_certificate(link: JoinLink) -> bytes:
+    """Ask the server for its certificate, believing nothing yet.
+
+    Returns:
+        The certificate as DER.
+
+    Raises:
+        TransientError: nothing answers there, or it does not speak TLS.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    try:
+        async with asyncio.timeout(_HANDSHAKE_TIMEOUT_S):
+            _, writer = await asyncio.open_connection(
+                link.host, link.port, ssl=context, server_hostname=TLS_NAME
+            )
+    except (OSError, TimeoutError) as error:
+        raise TransientError(
+            f"the coordinator at {link.address} does not answer ({error or 'timeout'}): "
+            "check the network and the address in the link; it may also be restarting"
+        ) from error
+    certificate = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.transport.abort()
+    if not certificate:
+        raise TransientError(f"the server at {link.address} showed no certificate")
+    return bytes(certificate)
+
+
+async def open_channel(link: JoinLink) -> grpc.aio.Channel:
+    """A channel that trusts the link's coordinator and nobody else.
+
+    Raises:
+        UsageError: the server is not vouched for by the link's root key.
+        TransientError: it does not answer.
+    """
+    der = await fetch_certificate(link)
+    try:
+        pem = check_certificate(der, link, time.time())
+    except BadSignature as error:
+        raise UsageError(str(error)) from error
+    return grpc.aio.secure_channel(
+        link.address,
+        grpc.ssl_channel_credentials(root_certificates=pem),
+        options=[
+            ("grpc.ssl_target_name_override", TLS_NAME),
+            ("grpc.default_authority", TLS_NAME),
+            ("grpc.max_receive_message_length", MAX_GRPC_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", MAX_GRPC_MESSAGE_BYTES),
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.max_reconnect_backoff_ms", 5_000),
+        ],
+    )
+
+
+def translate(error: grpc.aio.AioRpcError) -> ProtocolError:
+    """Our own error for a gRPC failure, by ``ErrorInfo.reason``, else by status code."""
+    message = error.details() or error.code().name
+    kind = _BY_REASON.get(_reason(error) or "")
+    if kind is not None:
+        return kind(message)
+    if error.code() in _PASSING:
+        return TransientError(f"the coordinator cannot be reached now: {message}")
+    if error.code() == grpc.StatusCode.UNIMPLEMENTED:
+        return UsageError(f"the coordinator does not know this call ({message}): upgrade barnraise")
+    return BadRecord(f"the coordinator refused ({error.code().name}): {message}")
+
+
+def _reason(error: grpc.aio.AioRpcError) -> str | None:
+    for key, value in error.trailing_metadata() or ():
+        if key != "grpc-status-details-bin":
+            continue
+        try:
+            status = status_pb2.Status.FromString(value)
+            for detail in status.details:
+                info = error_details_pb2.ErrorInfo()
+                if detail.Unpack(info):
+                    return str(info.reason)
+        except DecodeError:
+            return None
+    return None
+
+
+async def call(
+    attempt: Callable[[float], Awaitable[Reply]],
+    *,
+    attempts: int = 4,
+    timeout_s: float = CALL_TIMEOUT_S,
+    base_delay_s: float = 0.25,
+) -> Reply:
+    """Make one unary call, again while it is only the way that fails.
+
+    Args:
+        attempt: makes the call with the deadline (seconds) that it is given.
+
+    Raises:
+        ProtocolError: see :func:`translate`.
+    """
+    for number in range(attempts):
+        try:
+            return await attempt(timeout_s)
+        except grpc.aio.AioRpcError as error:
+            if error.code() not in _RETRIED or number + 1 == attempts:
+                raise translate(error) from error
+        await asyncio.sleep(backoff_s(number, base_s=base_delay_s))
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def backoff_s(failures: int, *, base_s: float = 0.25, limit_s: float = 15.0) -> float:
+    """Exponential back-off with full jitter (never zero), seconds."""
+    ceiling = min(limit_s, base_s * 2.0 ** min(failures, 16))
+    return random.uniform(ceiling / 4, ceiling)

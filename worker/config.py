@@ -1,0 +1,203 @@
+"""Where a worker lives and what its owner allows: parsed once, at the entry point.
+
+Invariants:
+
+* Explicit options win over the environment, the environment over the config file, the file
+  over defaults; a malformed value raises, it never becomes a default.
+* Everything that a worker writes lies in its home folder, mode 0700.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from protocol.errors import UsageError
+from protocol.limits import MAX_DISPLAY_NAME_CHARS, MAX_MULTIADDR_CHARS, MAX_MULTIADDRS
+from protocol.link import JoinLink
+
+HOME_VARIABLE = "BARNRAISE_HOME"
+DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
+_MAX_SOCKET_PATH_BYTES = 100  # sun_path holds 104 bytes on macOS, 108 on Linux
+_MAX_CONFIG_BYTES = 64 << 10
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folder of one worker: key, config, journal, caches, control socket."""
+
+    path: Path
+
+    @property
+    def identity(self) -> Path:
+        return self.path / "worker.key"
+
+    @property
+    def config(self) -> Path:
+        return self.path / "worker.toml"
+
+    @property
+    def journal(self) -> Path:
+        return self.path / "journal.db"
+
+    @property
+    def blobs(self) -> Path:
+        return self.path / "blobs"
+
+    @property
+    def updates(self) -> Path:
+        return self.path / "updates"
+
+    @property
+    def scratch(self) -> Path:
+        """Half-finished downloads and what passes between daemon and trainer."""
+        return self.path / "scratch"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "run.lock"
+
+    @property
+    def socket(self) -> Path:
+        return self.path / "control.sock"
+
+    def prepare(self) -> None:
+        """Make the folders.
+
+        Raises:
+            UsageError: the folder cannot be made, or its path is too long for a socket.
+        """
+        if len(os.fsencode(self.socket)) > _MAX_SOCKET_PATH_BYTES:
+            raise UsageError(
+                f"the path {self.path} is too long for a control socket; "
+                "give a shorter folder with --home"
+            )
+        try:
+            for folder in (self.path, self.blobs, self.updates, self.scratch):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"cannot make the folder {error.filename}: {error.strerror}; "
+                "give another with --home"
+            ) from error
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """What ``join`` writes and ``run`` reads."""
+
+    link: str
+    name: str = ""
+    threads: int = 1
+    device: DeviceChoice = "auto"
+    micro_batch_sequences: int = 0  # 0: a whole batch at once
+    autocast_bf16: bool = False
+    client_mode: bool = False  # no inbound port: for machines behind NAT
+    listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/0",)
+    announce: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        JoinLink.parse(self.link)
+        _check(len(self.name) <= MAX_DISPLAY_NAME_CHARS, "name", "is at most 64 characters")
+        _check(self.threads >= 1, "threads", "must be at least 1")
+        _check(self.device in get_args(DeviceChoice), "device", "is auto, cpu, cuda or mps")
+        _check(self.micro_batch_sequences >= 0, "micro_batch_sequences", "must not be negative")
+        for key in ("listen", "announce"):
+            addresses = getattr(self, key)
+            _check(len(addresses) <= MAX_MULTIADDRS, key, f"holds at most {MAX_MULTIADDRS}")
+            for address in addresses:
+                _check(
+                    address.startswith("/") and len(address) <= MAX_MULTIADDR_CHARS,
+                    key,
+                    "holds multiaddresses such as /ip4/0.0.0.0/tcp/31337",
+                )
+
+    @property
+    def join_link(self) -> JoinLink:
+        return JoinLink.parse(self.link)
+
+    def with_options(self, **options: Any) -> WorkerConfig:
+        """A copy with every option that is not None."""
+        return replace(self, **{key: value for key, value in options.items() if value is not None})
+
+    def save(self, path: Path) -> None:
+        """Write as TOML, atomically, mode 0600."""
+        lines = ["# What this worker does and may use; edit it, then start the worker again."]
+        # A JSON string, number, boolean or array of strings is the same text in TOML.
+        lines += [
+            f"{key} = {json.dumps(value, ensure_ascii=False)}"
+            for key, value in asdict(self).items()
+        ]
+        temporary = path.with_suffix(".new")
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        temporary.chmod(0o600)
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> WorkerConfig:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            UsageError: missing, damaged, or a value out of range; says which.
+        """
+        try:
+            if path.stat().st_size > _MAX_CONFIG_BYTES:
+                raise UsageError(f"{path} is too large to be a worker's configuration")
+            raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise UsageError(
+                f"no run was joined in {path.parent}: run 'barnraise worker join LINK' first, "
+                "or give the folder with --home"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"{path} is damaged ({error}); repair it or join the run again"
+            ) from error
+        return cls(**_typed(raw, path))
+
+
+def resolve_home(option: Path | None, environment: Mapping[str, str]) -> Home:
+    """``--home``, else ``BARNRAISE_HOME``, else the platform's folder for user data."""
+    if option is not None:
+        return Home(option.absolute())
+    if environment.get(HOME_VARIABLE):
+        return Home(Path(environment[HOME_VARIABLE]).absolute())
+    import platformdirs
+
+    return Home(Path(platformdirs.user_data_dir("barnraise")) / "worker")
+
+
+def default_threads() -> int:
+    """One core less than this process may use: the machine stays usable."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (count or 1) - 1)
+
+
+def _typed(raw: dict[str, Any], path: Path) -> dict[str, Any]:
+    known = {field.name: field for field in fields(WorkerConfig)}
+    values: dict[str, Any] = {}
+    for key, value in raw.items():
+        if key not in known:
+            raise UsageError(f"{path}: unknown setting {key!r}; remove it, or upgrade barnraise")
+        default = known[key].default
+        if isinstance(default, tuple):
+            fits = isinstance(value, list) and all(isinstance(item, str) for item in value)
+            value = tuple(value) if fits else value
+        else:
+            fits = type(value) is type(default) if key != "link" else isinstance(value, str)
+        if not fits:
+            raise UsageError(f"{path}: {key} = {value!r} has the wrong type")
+        values[key] = value
+    if "link" not in values:
+        raise UsageError(f"{path}: the setting 'link' is missing; join the run again")
+    return values
+
+
+def _check(holds: bool, key: str, rule: str) -> None:
+    if not holds:
+        raise UsageError(f"worker configuration: {key} {rule}")

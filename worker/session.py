@@ -1,0 +1,291 @@
+"""The worker's side of the coordinator's API.
+
+Invariants:
+
+* Requests that change state are signed; what the coordinator signs is checked against the
+  keys that the link's root key delegated before anybody sees it.
+* Deadlines of the run are on the coordinator's clock; :meth:`Session.now_ms` follows it by
+  the monotonic clock, so a jump of this machine's clock moves nothing.
+* A download is resumed where it stopped and believed only when its SHA-256 is right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Self, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from protocol.envelope import Signed, open_envelope, seal
+from protocol.errors import BadSignature, TransientError, UsageError
+from protocol.identity import Identity
+from protocol.link import JoinLink
+from protocol.manifest import RunManifest
+from protocol.trust import TrustStore
+from protocol.wire import records_pb2 as wire
+from protocol.wire import service_pb2 as api
+from protocol.wire.service_pb2_grpc import CoordinatorStub
+from worker.channel import call, open_channel, translate
+from worker.download import download
+
+Record = TypeVar("Record", bound=Message)
+
+_STREAM_TIMEOUT_S = 600.0
+_NONCE_BYTES = 16
+
+
+def client_version() -> str:
+    return metadata.version("barnraise")
+
+
+@dataclass(frozen=True)
+class Greeting:
+    """What Hello told, checked."""
+
+    manifest: RunManifest
+    anchors: tuple[str, ...]
+    run_head: Signed[wire.RunHead] | None
+    public_url: str
+    server_version: str
+
+
+class Session:
+    """One connection to the coordinator of one run. Open it with :meth:`connect`."""
+
+    def __init__(self, link: JoinLink, identity: Identity, channel: grpc.aio.Channel) -> None:
+        self.link = link
+        self.identity = identity
+        self.trust = TrustStore(link.run_id, link.root)
+        self._channel = channel
+        self._stub = CoordinatorStub(channel)  # type: ignore[no-untyped-call]
+        self._clock_offset_s = time.time() - time.monotonic()
+        self.clock_error_s = 0.0
+        self.greeting: Greeting
+
+    @classmethod
+    async def connect(cls, link: JoinLink, identity: Identity) -> Self:
+        """Open the pinned channel and say Hello.
+
+        Raises:
+            UsageError: wrong root fingerprint, unknown run, unsupported version.
+            TransientError: the coordinator does not answer.
+        """
+        session = cls(link, identity, await open_channel(link))
+        try:
+            await session.hello()
+        except BaseException:
+            await session.close()
+            raise
+        return session
+
+    async def close(self) -> None:
+        await self._channel.close(grace=None)
+
+    # ---- clock -------------------------------------------------------------------------
+
+    def now_ms(self) -> int:
+        """Now, on the coordinator's clock, milliseconds."""
+        return int((time.monotonic() + self._clock_offset_s) * 1000)
+
+    def now_s(self) -> float:
+        return self.now_ms() / 1000
+
+    def seconds_until(self, deadline_ms: int) -> float:
+        return max(0.0, (deadline_ms - self.now_ms()) / 1000)
+
+    def _learn_clock(self, server_time_ms: int, sent_s: float) -> None:
+        # The server read its clock somewhere between our sending and now: take the middle.
+        middle_s = (sent_s + time.monotonic()) / 2
+        self._clock_offset_s = server_time_ms / 1000 - middle_s
+        self.clock_error_s = time.time() - (time.monotonic() + self._clock_offset_s)
+
+    # ---- calls -------------------------------------------------------------------------
+
+    async def hello(self) -> Greeting:
+        """Version gate, manifest, keys, clock, head and anchors of the run."""
+        sent_s = time.monotonic()
+        request = api.HelloRequest(client_version=client_version(), run_id=self.link.run_id)
+        reply = await call(lambda timeout: self._stub.Hello(request, timeout=timeout))
+        # 1. The version: what follows may mean something else to another one.
+        if not reply.client_supported:
+            raise UsageError(
+                f"this is barnraise {client_version()}, the run needs at least "
+                f"{reply.min_client_version}: {reply.advice or 'upgrade barnraise'}"
+            )
+        # 2. The manifest is the run: its digest is in the link.
+        if hashlib.sha256(reply.manifest).digest() != self.link.run_id:
+            raise UsageError(
+                "the coordinator showed another run than the one in your link: "
+                "ask the organiser for the current link"
+            )
+        manifest = RunManifest.parse(reply.manifest)
+        # 3. The clock, then the keys, which are valid for a time only.
+        self._learn_clock(reply.server_time_ms, sent_s)
+        self.trust.add(reply.delegations, reply.revocations)
+        # 4. The head, signed by one of those keys.
+        head = None
+        if reply.HasField("run_head") and reply.run_head.payload:
+            head = self.open_round_record(reply.run_head, wire.RunHead)
+        self.greeting = Greeting(
+            manifest, tuple(reply.anchors), head, reply.public_url, reply.server_version
+        )
+        return self.greeting
+
+    def open_round_record(self, envelope: wire.Envelope, kind: type[Record]) -> Signed[Record]:
+        """Verify a record that only the run's round key may sign.
+
+        Raises:
+            BadSignature, BadRecord: it is not one, or of another run.
+        """
+        signed = open_envelope(envelope, kind)
+        self.trust.require_signer(wire.KEY_PURPOSE_ROUND, signed.signer, self.now_s())
+        if signed.record.run_id != self.link.run_id:  # type: ignore[attr-defined]
+            raise BadSignature(f"a {kind.DESCRIPTOR.name} of another run")
+        return signed
+
+    def freshness(self) -> wire.Freshness:
+        return wire.Freshness(sent_at_ms=self.now_ms(), nonce=secrets.token_bytes(_NONCE_BYTES))
+
+    async def enrol(self, enrolment: wire.Enrolment) -> wire.Envelope:
+        """Ask to be admitted.
+
+        Returns:
+            The signed Admission, which lets this device write to the run's DHT records.
+
+        Raises:
+            UsageError: refused, with the coordinator's reason.
+        """
+
+        def attempt(timeout: float) -> grpc.aio.UnaryUnaryCall:
+            # Signed anew each time: a nonce is accepted once.
+            enrolment.freshness.CopyFrom(self.freshness())
+            return self._stub.Enrol(seal(enrolment, self.identity), timeout=timeout)
+
+        reply = await call(attempt)
+        if not reply.admitted:
+            raise UsageError(f"the coordinator did not admit this worker: {reply.message}")
+        self.open_round_record(reply.admission, wire.Admission)
+        admission: wire.Envelope = reply.admission
+        return admission
+
+    async def request_work(self, tokens_per_s: float) -> api.WorkReply:
+        def attempt(timeout: float) -> grpc.aio.UnaryUnaryCall:
+            request = wire.WorkRequest(
+                run_id=self.link.run_id,
+                worker=self.identity.peer_id,
+                tokens_per_s=tokens_per_s,
+                freshness=self.freshness(),
+            )
+            return self._stub.RequestWork(seal(request, self.identity), timeout=timeout)
+
+        reply: api.WorkReply = await call(attempt)
+        return reply
+
+    async def commit(self, envelope: wire.Envelope) -> api.CommitReply:
+        reply: api.CommitReply = await call(lambda t: self._stub.Commit(envelope, timeout=t))
+        return reply
+
+    async def reducer_report(self, envelope: wire.Envelope) -> api.ReducerReportReply:
+        reply: api.ReducerReportReply = await call(
+            lambda t: self._stub.ReducerReport(envelope, timeout=t)
+        )
+        return reply
+
+    async def report(self, envelope: wire.Envelope) -> api.ReportReply:
+        reply: api.ReportReply = await call(lambda t: self._stub.Report(envelope, timeout=t))
+        return reply
+
+    async def submit_results(self, pieces: Iterable[api.ResultPiece]) -> api.SubmitResultsReply:
+        held = list(pieces)
+
+        def attempt(timeout: float) -> grpc.aio.StreamUnaryCall:
+            return self._stub.SubmitResults(iter(held), timeout=timeout)
+
+        reply: api.SubmitResultsReply = await call(attempt, timeout_s=120.0)
+        return reply
+
+    async def heartbeat(self, beat: wire.Heartbeat) -> api.HeartbeatReply:
+        sent_s = time.monotonic()
+
+        def attempt(timeout: float) -> grpc.aio.UnaryUnaryCall:
+            nonlocal sent_s
+            sent_s = time.monotonic()
+            beat.freshness.CopyFrom(self.freshness())
+            return self._stub.Heartbeat(seal(beat, self.identity), timeout=timeout)
+
+        reply: api.HeartbeatReply = await call(attempt, attempts=2, timeout_s=10.0)
+        if reply.server_time_ms:
+            self._learn_clock(reply.server_time_ms, sent_s)
+        return reply
+
+    async def receipt(self, assignment_id: bytes) -> api.GetReceiptReply:
+        request = api.GetReceiptRequest(run_id=self.link.run_id, assignment_id=assignment_id)
+        reply: api.GetReceiptReply = await call(lambda t: self._stub.GetReceipt(request, timeout=t))
+        return reply
+
+    async def watch(self) -> AsyncIterator[api.RunEvent]:
+        """The run's events until the stream breaks.
+
+        Raises:
+            TransientError: it broke; connect again.
+        """
+        request = wire.WatchRequest(
+            run_id=self.link.run_id, worker=self.identity.peer_id, freshness=self.freshness()
+        )
+        # No deadline: the stream is meant to stay. Keepalive pings notice a dead way.
+        stream = self._stub.Watch(seal(request, self.identity))
+        try:
+            async for event in stream:
+                yield event
+        except grpc.aio.AioRpcError as error:
+            raise translate(error) from error
+        finally:
+            stream.cancel()
+        raise TransientError("the coordinator ended the event stream")
+
+    # ---- blobs -------------------------------------------------------------------------
+
+    async def download_state(
+        self,
+        state_digest: bytes,
+        part: api.StatePart,
+        *,
+        sha256: bytes,
+        total_bytes: int,
+        target: Path,
+    ) -> None:
+        """Fetch weights or momentum of a state; see :func:`worker.download.download`."""
+
+        def source(offset: int) -> AsyncIterator[api.Piece]:
+            request = api.GetStateRequest(
+                run_id=self.link.run_id, state_digest=state_digest, part=part, offset=offset
+            )
+            stream: AsyncIterator[api.Piece] = self._stub.GetState(
+                request, timeout=_STREAM_TIMEOUT_S
+            )
+            return stream
+
+        await download(source, sha256=sha256, total_bytes=total_bytes, target=target)
+
+    async def download_blob(
+        self, sha256: bytes, target: Path, *, total_bytes: int | None, limit_bytes: int
+    ) -> None:
+        """Fetch any public blob of the run (shard, dataset manifest, tokenizer)."""
+
+        def source(offset: int) -> AsyncIterator[api.Piece]:
+            request = api.GetShardRequest(run_id=self.link.run_id, sha256=sha256, offset=offset)
+            stream: AsyncIterator[api.Piece] = self._stub.GetShard(
+                request, timeout=_STREAM_TIMEOUT_S
+            )
+            return stream
+
+        await download(
+            source, sha256=sha256, total_bytes=total_bytes, target=target, limit_bytes=limit_bytes
+        )

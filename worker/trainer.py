@@ -1,0 +1,216 @@
+"""The daemon's side of the trainer process.
+
+Invariants:
+
+* One process, one job at a time. It stays between jobs (loading torch takes seconds) and is
+  always reaped: by :meth:`Trainer.close`, or by itself when the daemon's pipe closes.
+* A stop is honoured at a step boundary: the first h steps are a valid unit. A kill leaves nothing
+  but a file in the scratch folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import structlog
+
+from protocol.errors import (
+    BadDigest,
+    BadRecord,
+    ProtocolError,
+    TransientError,
+    UsageError,
+)
+
+log = structlog.get_logger()
+
+_KILL_AFTER_S = 5.0
+_MAX_LINE_BYTES = 1 << 20
+_ERRORS: dict[str, type[ProtocolError]] = {
+    kind.reason: kind for kind in (BadDigest, BadRecord, TransientError, UsageError)
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One unit with everything it reads, by file."""
+
+    manifest: str
+    dataset: str
+    shards: dict[str, str]  # sha256 hex -> verified file
+    weights: str
+    unit: dict[str, int]  # fields of protocol.training.Unit
+    round: int
+    worker: str
+    output: str  # where the encoded chunks go, concatenated
+    threads: int
+    device: Literal["cpu", "cuda", "mps"]
+    micro_batch_sequences: int = 0
+    autocast_bf16: bool = False
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came out; the encoded chunks are in the job's output file."""
+
+    steps: int
+    tokens: int
+    mean_loss: float
+    update_norm: float
+    tokens_per_s: float
+    root: bytes
+    chunks: int
+    elements: int
+
+
+@dataclass
+class Progress:
+    """The unit under way, for status and heartbeat."""
+
+    steps_done: int = 0
+    steps: int = 0
+    loss: float = float("nan")
+    tokens_per_s: float = 0.0
+
+
+@dataclass
+class Trainer:
+    """Owns the trainer process. Use as an async context manager, or call :meth:`close`."""
+
+    threads: int
+    progress: Progress = field(default_factory=Progress)
+    _process: asyncio.subprocess.Process | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
+    async def __aenter__(self) -> Trainer:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def train(
+        self, job: Job, on_progress: Callable[[Progress], None] | None = None
+    ) -> Trained:
+        """Run a job to its end or to a :meth:`stop`.
+
+        Raises:
+            TransientError: the process died (out of memory?), or was stopped before one step.
+            ProtocolError: what the job read is damaged.
+        """
+        self.progress = Progress(steps=job.unit["steps"])
+        process = await self._started()
+        assert process.stdout is not None
+        await self._send({"command": "train", **asdict(job)})
+        while True:
+            line = await process.stdout.readline()
+            if not line:
+                code = await self._reap()
+                raise TransientError(
+                    f"the trainer process died (exit code {code}); "
+                    "if it was out of memory, set micro_batch_sequences in the configuration"
+                )
+            event = json.loads(line)
+            if event["event"] == "done":
+                return _trained(event)
+            if event["event"] == "failed":
+                raise _ERRORS.get(event["reason"], TransientError)(event["message"])
+            self.progress.steps_done = event["steps"]
+            self.progress.loss = event["loss"]
+            self.progress.tokens_per_s = event["tokens_per_s"]
+            if on_progress is not None:
+                on_progress(self.progress)
+
+    async def stop(self) -> None:
+        """Ask for an end at the next step boundary; :meth:`train` then returns what was done."""
+        if self._process is not None:
+            await self._send({"command": "stop"})
+
+    async def close(self) -> None:
+        """Kill and reap the process. Guarantees that none is left."""
+        if self._process is not None:
+            try:
+                self._process.kill()
+            except ProcessLookupError:
+                log.debug("trainer had ended already")
+            await self._reap()
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        assert self._process is not None and self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            await self._process.stdin.drain()
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise TransientError("the trainer process died") from error
+
+    async def _started(self) -> asyncio.subprocess.Process:
+        if self._process is None or self._process.returncode is not None:
+            await self._reap()
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "worker.trainer_process",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                limit=_MAX_LINE_BYTES,
+                env=_environment(self.threads),
+                # Its own session: the terminal's Ctrl-C is for the daemon to interpret.
+                start_new_session=True,
+            )
+            log.info("trainer started", pid=self._process.pid, threads=self.threads)
+        return self._process
+
+    async def _reap(self) -> int | None:
+        process, self._process = self._process, None
+        if process is None:
+            return None
+        if process.stdin is not None:
+            process.stdin.close()
+        try:
+            async with asyncio.timeout(_KILL_AFTER_S):
+                code = await process.wait()
+        except TimeoutError:
+            process.kill()
+            code = await process.wait()
+        # The transport closes its pipes only when their end has been read.
+        if process.stdout is not None:
+            await process.stdout.read()
+        return code
+
+
+def _trained(event: dict[str, Any]) -> Trained:
+    return Trained(
+        steps=event["steps"],
+        tokens=event["tokens"],
+        mean_loss=event["mean_loss"],
+        update_norm=event["update_norm"],
+        tokens_per_s=event["tokens_per_s"],
+        root=bytes.fromhex(event["root"]),
+        chunks=event["chunks"],
+        elements=event["elements"],
+    )
+
+
+def _environment(threads: int) -> dict[str, str]:
+    # PASSIVE: spinning OpenMP threads make a busy machine several times slower (measured).
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def update_file(folder: Path, assignment_id: bytes) -> Path:
+    """Where the encoded update of an assignment is kept until its round is over."""
+    return folder / f"{assignment_id.hex()}.update"

@@ -1,0 +1,160 @@
+"""The trainer: runs the unit of work in a process of its own. ``python -m worker.trainer_process``.
+
+Invariants:
+
+* Spawned, never forked: it dies cleanly, frees the device, and cannot starve heartbeats.
+* It speaks small JSON lines on stdin and stdout; arrays go by file. Anything that a library
+  prints goes to stderr and cannot break the protocol.
+* End of stdin means that the daemon is gone: the process ends at once, wherever it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from protocol.errors import ProtocolError
+
+_PEER_GONE_EXIT_CODE = 0
+
+
+class Control:
+    """Commands from the daemon, read by a thread so that training can be stopped."""
+
+    def __init__(self, commands: TextIO) -> None:
+        self.jobs: queue.Queue[dict[str, Any]] = queue.Queue()
+        self.stop = threading.Event()
+        self._commands = commands
+        threading.Thread(target=self._read, name="commands", daemon=True).start()
+
+    def _read(self) -> None:
+        for line in self._commands:
+            message = json.loads(line)
+            if message["command"] == "stop":
+                self.stop.set()
+            else:
+                self.stop.clear()
+                self.jobs.put(message)
+        # No clean-up is needed: nothing is ours but memory and files in the scratch folder.
+        os._exit(_PEER_GONE_EXIT_CODE)
+
+
+class Events:
+    """JSON lines to the daemon."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def send(self, **event: Any) -> None:
+        self._stream.write(json.dumps(event) + "\n")
+        self._stream.flush()
+
+
+def main() -> None:
+    # Ctrl-C in a terminal reaches the whole process group; only the daemon decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    events = Events(os.fdopen(os.dup(1), "w"))
+    os.dup2(2, 1)
+    control = Control(sys.stdin)
+    while True:
+        job = control.jobs.get()
+        try:
+            events.send(event="done", **run(job, control, events))
+        except ProtocolError as error:
+            events.send(event="failed", reason=error.reason, message=str(error))
+        except OSError as error:
+            events.send(event="failed", reason="UNAVAILABLE", message=f"the disk failed: {error}")
+        except MemoryError:
+            events.send(event="failed", reason="USAGE", message=_OUT_OF_MEMORY)
+
+
+_OUT_OF_MEMORY = "not enough memory for a batch: set micro_batch_sequences in the configuration"
+
+
+def run(job: dict[str, Any], control: Control, events: Events) -> dict[str, Any]:
+    """Train one unit, encode its update and write the encoded chunks to ``job["output"]``.
+
+    Returns:
+        What the Contribution needs.
+
+    Raises:
+        ProtocolError: damaged input, or no step was done before the stop.
+    """
+    import torch
+
+    from protocol.dataset import DatasetManifest, SequenceReader
+    from protocol.errors import TransientError
+    from protocol.manifest import RunManifest
+    from protocol.model import parameter_spec
+    from protocol.state import read_vector
+    from protocol.training import Execution, Unit, train
+
+    torch.set_num_threads(job["threads"])
+    manifest = RunManifest.parse(Path(job["manifest"]).read_bytes())
+    dataset = DatasetManifest.parse(Path(job["dataset"]).read_bytes())
+    blobs = {digest: Path(path) for digest, path in job["shards"].items()}
+    weights = read_vector(Path(job["weights"]), parameter_spec(manifest.model_config_json))
+    execution = Execution(
+        device=job["device"],
+        micro_batch_sequences=job["micro_batch_sequences"] or None,
+        autocast_bf16=job["autocast_bf16"],
+    )
+    started_s = time.monotonic()
+
+    def on_step(steps_done: int, loss: float) -> bool:
+        seconds = time.monotonic() - started_s
+        tokens_per_s = steps_done * manifest.tokens_per_step / max(seconds, 1e-6)
+        events.send(event="step", steps=steps_done, loss=loss, tokens_per_s=tokens_per_s)
+        return not control.stop.is_set()
+
+    if control.stop.is_set():
+        raise TransientError("stopped before the first step")
+    reader = SequenceReader(dataset, blobs.__getitem__)
+    result = train(manifest, weights, Unit(**job["unit"]), reader, execution, on_step)
+    if result.steps == 0:
+        raise TransientError("stopped before the first step")
+    tokens_per_s = result.tokens / max(time.monotonic() - started_s, 1e-6)
+    encoded = _encode(job, manifest, result.update)
+    return {
+        "steps": result.steps,
+        "tokens": result.tokens,
+        "mean_loss": result.mean_loss,
+        "update_norm": result.update_norm,
+        "tokens_per_s": tokens_per_s,
+        **encoded,
+    }
+
+
+def _encode(job: dict[str, Any], manifest: Any, update: Any) -> dict[str, Any]:
+    from protocol.update import ChunkLayout, encode_update
+
+    layout = ChunkLayout(update.size, manifest.update.chunk_elements)
+    encoded = encode_update(
+        update,
+        layout,
+        manifest.update.codec,
+        run_id=manifest.run_id,
+        round_=job["round"],
+        worker=job["worker"],
+    )
+    with Path(job["output"]).open("wb") as file:
+        for chunk in encoded.chunks:
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    return {
+        "root": encoded.root.hex(),
+        "chunks": len(encoded.chunks),
+        "elements": int(update.size),
+    }
+
+
+if __name__ == "__main__":
+    main()
