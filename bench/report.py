@@ -1,4 +1,4 @@
-"""One table on the screen, one JSON file in ``bench/results/``: numbers, machine, versions, command."""
+"""One table on the screen and one JSON file: numbers, machine, versions, command."""
 
 from __future__ import annotations
 

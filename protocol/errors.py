@@ -6,6 +6,8 @@
     │   ├── BadRecord        well signed, but malformed, oversized or out of place
     │   ├── BadDigest        bytes do not hash to what was promised
     │   └── Conflict         two different records under one natural key (equivocation)
+    ├── TooLate              came after its round had closed: drop it, nobody is at fault
+    ├── Diverged             our own arithmetic left the finite numbers: give the unit up
     ├── TransientError       a passing failure: retry, never penalise
     │   └── RateLimited      too many requests: slow down
     └── UsageError           a person gave bad input: say what to do, exit code 2
@@ -55,6 +57,12 @@ class Conflict(PeerFault):
     reason = "CONFLICT"
 
 
+class TooLate(ProtocolError):
+    """A record came after its round had closed: drop it, nobody is at fault."""
+
+    reason = "TOO_LATE"
+
+
 class TransientError(ProtocolError):
     """A passing failure (network, timeout, restart): retry, never penalise."""
 
@@ -65,6 +73,12 @@ class RateLimited(TransientError):
     """More requests than the coordinator takes from one key or address: slow down."""
 
     reason = "RATE_LIMITED"
+
+
+class Diverged(ProtocolError):
+    """Our own loss or update is not finite or cannot be encoded: nobody's fault, no retry."""
+
+    reason = "DIVERGED"
 
 
 class UsageError(ProtocolError):

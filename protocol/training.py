@@ -1,0 +1,286 @@
+"""The unit of work: ``update = train(weights, assignment)``, a pure function of public inputs.
+
+Invariants (protocol section 5; a change to any number here is a new ``training_spec``):
+
+* Same inputs, same update, up to floating-point rounding: on any device, with any number of
+  threads, in any micro-batches, with or without bfloat16 autocast.
+* Nothing is kept between units: both optimizers start empty, all randomness is the seed's.
+* The first h of H steps are the same whether or not the rest is done.
+* Every optimizer argument is given explicitly: a library's new default must not change a run.
+
+Master weights and gradient accumulation are float32. Labels are the inputs shifted by one
+within a sequence: L tokens give L - 1 predictions. ``tokens`` counts L per sequence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from protocol.errors import Diverged
+from protocol.manifest import InnerSpec, RunManifest
+from protocol.model import build_model, flatten, load_flat
+
+FloatVector = NDArray[np.float32]
+Device = Literal["cpu", "cuda", "mps"]
+OnStep = Callable[[int, float], bool]
+"""``(steps_done, loss) -> go on?``, called after every inner step."""
+
+# Newton-Schulz coefficients and floor of Muon, as published (kellerjordan.github.io/posts/muon).
+_NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+_NS_EPSILON = 1e-7
+
+
+class SequenceSource(Protocol):
+    """Where a unit's token ids come from."""
+
+    def batch(self, start: int, end: int) -> NDArray[np.int64]:
+        """Sequences [start, end) of the epoch: ``[end - start, sequence_length]``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What to train on: the part of an Assignment that decides the update."""
+
+    start_sequence: int  # within the epoch
+    end_sequence: int  # exclusive
+    steps: int
+    seed: int
+    tokens_base: int  # merged tokens at the start of the round: decides the learning rate
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How to compute it: changes speed and rounding, never the meaning."""
+
+    device: Device = "cpu"
+    micro_batch_sequences: int | None = None  # whole batches when None
+    autocast_bf16: bool = False
+
+
+@dataclass(frozen=True)
+class UnitResult:
+    update: FloatVector  # flat, weights before minus weights after
+    steps: int  # really done
+    tokens: int
+    mean_loss: float  # nats per predicted token, mean over steps
+    update_norm: float  # L2
+
+
+def train(
+    manifest: RunManifest,
+    weights: FloatVector,
+    unit: Unit,
+    sequences: SequenceSource,
+    execution: Execution = Execution(),
+    on_step: OnStep | None = None,
+) -> UnitResult:
+    """Do one unit of work.
+
+    Args:
+        manifest: the run's.
+        weights: flat float32, the round's weights; not changed.
+        unit: which sequences, and the numbers that go with them.
+        sequences: gives the token ids.
+        execution: device and memory choices of this machine.
+        on_step: called after each inner step; returning False ends the unit there.
+
+    Returns:
+        The update of the steps done.
+
+    Raises:
+        Diverged: a loss or the update is not finite.
+    """
+    inner = manifest.inner
+    if unit.end_sequence - unit.start_sequence != unit.steps * inner.sequences_per_batch:
+        raise ValueError("a unit is a whole number of inner batches")
+    if not 0 < unit.steps <= inner.max_steps:
+        raise ValueError(f"a unit has between 1 and {inner.max_steps} steps")
+    losses: list[float] = []
+    with _seeded(unit.seed):
+        model = _load(manifest, weights, execution.device).train()
+        for loss in _steps(manifest, model, unit, sequences, execution):
+            losses.append(loss)
+            if on_step is not None and not on_step(len(losses), loss):
+                break
+    update = np.subtract(weights, flatten(model))
+    norm = float(np.sqrt(np.sum(np.square(update, dtype=np.float64))))
+    if not math.isfinite(norm):
+        raise Diverged("the update is not finite: the learning rate is too high for this state")
+    return UnitResult(
+        update=update,
+        steps=len(losses),
+        tokens=len(losses) * manifest.tokens_per_step,
+        mean_loss=math.fsum(losses) / len(losses),
+        update_norm=norm,
+    )
+
+
+def evaluate(
+    manifest: RunManifest,
+    weights: FloatVector,
+    sequences: NDArray[np.int64],
+    execution: Execution = Execution(),
+) -> float:
+    """Mean loss over held-out sequences, in nats per predicted token.
+
+    Args:
+        sequences: ``[count, sequence_length]`` token ids, at least one row.
+    """
+    if sequences.ndim != 2 or not len(sequences):
+        raise ValueError("evaluation needs at least one sequence")
+    size = execution.micro_batch_sequences or manifest.inner.sequences_per_batch
+    model = _load(manifest, weights, execution.device).eval()
+    with torch.no_grad():
+        total = math.fsum(
+            float(_summed_loss(model, sequences[start : start + size], execution))
+            for start in range(0, len(sequences), size)
+        )
+    return total / _predictions(sequences)
+
+
+def learning_rates(manifest: RunManifest, unit: Unit) -> Iterator[float]:
+    """The learning rate of each inner step: schedule times the round's own warm-up."""
+    inner = manifest.inner
+    peak = inner.learning_rate.at(unit.tokens_base)
+    for step in range(unit.steps):
+        yield peak * min(1.0, (step + 1) / (inner.warmup_steps + 1))
+
+
+def make_optimizers(model: nn.Module, inner: InnerSpec) -> list[torch.optim.Optimizer]:
+    """Muon for hidden matrices, AdamW for embeddings, output head and everything not 2-D."""
+    hidden, rest = _split_parameters(model)
+    muon, adamw = inner.muon, inner.adamw
+    rate = inner.learning_rate.peak  # set anew before every step
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            rest,
+            lr=rate,
+            betas=(adamw.beta1, adamw.beta2),
+            eps=adamw.eps,
+            weight_decay=adamw.weight_decay,
+            amsgrad=False,
+            maximize=False,
+            foreach=None,
+            capturable=False,
+            differentiable=False,
+            fused=None,
+        )
+    ]
+    if hidden:
+        optimizers.append(
+            torch.optim.Muon(
+                hidden,
+                lr=rate,
+                weight_decay=muon.weight_decay,
+                momentum=muon.momentum,
+                nesterov=muon.nesterov,
+                ns_coefficients=_NS_COEFFICIENTS,
+                eps=_NS_EPSILON,
+                ns_steps=muon.ns_steps,
+                adjust_lr_fn=muon.adjust_lr_fn,
+            )
+        )
+    return optimizers
+
+
+def _split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Split by what a module is, not by its name: names differ between architectures."""
+    outer_modules = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    outer_modules += [model.get_input_embeddings(), head]  # type: ignore[operator]
+    outside = {id(value) for module in outer_modules for value in module.parameters()}
+    hidden: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for value in model.parameters():
+        (hidden if value.ndim == 2 and id(value) not in outside else rest).append(value)
+    return hidden, rest
+
+
+def _steps(
+    manifest: RunManifest,
+    model: nn.Module,
+    unit: Unit,
+    sequences: SequenceSource,
+    execution: Execution,
+) -> Iterator[float]:
+    """Do inner steps one at a time, yielding each one's loss."""
+    inner = manifest.inner
+    optimizers = make_optimizers(model, inner)
+    parameters = list(model.parameters())
+    start = unit.start_sequence
+    for rate in learning_rates(manifest, unit):
+        batch = sequences.batch(start, start + inner.sequences_per_batch)
+        if batch.shape != (inner.sequences_per_batch, manifest.sequence_length):
+            raise ValueError(f"a batch of shape {batch.shape} is not the manifest's")
+        start += inner.sequences_per_batch
+        loss = _accumulate_gradients(model, batch, execution)
+        nn.utils.clip_grad_norm_(
+            parameters, inner.clip_norm, norm_type=2.0, error_if_nonfinite=False, foreach=None
+        )
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        yield loss
+
+
+def _accumulate_gradients(
+    model: nn.Module, batch: NDArray[np.int64], execution: Execution
+) -> float:
+    """Gradient of the batch's mean loss, in as many micro-batches as memory asks for."""
+    size = execution.micro_batch_sequences or len(batch)
+    predictions = _predictions(batch)
+    loss = 0.0
+    for start in range(0, len(batch), size):
+        part = _summed_loss(model, batch[start : start + size], execution) / predictions
+        part.backward()  # type: ignore[no-untyped-call]
+        loss += float(part.detach())
+    if not math.isfinite(loss):
+        raise Diverged("the loss is not finite: the learning rate is too high for this state")
+    return loss
+
+
+def _summed_loss(model: nn.Module, batch: NDArray[np.int64], execution: Execution) -> Tensor:
+    """Cross-entropy summed over the predictions of a micro-batch, in float32."""
+    tokens_BL = torch.tensor(batch, device=execution.device)  # noqa: N806 - batch, length
+    with _precision(execution):
+        logits_BLV = model(input_ids=tokens_BL, use_cache=False).logits  # noqa: N806 - vocabulary
+    return nn.functional.cross_entropy(
+        logits_BLV[:, :-1].flatten(0, 1).float(), tokens_BL[:, 1:].flatten(), reduction="sum"
+    )
+
+
+def _predictions(batch: NDArray[np.int64]) -> int:
+    rows, length = batch.shape
+    return int(rows * (length - 1))
+
+
+def _load(manifest: RunManifest, weights: FloatVector, device: Device) -> nn.Module:
+    model = build_model(manifest.model_config_json)
+    load_flat(model, weights)
+    return model.to(device)
+
+
+def _precision(execution: Execution) -> contextlib.AbstractContextManager[object]:
+    if not execution.autocast_bf16:
+        return contextlib.nullcontext()
+    return torch.autocast(execution.device, dtype=torch.bfloat16)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed torch for a unit, and give the caller's random state back afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
