@@ -57,7 +57,7 @@ def manifest_mapping() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def make_manifest() -> Callable[..., RunManifest]:
-    """``make_manifest(inner={"max_steps": 3})``: the tiny manifest with fields replaced or merged."""
+    """``make_manifest(inner={"max_steps": 3})``: the tiny manifest, fields merged or replaced."""
 
     def make(**overrides: Any) -> RunManifest:
         raw = manifest_mapping()
