@@ -1,0 +1,140 @@
+"""The one place where our errors become gRPC statuses.
+
+Every handler raises; nothing else in the coordinator knows a status code. An error travels as a
+status, a stable reason (``google.rpc.ErrorInfo`` with domain ``barnraise``) and the sentence that
+tells a person what to do. Anything that is not one of ours is a bug: it is logged with its
+traceback here and answered as INTERNAL without its text, which might tell a stranger too much.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from protocol.errors import (
+    BadDigest,
+    BadRecord,
+    BadSignature,
+    Conflict,
+    NotEnrolled,
+    NotFound,
+    ProtocolError,
+    RateLimited,
+    TransientError,
+    UnknownRun,
+    UpgradeNeeded,
+    UsageError,
+)
+
+DOMAIN = "barnraise"
+_MAX_SENTENCE_CHARS = 1000
+"""Statuses travel in HTTP/2 trailers, which clients bound at 8 KiB."""
+
+_CODES: dict[type[ProtocolError], int] = {
+    RateLimited: code_pb2.RESOURCE_EXHAUSTED,
+    TransientError: code_pb2.UNAVAILABLE,
+    UnknownRun: code_pb2.NOT_FOUND,
+    NotFound: code_pb2.NOT_FOUND,
+    NotEnrolled: code_pb2.PERMISSION_DENIED,
+    UpgradeNeeded: code_pb2.FAILED_PRECONDITION,
+    UsageError: code_pb2.FAILED_PRECONDITION,
+    BadSignature: code_pb2.UNAUTHENTICATED,
+    BadRecord: code_pb2.INVALID_ARGUMENT,
+    BadDigest: code_pb2.INVALID_ARGUMENT,
+    Conflict: code_pb2.ALREADY_EXISTS,
+    ProtocolError: code_pb2.INVALID_ARGUMENT,
+}
+
+_log = structlog.get_logger()
+
+
+def status_of(error: ProtocolError) -> grpc.Status:
+    """The gRPC status of an error: code by the nearest class, reason, sentence."""
+    code = next(_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)
+    detail = any_pb2.Any()
+    detail.Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))
+    message = str(error)[:_MAX_SENTENCE_CHARS]
+    return rpc_status.to_status(status_pb2.Status(code=code, message=message, details=[detail]))
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Turns what handlers raise into statuses."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        handler = await continuation(handler_call_details)
+        if handler is None or not handler_call_details.method.startswith("/barnraise."):
+            return handler
+        method = handler_call_details.method.rsplit("/", 1)[-1]
+        make, behaviour = _parts(handler)
+        wrapped = (
+            _stream(method, behaviour) if handler.response_streaming else _unary(method, behaviour)
+        )
+        return make(
+            wrapped,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+
+def _parts(handler: grpc.RpcMethodHandler) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    if handler.request_streaming and handler.response_streaming:
+        return grpc.stream_stream_rpc_method_handler, handler.stream_stream
+    if handler.request_streaming:
+        return grpc.stream_unary_rpc_method_handler, handler.stream_unary
+    if handler.response_streaming:
+        return grpc.unary_stream_rpc_method_handler, handler.unary_stream
+    return grpc.unary_unary_rpc_method_handler, handler.unary_unary
+
+
+def _unary(method: str, behaviour: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+    async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        try:
+            return await behaviour(request, context)
+        except ProtocolError as error:
+            await _refuse(context, error)
+        except (grpc.aio.AbortError, grpc.RpcError):
+            raise
+        except Exception:  # the documented boundary: our bug must not end the server
+            await _confess(context, method)
+
+    return call
+
+
+def _stream(method: str, behaviour: Callable[..., AsyncIterator[Any]]) -> Callable[..., Any]:
+    assert inspect.isasyncgenfunction(behaviour), f"{method} must be an async generator"
+
+    async def call(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        try:
+            async for reply in behaviour(request, context):
+                yield reply
+        except ProtocolError as error:
+            await _refuse(context, error)
+        except (grpc.aio.AbortError, grpc.RpcError):
+            raise
+        except Exception:  # the documented boundary: our bug must not end the server
+            await _confess(context, method)
+
+    return call
+
+
+async def _refuse(context: grpc.aio.ServicerContext, error: ProtocolError) -> None:
+    await context.abort_with_status(status_of(error))
+
+
+async def _confess(context: grpc.aio.ServicerContext, method: str) -> None:
+    _log.exception("call_failed", method=method)
+    await context.abort(
+        grpc.StatusCode.INTERNAL,
+        "the coordinator failed on this call; the organiser's log says why",
+    )
