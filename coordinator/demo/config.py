@@ -1,4 +1,4 @@
-"""What the demonstration trains: small enough for two cores, large enough to learn English words."""
+"""What the demonstration trains: small enough for two cores, large enough to learn words."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class DemoScale:
         per_round = 3 * self.round_duration_s * 4000
         return int(per_round * self.rounds)
 
-    def run_toml(self, *, name: str, public: str) -> str:
+    def run_toml(self, *, name: str, port: int, public_url: str) -> str:
         """The organiser's ``run.toml``, as a person would write it."""
         return f"""\
 # The run that `barnraise demo` trains.
 [run]
 name = "{name}"
 description = "A small Llama, raised on Shakespeare by three neighbours and an anchor."
-origin = "{public}"
+origin = "{public_url.removeprefix("http://")}"
 licence = "Apache-2.0"
 
 [model]
@@ -70,6 +70,11 @@ max_rounds = {self.rounds}
 [update]
 codec = "{self.codec}"
 chunk_elements = 131072
+
+[server]
+listen = "127.0.0.1:{port}"
+public_address = "127.0.0.1:{port}"
+public_url = "{public_url}"
 
 [campaign]
 title = "Raise a little bard"

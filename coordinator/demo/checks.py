@@ -1,0 +1,127 @@
+"""What must hold at the end of the demonstration; each check says what it saw."""
+
+from __future__ import annotations
+
+import tempfile
+import urllib.request
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from coordinator.database import Database
+from coordinator.demo.observer import Snapshot, disagreements
+from coordinator.demo.processes import ChildError, Children
+from coordinator.demo.story import Story
+
+MIN_ROUNDS = 8
+CLEARLY_BELOW = 0.9
+"""The loss must end below this share of the unigram entropy."""
+
+PROMPT = "KING.\nMy lord, "
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that had to hold."""
+
+    name: str
+    held: bool
+    seen: str
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def check_rounds(snapshot: Snapshot) -> Check:
+    settled, skipped = len(snapshot.settled), len(snapshot.rounds) - len(snapshot.settled)
+    seen = f"{settled} settled, {max(0, skipped)} not"
+    return Check(f"at least {MIN_ROUNDS} rounds settled", settled >= MIN_ROUNDS, seen)
+
+
+def check_loss(snapshot: Snapshot, entropy: float) -> Check:
+    losses = [view.loss for view in snapshot.settled if view.loss is not None]
+    first, last = snapshot.first_loss or float("nan"), losses[-1] if losses else float("inf")
+    return Check(
+        "validation loss fell clearly below the unigram entropy",
+        last < CLEARLY_BELOW * entropy,
+        f"{first:.3f} -> {last:.3f} nats a token; unigrams {entropy:.3f}",
+    )
+
+
+def check_agreement(database: Database) -> Check:
+    with database.session() as session:
+        every, differing = disagreements(session)
+    return Check(
+        "every member ended every round with the coordinator's own weights digest",
+        every > 0 and differing == 0,
+        f"{every} reports, {differing} differ",
+    )
+
+
+def check_killed(story: Story) -> Check:
+    held = story.killed_in_round is not None and story.back_in_round is not None
+    seen = f"killed in round {story.killed_in_round}, merged again in round {story.back_in_round}"
+    return Check("the worker killed with -9 in mid-round came back", held, seen)
+
+
+def check_late(story: Story, snapshot: Snapshot) -> Check:
+    view = snapshot.workers.get("latecomer")
+    merged = view.merged_rounds if view else ()
+    seen = f"came in round {story.late_from_round}, merged in {len(merged)} rounds"
+    return Check("the late worker's work was merged", bool(merged), seen)
+
+
+def check_ledger(children: Children, database_url: str, root: str) -> Check:
+    try:
+        children.call("ledger-verify", "ledger", "verify", "--db", database_url, "--root", root)
+    except ChildError as error:
+        return Check("the public record verifies", False, str(error))
+    return Check("the public record verifies", True, "signatures, hashes, every total")
+
+
+def check_page(url: str) -> Check:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as reply:  # noqa: S310 - loopback, our own
+            body = reply.read().decode()
+    except OSError as error:
+        return Check("the leaderboard answers", False, str(error))
+    return Check("the leaderboard answers", "latecomer" in body, f"{len(body):,} bytes at {url}")
+
+
+def check_release(folder: Path) -> tuple[Check, str]:
+    """Load the released folder as any user of transformers would, and let it write."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    torch.manual_seed(1)
+    inputs = tokenizer(PROMPT, return_tensors="pt")
+    output = model.generate(
+        inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        max_new_tokens=60,
+        do_sample=True,
+        temperature=0.8,
+        top_k=40,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    text = tokenizer.decode(output[0], skip_special_tokens=True)
+    parameters = sum(value.numel() for value in model.parameters())
+    held = len(output[0]) > inputs["input_ids"].shape[1] and len(text) > len(PROMPT)
+    seen = f"{parameters:,} parameters, wrote {len(text)} characters"
+    return Check("the released folder loads with transformers and writes", held, seen), text
+
+
+def check_nothing_left(children: Children, before: frozenset[str]) -> Check:
+    """After the end: no process of ours, and no socket or temporary file that was not there."""
+    orphans = children.orphans()
+    left = sorted(temporary_files() - before)
+    seen = "nothing" if not orphans and not left else ", ".join([*orphans, *left])
+    return Check("no process, socket or temporary file is left", not (orphans or left), seen)
+
+
+def temporary_files() -> frozenset[str]:
+    """Names in the system's temporary folder that hivemind, torch or we could have made."""
+    folder = Path(tempfile.gettempdir())
+    marks = ("hivemind", "barnraise", "torch", "p2pd")
+    return frozenset(str(path) for path in folder.iterdir() if path.name.startswith(marks))

@@ -1,0 +1,109 @@
+"""What the demonstration sees: the coordinator's database, read like any organiser's tool would."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from coordinator.round_state import Phase
+from coordinator.schema import (
+    MERGED,
+    AssignmentRow,
+    ControlRow,
+    ReportRow,
+    RoundRow,
+    StateRow,
+    WorkerRow,
+)
+from protocol.dataset import SequenceReader
+
+
+@dataclass(frozen=True)
+class WorkerView:
+    """One device as it last reported itself."""
+
+    peer_id: str
+    steps_done: int
+    merged_rounds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class RoundView:
+    number: int
+    phase: str
+    members: int
+    tokens: int
+    loss: float | None  # of the state it led to, nats per token
+    reason: str
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    rounds: tuple[RoundView, ...]
+    workers: dict[str, WorkerView]  # by display name
+    first_loss: float | None
+    finished: bool
+
+    @property
+    def current(self) -> RoundView | None:
+        return self.rounds[-1] if self.rounds else None
+
+    @property
+    def settled(self) -> tuple[RoundView, ...]:
+        return tuple(view for view in self.rounds if view.phase == Phase.SETTLED)
+
+
+def observe(session: Session) -> Snapshot:
+    """Read the state of the run."""
+    losses = {
+        row.settled_rounds: row.validation_loss for row in session.scalars(select(StateRow)).all()
+    }
+    rounds = tuple(
+        RoundView(
+            row.number,
+            row.phase,
+            row.members,
+            row.tokens,
+            losses.get(row.settled_rounds + 1) if row.phase == Phase.SETTLED else None,
+            row.reason,
+        )
+        for row in session.scalars(select(RoundRow).order_by(RoundRow.number))
+    )
+    merged: dict[str, list[int]] = {}
+    query = select(AssignmentRow.worker, AssignmentRow.round).where(AssignmentRow.status == MERGED)
+    for worker, number in session.execute(query.order_by(AssignmentRow.round)):
+        merged.setdefault(worker, []).append(number)
+    workers = {
+        row.display_name: WorkerView(row.worker, row.steps_done, tuple(merged.get(row.worker, ())))
+        for row in session.scalars(select(WorkerRow).where(~WorkerRow.anchor))
+    }
+    finished = session.scalars(select(ControlRow.finished)).first() or False
+    return Snapshot(rounds, workers, losses.get(0), finished)
+
+
+def disagreements(session: Session) -> tuple[int, int]:
+    """Members' reports about settled rounds: ``(all, those the coordinator differs with)``."""
+    reports = (
+        select(func.count())
+        .select_from(ReportRow)
+        .join(RoundRow, RoundRow.number == ReportRow.round)
+        .where(RoundRow.phase == Phase.SETTLED)
+    )
+    every = session.scalar(reports) or 0
+    agreeing = session.scalar(reports.where(ReportRow.agrees.is_(True))) or 0
+    return every, every - agreeing
+
+
+def unigram_entropy(reader: SequenceReader) -> float:
+    """Cross-entropy of the validation shard under its own token frequencies, nats per token.
+
+    The best that a model without any context could reach on this very text, so a loss below it
+    means that the model has learnt from context.
+    """
+    counts = np.bincount(reader.validation().reshape(-1))
+    shares = counts[counts > 0] / counts.sum()
+    return float(-math.fsum(share * math.log(share) for share in shares))
