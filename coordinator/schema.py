@@ -76,7 +76,6 @@ class ControlRow(Base):
     id: Mapped[int] = mapped_column(primary_key=True, default=1)
     run_id: Mapped[bytes] = mapped_column(LargeBinary)
     paused: Mapped[bool] = mapped_column(default=False)
-    draining: Mapped[bool] = mapped_column(default=False, comment="finish the round, then stop")
     finished: Mapped[bool] = mapped_column(default=False)
     alive_at_s: Mapped[float] = mapped_column(default=0.0, comment="to know the downtime")
 
@@ -97,7 +96,8 @@ class StateRow(Base):
     weights_bytes: Mapped[int] = mapped_column(BigInteger)
     momentum_sha256: Mapped[bytes] = mapped_column(LargeBinary)
     momentum_bytes: Mapped[int] = mapped_column(BigInteger)
-    validation_loss: Mapped[float | None] = mapped_column()
+    validation_loss: Mapped[float | None] = mapped_column(comment="mean nats per token")
+    evaluated: Mapped[bool] = mapped_column(default=False, comment="false: the loss is to come")
     saved_at_s: Mapped[float] = mapped_column()
 
 
@@ -137,6 +137,7 @@ class IntervalRow(Base):
     assignment_id: Mapped[bytes | None] = mapped_column(LargeBinary, index=True)
 
     __table_args__ = (
+        Index("ix_intervals_chain", "epoch", "previous_stop"),
         UniqueConstraint("epoch", "start", name="uq_intervals_start"),
         UniqueConstraint("epoch", "stop", name="uq_intervals_stop"),
         ForeignKeyConstraint(
@@ -231,6 +232,7 @@ class ReportRow(Base):
     __tablename__ = "reports"
 
     round: Mapped[int] = mapped_column(ForeignKey("rounds.number"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True, comment="another attempt, other bytes")
     worker: Mapped[str] = mapped_column(String(64), primary_key=True)
     state_digest: Mapped[bytes] = mapped_column(LargeBinary)
     agrees: Mapped[bool | None] = mapped_column(comment="unknown until the round has settled")

@@ -21,7 +21,6 @@ def upgrade() -> None:
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("run_id", sa.LargeBinary(), nullable=False),
         sa.Column("paused", sa.Boolean(), nullable=False),
-        sa.Column("draining", sa.Boolean(), nullable=False, comment="finish the round, then stop"),
         sa.Column("finished", sa.Boolean(), nullable=False),
         sa.Column("alive_at_s", sa.Double(), nullable=False, comment="to know the downtime"),
         sa.CheckConstraint("id = 1", name=op.f("ck_control_one_row")),
@@ -92,6 +91,7 @@ def upgrade() -> None:
         batch_op.create_index(
             batch_op.f("ix_intervals_assignment_id"), ["assignment_id"], unique=False
         )
+        batch_op.create_index("ix_intervals_chain", ["epoch", "previous_stop"], unique=False)
 
     op.create_table(
         "log_head",
@@ -182,7 +182,8 @@ def upgrade() -> None:
         sa.Column("weights_bytes", sa.BigInteger(), nullable=False),
         sa.Column("momentum_sha256", sa.LargeBinary(), nullable=False),
         sa.Column("momentum_bytes", sa.BigInteger(), nullable=False),
-        sa.Column("validation_loss", sa.Double(), nullable=True),
+        sa.Column("validation_loss", sa.Double(), nullable=True, comment="mean nats per token"),
+        sa.Column("evaluated", sa.Boolean(), nullable=False, comment="false: the loss is to come"),
         sa.Column("saved_at_s", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("settled_rounds", name=op.f("pk_states")),
         sa.UniqueConstraint("digest", name=op.f("uq_states_digest")),
@@ -268,6 +269,7 @@ def upgrade() -> None:
     op.create_table(
         "reports",
         sa.Column("round", sa.Integer(), nullable=False),
+        sa.Column("attempt", sa.Integer(), nullable=False, comment="another attempt, other bytes"),
         sa.Column("worker", sa.String(length=64), nullable=False),
         sa.Column("state_digest", sa.LargeBinary(), nullable=False),
         sa.Column(
@@ -275,7 +277,7 @@ def upgrade() -> None:
         ),
         sa.Column("envelope", sa.LargeBinary(), nullable=False),
         sa.ForeignKeyConstraint(["round"], ["rounds.number"], name=op.f("fk_reports_round_rounds")),
-        sa.PrimaryKeyConstraint("round", "worker", name=op.f("pk_reports")),
+        sa.PrimaryKeyConstraint("round", "attempt", "worker", name=op.f("pk_reports")),
     )
     op.create_table(
         "rosters",
@@ -402,6 +404,7 @@ def downgrade() -> None:
     op.drop_table("log_leaf")
     op.drop_table("log_head")
     with op.batch_alter_table("intervals", schema=None) as batch_op:
+        batch_op.drop_index("ix_intervals_chain")
         batch_op.drop_index(batch_op.f("ix_intervals_assignment_id"))
 
     op.drop_table("intervals")
