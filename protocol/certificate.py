@@ -12,12 +12,13 @@ import datetime
 from dataclasses import dataclass
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from protocol.envelope import parse_envelope
-from protocol.errors import BadSignature
+from protocol.errors import BadSignature, PeerFault
 from protocol.identity import Identity
 from protocol.link import JoinLink
 from protocol.trust import TrustStore, delegate
@@ -29,6 +30,17 @@ TLS_NAME = "coordinator.barnraise"
 # A UUID-based arc (ITU-T X.667) needs no registration.
 _DELEGATION_OID = x509.ObjectIdentifier("2.25.237946118563915826410963512877130224601")
 _MAX_CERTIFICATE_BYTES = 16 << 10
+
+
+# What the parser raises for bytes that are not a certificate that it understands.
+_MALFORMED = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.ExtensionNotFound,
+    x509.UnsupportedGeneralNameType,
+)
 
 
 @dataclass(frozen=True)
@@ -100,7 +112,8 @@ def check_certificate(der: bytes, link: JoinLink, now_s: float) -> bytes:
     try:
         certificate = x509.load_der_x509_certificate(der)
         extension = certificate.extensions.get_extension_for_oid(_DELEGATION_OID).value
-    except (ValueError, x509.ExtensionNotFound) as error:
+        public_key = certificate.public_key()
+    except _MALFORMED as error:
         raise BadSignature(
             f"the server at {link.address} is not a Barnraise coordinator: "
             "its certificate carries no delegation"
@@ -110,12 +123,11 @@ def check_certificate(der: bytes, link: JoinLink, now_s: float) -> bytes:
     store = TrustStore(link.run_id, link.root)
     try:
         store.add([parse_envelope(extension.value)])
-    except BadSignature as error:
+    except PeerFault as error:
         raise BadSignature(
             f"the server at {link.address} is not vouched for by the root key in your link "
             f"({error}); check the link with the organiser, and do not join if it is right"
         ) from error
-    public_key = certificate.public_key()
     if not isinstance(public_key, ec.EllipticCurvePublicKey):
         raise BadSignature("the certificate's key has the wrong form")
     store.require(wire.KEY_PURPOSE_TLS, _spki(public_key), now_s)

@@ -64,7 +64,11 @@ class PublicKey:
             raise BadRecord(f"not a PeerID: {peer_id!r}") from error
         if len(decoded) != len(prefix) + 32 or not decoded.startswith(prefix):
             raise BadRecord(f"not the PeerID of an Ed25519 key: {peer_id!r}")
-        return cls(decoded[len(prefix) :])
+        key = cls(decoded[len(prefix) :])
+        # base58 forgives trailing white space: a second spelling would be a second worker.
+        if key.peer_id != peer_id:
+            raise BadRecord(f"not the canonical spelling of a PeerID: {peer_id!r}")
+        return key
 
     def verify(self, signature: bytes, message: bytes) -> None:
         """Check a signature over ``message``.

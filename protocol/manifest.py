@@ -19,7 +19,8 @@ from typing import Annotated, Any, Final, Literal, Self, get_args
 import rfc8785
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from protocol.errors import UsageError
+from protocol.errors import BadRecord, UsageError
+from protocol.identity import PublicKey
 from protocol.limits import MAX_CHUNK_ELEMENTS, MAX_MANIFEST_BYTES, MAX_ROSTER_MEMBERS
 
 RUN_FORMAT: Final = "barnraise-run/1"
@@ -179,8 +180,12 @@ class RunManifest(_Frozen):
         positions = config.get("max_position_embeddings", config.get("n_positions"))
         if not isinstance(positions, int) or positions < self.sequence_length:
             raise ValueError("max_position_embeddings must be at least sequence_length")
+        try:
+            PublicKey.from_peer_id(self.root)
+        except BadRecord as error:
+            raise ValueError(f"root: {error}") from error
         if self.round.min_members > self.round.max_members:
-            raise ValueError("min_members is more than max_members")
+            raise ValueError("round: min_members is more than max_members")
         return self
 
     @property
@@ -223,9 +228,14 @@ class RunManifest(_Frozen):
             UsageError: each offending field on a line of its own.
         """
         try:
-            return cls.model_validate(raw)
+            manifest = cls.model_validate(raw)
+            # The free-form model configuration could hold what RFC 8785 cannot write.
+            manifest.canonical()
         except ValidationError as error:
             raise UsageError(explain_validation("run manifest", error)) from error
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"the manifest has no canonical form: {error}") from error
+        return manifest
 
 
 def explain_validation(what: str, error: ValidationError) -> str:
