@@ -11,7 +11,6 @@ Invariants:
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -25,6 +24,7 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 
+from protocol.digest import file_sha256
 from protocol.errors import BadDigest, TransientError
 from protocol.manifest import RunManifest
 from protocol.model import ParameterSpec, parameter_spec
@@ -33,7 +33,6 @@ from protocol.state import StateDescriptor, read_vector, write_vector
 Vector = npt.NDArray[np.float32]
 
 WEIGHTS, MOMENTUM = "weights", "momentum"
-_HASH_PIECE_BYTES = 1 << 20
 _TEMPORARY = ".part-"
 
 
@@ -159,16 +158,14 @@ class CheckpointStore:
     def _put(self, kind: str, vector: Vector) -> tuple[bytes, int]:
         with self._scratch() as scratch:
             file = scratch / f"{kind}.safetensors"
-            write_vector(file, vector, self.spec)
-            sha256, size = _sha256(file), file.stat().st_size
-            target = self._path(kind, sha256)
+            written = write_vector(file, vector, self.spec)  # durable when it returns
+            target = self._path(kind, written.sha256)
             if self._local is not None:
-                _fsync(file)
                 file.replace(target)
                 _fsync(self._local)
             elif not self._fs.exists(target):
                 self._fs.put_file(str(file), target)
-        return sha256, size
+        return written.sha256, written.size_bytes
 
     def _get(self, kind: str, sha256: bytes) -> Vector:
         with self._explained("read"), self._scratch() as scratch:
@@ -177,7 +174,7 @@ class CheckpointStore:
             else:
                 file = scratch / f"{kind}.safetensors"
                 self._fs.get_file(self._path(kind, sha256), str(file))
-            if _sha256(file) != sha256:
+            if file_sha256(file) != sha256.hex():
                 raise BadDigest(
                     f"the stored {kind} {sha256.hex()[:16]} are damaged: restore the file "
                     f"{self._path(kind, sha256)} from a copy"
@@ -214,14 +211,6 @@ class CheckpointStore:
 
 def _protocols(fs: fsspec.AbstractFileSystem) -> tuple[str, ...]:
     return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
-
-
-def _sha256(path: Path) -> bytes:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_HASH_PIECE_BYTES):
-            digest.update(piece)
-    return digest.digest()
 
 
 def _fsync(path: Path) -> None:

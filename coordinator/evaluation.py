@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -111,10 +112,8 @@ class Evaluator:
         if process is None:
             return None
         assert process.stdin is not None and process.stdout is not None
-        try:
+        with suppress(OSError):  # it died with our line unread
             process.stdin.close()
-        except OSError:  # it died with our line unread
-            pass
         process.stdout.close()
         try:
             return process.wait(_STOP_GRACE_S)

@@ -8,8 +8,10 @@ traceback here and answered as INTERNAL without its text, which might tell a str
 
 from __future__ import annotations
 
+import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -34,6 +36,11 @@ from protocol.errors import (
 )
 
 DOMAIN = "barnraise"
+
+CALL_DEADLINE_S = 30.0
+"""A unary call that takes longer has met a fault; its client is told to try again."""
+
+UPLOAD_DEADLINE_S = 600.0
 _MAX_SENTENCE_CHARS = 1000
 """Statuses travel in HTTP/2 trailers, which clients bound at 8 KiB."""
 
@@ -64,7 +71,7 @@ def status_of(error: ProtocolError) -> grpc.Status:
     return rpc_status.to_status(status_pb2.Status(code=code, message=message, details=[detail]))
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):
+class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Turns what handlers raise into statuses."""
 
     async def intercept_service(
@@ -77,9 +84,14 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             return handler
         method = handler_call_details.method.rsplit("/", 1)[-1]
         make, behaviour = _parts(handler)
-        wrapped = (
-            _stream(method, behaviour) if handler.response_streaming else _unary(method, behaviour)
-        )
+        if handler.response_streaming:
+            wrapped = _stream(method, behaviour)
+        else:
+            wrapped = _unary(
+                method,
+                behaviour,
+                UPLOAD_DEADLINE_S if handler.request_streaming else CALL_DEADLINE_S,
+            )
         return make(
             wrapped,
             request_deserializer=handler.request_deserializer,
@@ -97,10 +109,16 @@ def _parts(handler: grpc.RpcMethodHandler) -> tuple[Callable[..., Any], Callable
     return grpc.unary_unary_rpc_method_handler, handler.unary_unary
 
 
-def _unary(method: str, behaviour: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+def _unary(
+    method: str, behaviour: Callable[..., Awaitable[Any]], deadline_s: float
+) -> Callable[..., Any]:
     async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
         try:
-            return await behaviour(request, context)
+            async with asyncio.timeout(deadline_s):
+                return await behaviour(request, context)
+        except TimeoutError:
+            _log.warning("call_too_slow", method=method, deadline_s=deadline_s)
+            await _refuse(context, TransientError("the coordinator is too busy: try again"))
         except ProtocolError as error:
             await _refuse(context, error)
         except (grpc.aio.AbortError, grpc.RpcError):
@@ -111,13 +129,15 @@ def _unary(method: str, behaviour: Callable[..., Awaitable[Any]]) -> Callable[..
     return call
 
 
-def _stream(method: str, behaviour: Callable[..., AsyncIterator[Any]]) -> Callable[..., Any]:
+def _stream(method: str, behaviour: Callable[..., AsyncGenerator[Any]]) -> Callable[..., Any]:
     assert inspect.isasyncgenfunction(behaviour), f"{method} must be an async generator"
 
     async def call(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
         try:
-            async for reply in behaviour(request, context):
-                yield reply
+            # Closed here and now, so that what the handler holds is let go when the client goes.
+            async with aclosing(behaviour(request, context)) as replies:
+                async for reply in replies:
+                    yield reply
         except ProtocolError as error:
             await _refuse(context, error)
         except (grpc.aio.AbortError, grpc.RpcError):

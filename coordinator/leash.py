@@ -24,7 +24,7 @@ def main() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:  # it died before we asked
             sys.exit(1)
-    os.execvp(command[0], command)  # noqa: S606: becoming the command is the purpose
+    os.execvp(command[0], command)  # noqa: S606
 
 
 if __name__ == "__main__":

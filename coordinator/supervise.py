@@ -50,9 +50,8 @@ class Child:
             code = await self._run_once()
             if time.monotonic() - started_s > _HEALTHY_AFTER_S:
                 delay_s = _FIRST_DELAY_S
-            _log.warning(
-                "child_ended", child=self.name, code=code, restart_in_s=delay_s, log=str(self.log_path)
-            )
+            log = str(self.log_path)
+            _log.warning("child_ended", child=self.name, code=code, again_in_s=delay_s, log=log)
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
 

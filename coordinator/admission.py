@@ -1,0 +1,255 @@
+"""Who may take part: the checks behind ``Enrol``.
+
+Steps, all of which must hold, beyond the signature and freshness that every request needs:
+
+1. the program is new enough for the run;
+2. every text is bounded and every address is the device's own;
+3. the donor is the device itself, or signed that the device works for it;
+4. an anchor is one that the organiser listed;
+5. the organiser has not blocked the device, and it works for no other donor already.
+
+The first enrolment of a device appends a leaf to the public record; later ones only renew what
+the device says of itself, so enrolling again is harmless.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import structlog
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from coordinator.database import Database
+from coordinator.requests import Buckets, Clock, Rate, address_of
+from coordinator.schema import WorkerRow
+from ledger.donors import clean_name, set_profile
+from ledger.log import Log
+from ledger.records import EnrolLeaf
+from protocol.envelope import Signed, open_envelope, seal
+from protocol.errors import BadRecord, BadSignature, UpgradeNeeded, UsageError
+from protocol.identity import Identity, PeerId
+from protocol.limits import MAX_DISPLAY_NAME_CHARS, MAX_MULTIADDR_CHARS, MAX_MULTIADDRS
+from protocol.wire import records_pb2 as wire
+from protocol.wire import service_pb2
+
+ADMISSION_VALID_S = 30 * 24 * 3600
+"""A device enrols at every start, so this only has to outlast its longest session."""
+
+ENROLMENTS_PER_ADDRESS = Rate(per_s=0.2, burst=200)
+"""New devices: enough for a class-room behind one router, too few to flood the public record."""
+
+_DEVICE_CLASSES = ("cpu", "cuda", "mps")
+_MAX_TEXT_CHARS = 128
+_MULTIADDR = re.compile(r"/[\x21-\x7e]+")
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class AdmissionPolicy:
+    """What the organiser decided."""
+
+    run_id: bytes
+    min_client_version: str
+    anchors: Collection[PeerId]
+
+
+class Admission:
+    """Admits devices to one run."""
+
+    def __init__(
+        self, database: Database, log: Log, signer: Identity, policy: AdmissionPolicy, clock: Clock
+    ) -> None:
+        """Admit with the round key ``signer`` and record in ``log``."""
+        self._database = database
+        self._record = log
+        self._signer = signer
+        self._policy = policy
+        self._clock = clock
+        self._newcomers = Buckets(ENROLMENTS_PER_ADDRESS, clock)
+
+    async def admit(self, signed: Signed[wire.Enrolment], peer: str) -> service_pb2.EnrolReply:
+        """Check an enrolment that was verified, and keep it.
+
+        Raises:
+            UpgradeNeeded, BadRecord, BadSignature, UsageError: see the module's steps.
+            RateLimited: too many new devices from one address.
+        """
+        enrolment = signed.record
+        check_version(enrolment.client_version, self._policy.min_client_version)
+        check_texts(enrolment)
+        check_donor(enrolment, self._clock())
+        if enrolment.anchor and enrolment.worker not in self._policy.anchors:
+            raise UsageError(
+                f"{enrolment.worker} is not an anchor of this run: the organiser lists anchors "
+                "in [server] anchors of run.toml"
+            )
+        admission = seal(
+            wire.Admission(
+                run_id=self._policy.run_id,
+                worker=enrolment.worker,
+                not_after_s=int(self._clock()) + ADMISSION_VALID_S,
+            ),
+            self._signer,
+        )
+        first = await self._database.run(self._keep(enrolment, admission, peer))
+        if first:
+            await self._database.run(self._record.sign_head)
+            _log.info("worker_enrolled", worker=enrolment.worker, anchor=enrolment.anchor)
+        return service_pb2.EnrolReply(
+            admitted=True,
+            message="welcome" if first else "welcome back",
+            admission=admission,
+        )
+
+    def _keep(
+        self, enrolment: wire.Enrolment, admission: wire.Envelope, peer: str
+    ) -> Callable[[Session], bool]:
+        now_s = self._clock()
+
+        def keep(session: Session) -> bool:
+            row = session.get(WorkerRow, enrolment.worker)
+            first = row is None
+            if row is None:
+                self._newcomers.take(address_of(peer))
+                row = WorkerRow(worker=enrolment.worker, donor=enrolment.donor, enrolled_at_s=now_s)
+                session.add(row)
+                self._record.append(session, [self._leaf(enrolment, now_s)])
+            _check_row(row, enrolment)
+            _update(row, enrolment, admission, now_s)
+            if clean_name(enrolment.display_name):
+                set_profile(session, row.donor, enrolment.display_name, now_s=int(now_s))
+            return first
+
+        return keep
+
+    def _leaf(self, enrolment: wire.Enrolment, now_s: float) -> EnrolLeaf:
+        device_class = enrolment.device.device_class
+        return EnrolLeaf.model_validate(
+            {
+                "run_id": self._policy.run_id,
+                "at_s": int(now_s),
+                "worker": enrolment.worker,
+                "donor": enrolment.donor,
+                "device_class": device_class,
+            }
+        )
+
+
+def check_version(version: str, minimum: str) -> None:
+    """Insist on a client that is new enough.
+
+    Raises:
+        UpgradeNeeded: it is older than ``minimum``, or names no version.
+    """
+    if not supported(version, minimum):
+        raise UpgradeNeeded(
+            f"barnraise {version[:32] or '(unknown)'} is too old for this run, which needs "
+            f"{minimum} or newer: run 'pip install --upgrade barnraise'"
+        )
+
+
+def supported(version: str, minimum: str) -> bool:
+    """Whether ``version`` is at least ``minimum``, by the numbers at its start."""
+    return _numbers(version) >= _numbers(minimum) and bool(_numbers(version))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    match = re.match(r"\d{1,6}(\.\d{1,6}){0,3}", version)
+    return tuple(int(part) for part in match[0].split(".")) if match else ()
+
+
+def check_texts(enrolment: wire.Enrolment) -> None:
+    """Bound every text and insist that every address is the device's own.
+
+    Raises:
+        BadRecord: naming the field.
+    """
+    device = enrolment.device
+    if device.device_class not in _DEVICE_CLASSES:
+        raise BadRecord(f"device_class is one of {', '.join(_DEVICE_CLASSES)}")
+    for name, value, most in (
+        ("device name", device.name, _MAX_TEXT_CHARS),
+        ("client_version", enrolment.client_version, _MAX_TEXT_CHARS // 2),
+        ("display_name", enrolment.display_name, MAX_DISPLAY_NAME_CHARS),
+    ):
+        if len(value) > most:
+            raise BadRecord(f"{name} has {len(value)} characters, allowed are {most}")
+    check_multiaddrs(enrolment.multiaddrs, enrolment.worker)
+
+
+def check_multiaddrs(addresses: Collection[str], worker: PeerId) -> None:
+    """Bound a device's addresses: others will dial them.
+
+    Raises:
+        BadRecord: too many, too long, malformed, or of another peer.
+    """
+    if len(addresses) > MAX_MULTIADDRS:
+        raise BadRecord(f"{len(addresses)} addresses, allowed are {MAX_MULTIADDRS}")
+    for address in addresses:
+        if len(address) > MAX_MULTIADDR_CHARS or not _MULTIADDR.fullmatch(address):
+            raise BadRecord(f"not a multiaddress: {address[:80]!r}")
+        _, marker, peer_id = address.rpartition("/p2p/")
+        if marker and peer_id != worker:
+            raise BadRecord(f"the address {address[:80]!r} is not of {worker}")
+
+
+def check_donor(enrolment: wire.Enrolment, now_s: float) -> None:
+    """Insist that the donor vouches for the device (protocol section 1).
+
+    Raises:
+        BadSignature: it does not, or no longer.
+        BadRecord: the delegation is of another device.
+    """
+    if enrolment.donor == enrolment.worker:
+        return
+    if not enrolment.HasField("device_delegation"):
+        raise BadSignature("a device that works for another key needs that key's delegation")
+    delegation = open_envelope(
+        enrolment.device_delegation, wire.DeviceDelegation, signer=enrolment.donor
+    ).record
+    if (delegation.donor, delegation.worker) != (enrolment.donor, enrolment.worker):
+        raise BadRecord("the donor's delegation is for another device")
+    if delegation.not_after_s < now_s:
+        raise BadSignature("the donor's delegation has expired: make a new one")
+
+
+def anchor_addresses(session: Session, *, seen_since_s: float) -> list[str]:
+    """Full addresses (with ``/p2p/PeerID``) of the anchors that were heard of lately."""
+    rows = session.scalars(
+        select(WorkerRow)
+        .where(WorkerRow.anchor, WorkerRow.last_seen_s >= seen_since_s)
+        .order_by(WorkerRow.worker)
+    )
+    return [
+        address if "/p2p/" in address else f"{address}/p2p/{row.worker}"
+        for row in rows
+        for address in json.loads(row.multiaddrs)
+    ]
+
+
+def _check_row(row: WorkerRow, enrolment: wire.Enrolment) -> None:
+    if row.blocked_reason:
+        raise UsageError(f"the organiser blocked this device: {row.blocked_reason}")
+    if row.donor != enrolment.donor:
+        raise UsageError(
+            f"this device works for {row.donor} already: make a new device key to work for another"
+        )
+
+
+def _update(
+    row: WorkerRow, enrolment: wire.Enrolment, admission: wire.Envelope, now_s: float
+) -> None:
+    row.device_class = enrolment.device.device_class
+    row.device_name = clean_name(enrolment.device.name)
+    row.display_name = clean_name(enrolment.display_name)
+    row.client_version = enrolment.client_version
+    row.anchor = enrolment.anchor
+    row.client_mode = enrolment.client_mode
+    row.multiaddrs = json.dumps(list(enrolment.multiaddrs))
+    row.admission = admission.SerializeToString()
+    row.last_seen_s = now_s
