@@ -449,6 +449,26 @@ class WeightHolder(_message.Message):
     not_after_s: int
     def __init__(self, run_id: _Optional[bytes] = ..., worker: _Optional[str] = ..., state_digest: _Optional[bytes] = ..., admission: _Optional[_Union[Envelope, _Mapping]] = ..., not_after_s: _Optional[int] = ...) -> None: ...
 
+class RosterHolder(_message.Message):
+    __slots__ = ("run_id", "worker", "round", "attempt", "sha256", "total_bytes", "admission", "not_after_s")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ADMISSION_FIELD_NUMBER: _ClassVar[int]
+    NOT_AFTER_S_FIELD_NUMBER: _ClassVar[int]
+    run_id: bytes
+    worker: str
+    round: int
+    attempt: int
+    sha256: bytes
+    total_bytes: int
+    admission: Envelope
+    not_after_s: int
+    def __init__(self, run_id: _Optional[bytes] = ..., worker: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., sha256: _Optional[bytes] = ..., total_bytes: _Optional[int] = ..., admission: _Optional[_Union[Envelope, _Mapping]] = ..., not_after_s: _Optional[int] = ...) -> None: ...
+
 class ChallengeAnswer(_message.Message):
     __slots__ = ("run_id", "challenge_id", "worker", "assignment_id", "chunks")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
