@@ -1,0 +1,361 @@
+"""hivemind's ``P2P`` with bounded, owned streams.
+
+Invariants:
+
+* No frame is read whose announced length is over its limit; hivemind's own stream reader takes
+  the other side's word for it, and its queue can strand a handler whose caller went away.
+* Every task that serves a stream belongs to a TaskGroup, and :meth:`BoundedP2P.shutdown` ends
+  them all, reaps the daemon and removes its sockets, whatever state it is in.
+* The daemon's sockets live in a directory that only this user can enter; its name follows
+  from the identity, so that a start after ``kill -9`` removes what was left.
+
+The bytes on the wire are hivemind's (see :mod:`worker.frames`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import structlog
+from google.protobuf.message import DecodeError, Message
+from hivemind.p2p import P2P, P2PContext, PeerID
+from hivemind.p2p.p2p_daemon_bindings.utils import (
+    P2PDaemonError,
+    raise_if_failed,
+    read_pbmsg_safe,
+    write_pbmsg,
+)
+from hivemind.proto import p2pd_pb2
+from hivemind.utils.multiaddr import Multiaddr
+
+from protocol.errors import BadRecord, ProtocolError, TransientError
+from worker.frames import MAX_FRAME_BYTES
+
+log = structlog.get_logger()
+
+MAX_STREAMS = 1024
+"""Streams served at once; the next ones are closed at once."""
+
+MAX_STREAMS_PER_PEER = 16
+
+LINGER_S = 5.0
+"""How long an answered stream waits for its caller to hang up, so that the answer arrives."""
+
+STARTUP_TIMEOUT_S = 30.0
+DIAL_TIMEOUT_S = 15.0
+
+_MESSAGE, _ERROR = P2P.MESSAGE_MARKER, P2P.ERROR_MARKER
+_MAX_ERROR_BYTES = 4096
+
+Reply = TypeVar("Reply", bound=Message)
+
+
+async def read_message(reader: asyncio.StreamReader, kind: type[Reply]) -> Reply | None:
+    """Read one message; None when the other side has ended its direction.
+
+    Raises:
+        BadRecord: over the limit, or not such a message.
+        TransientError: the other side reports a failure.
+        asyncio.IncompleteReadError: the stream broke.
+    """
+    marker = await reader.readexactly(1)
+    length = int.from_bytes(await reader.readexactly(P2P.HEADER_LEN), P2P.BYTEORDER)
+    if marker not in (_MESSAGE, _ERROR):
+        raise BadRecord("a stream out of frame")
+    if length > (MAX_FRAME_BYTES if marker == _MESSAGE else _MAX_ERROR_BYTES):
+        raise BadRecord(f"a frame of {length} bytes is over the limit")
+    data = await reader.readexactly(length)
+    try:
+        if marker == _MESSAGE:
+            return kind.FromString(data)
+        problem = p2pd_pb2.RPCError.FromString(data)
+    except DecodeError as error:
+        raise BadRecord("a frame that does not parse") from error
+    if problem.message:
+        raise TransientError(f"the peer says: {problem.message[:500]}")
+    return None
+
+
+async def write_message(writer: asyncio.StreamWriter, message: Message) -> None:
+    """Write one message and wait until the transport wants more."""
+    data = message.SerializeToString()
+    marker = _ERROR if isinstance(message, p2pd_pb2.RPCError) else _MESSAGE
+    writer.write(marker + len(data).to_bytes(P2P.HEADER_LEN, P2P.BYTEORDER))
+    writer.write(data)
+    await writer.drain()
+
+
+class Stream(Generic[Reply]):
+    """The caller's end of one stream."""
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, reply: type[Reply]
+    ) -> None:
+        self._reader, self._writer, self._reply = reader, writer, reply
+
+    async def send(self, message: Message) -> None:
+        await write_message(self._writer, message)
+
+    async def finish(self) -> None:
+        """End our direction; replies may still come."""
+        await write_message(self._writer, P2P.END_OF_STREAM)
+
+    async def receive(self) -> Reply | None:
+        return await read_message(self._reader, self._reply)
+
+    async def converse(self, messages: AsyncIterator[Message]) -> Reply | None:
+        """Send messages until the first reply comes, which may be before all are sent."""
+        reply, problem = None, None
+        async with asyncio.TaskGroup() as tasks:
+            sending = tasks.create_task(self._send_all(messages))
+            try:
+                reply = await self.receive()
+            except (ProtocolError, OSError, asyncio.IncompleteReadError) as error:
+                problem = error  # raised below: inside it would come out as an ExceptionGroup
+            sending.cancel()
+        if problem is not None:
+            raise problem
+        return reply
+
+    async def _send_all(self, messages: AsyncIterator[Message]) -> None:
+        # A broken pipe says less than the reply that came before it.
+        with suppress(OSError):
+            async with aclosing(messages) as sending:  # type: ignore[type-var]
+                async for message in sending:
+                    await self.send(message)
+
+
+def socket_directory(peer_id: str) -> Path:
+    """The private directory of one identity's daemon sockets, emptied of what a crash left."""
+    # A short path: a UNIX socket's may have 107 bytes.
+    path = Path(tempfile.gettempdir()) / f"barnraise-{peer_id[-20:]}"
+    shutil.rmtree(path, ignore_errors=True)
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        path = Path(tempfile.mkdtemp(prefix="barnraise-"))  # somebody else sits on that name
+    return path
+
+
+class BoundedP2P(P2P):  # type: ignore[misc]
+    """A libp2p daemon and its streams; start with :meth:`start`, end with :meth:`shutdown`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._serving: set[asyncio.Task[Any]] = set()
+        self._callers: Counter[bytes] = Counter()
+        self._sockets: Path | None = None
+
+    @classmethod
+    async def start(
+        cls,
+        *,
+        identity_path: Path,
+        peer_id: str,
+        initial_peers: Sequence[str],
+        client_mode: bool,
+        listen: Sequence[str],
+        announce: Sequence[str] = (),
+        relay: bool = False,
+        nat_port_map: bool = False,
+    ) -> BoundedP2P:
+        """Start p2pd with this identity and wait until it answers.
+
+        Raises:
+            TransientError: it did not start; the message says what to look at.
+        """
+        sockets = socket_directory(peer_id)
+        made: list[BoundedP2P] = []
+
+        class Here(cls):  # type: ignore[misc, valid-type]
+            # create() makes the instance itself: catch it, to reap its child if it fails.
+            _UNIX_SOCKET_PREFIX = f"/unix{sockets}/"
+
+            def __init__(self) -> None:
+                super().__init__()
+                self._sockets = sockets
+                made.append(self)
+
+        try:
+            return await Here.create(  # type: ignore[no-any-return]
+                initial_peers=list(initial_peers) or None,
+                identity_path=str(identity_path),
+                check_if_identity_free=False,
+                host_maddrs=None if client_mode else list(listen),
+                announce_maddrs=list(announce) or None,
+                no_listen=client_mode,
+                dht_mode="client" if client_mode else "server",
+                use_relay=relay,
+                use_auto_relay=relay and client_mode,
+                auto_nat=relay,
+                nat_port_map=nat_port_map,
+                startup_timeout=STARTUP_TIMEOUT_S,
+            )
+        except (P2PDaemonError, OSError, asyncio.IncompleteReadError) as error:
+            raise TransientError(
+                f"the peer-to-peer daemon did not start: {error}. Check that the anchors of the"
+                " run can be reached, that the listening port is free, and try again"
+            ) from error
+        finally:
+            if made and made[0]._client is None:
+                await made[0].shutdown()
+
+    async def shutdown(self) -> None:
+        """End all streams, the daemon and its sockets. Safe to call twice."""
+        for task in self._serving:
+            task.cancel()
+        background = [t for t in (self._listen_task, self._reader_task, *self._serving) if t]
+        await super().shutdown()
+        await asyncio.gather(*background, return_exceptions=True)
+        if self._sockets is not None:
+            shutil.rmtree(self._sockets, ignore_errors=True)
+
+    async def connect(self, peer_id: str, multiaddrs: Sequence[str]) -> None:
+        """Dial a peer at addresses that we were told; an address that does not parse is skipped.
+
+        Raises:
+            TransientError: none of them answered.
+        """
+        addresses = []
+        for text in multiaddrs:
+            with suppress(ValueError, LookupError):
+                addresses.append(Multiaddr(text))
+        try:
+            async with asyncio.timeout(DIAL_TIMEOUT_S):
+                await self._client.connect(PeerID.from_base58(peer_id), addresses)
+        except (P2PDaemonError, OSError, asyncio.IncompleteReadError, TimeoutError) as error:
+            raise TransientError(f"cannot connect to {peer_id}: {error}") from error
+
+    @asynccontextmanager
+    async def stream(
+        self, peer_id: str, handle: str, reply: type[Reply]
+    ) -> AsyncIterator[Stream[Reply]]:
+        """Open a stream to a peer's handler; closed at the end of the block.
+
+        Raises:
+            TransientError: the peer cannot be reached, or the stream broke.
+        """
+        try:
+            async with asyncio.timeout(DIAL_TIMEOUT_S):
+                reader, writer = await self._open(PeerID.from_base58(peer_id), handle)
+        except (P2PDaemonError, OSError, asyncio.IncompleteReadError, TimeoutError) as error:
+            raise TransientError(f"cannot open a stream to {peer_id}: {error}") from error
+        try:
+            yield Stream(reader, writer, reply)
+        except (OSError, asyncio.IncompleteReadError) as error:
+            raise TransientError(f"the stream to {peer_id} broke: {error!r}") from error
+        finally:
+            writer.close()
+
+    async def _open(
+        self, peer: PeerID, handle: str
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        # As hivemind's stream_open, which leaks its connection when the daemon says no.
+        reader, writer = await self._client.control.daemon_connector.open_connection()
+        try:
+            opening = p2pd_pb2.StreamOpenRequest(peer=peer.to_bytes(), proto=[handle])
+            request = p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_OPEN, streamOpen=opening)
+            await write_pbmsg(writer, request)
+            response = p2pd_pb2.Response()
+            await read_pbmsg_safe(reader, response)
+            raise_if_failed(response)
+        except BaseException:
+            writer.close()
+            raise
+        return reader, writer
+
+    async def _add_protobuf_stream_handler(
+        self,
+        name: str,
+        handler: Callable[[Any, P2PContext], AsyncIterator[Message]],
+        input_protobuf_type: type[Message],
+        max_prefetch: int = 0,
+        balanced: bool = False,
+    ) -> None:
+        """Serve a handler of ServicerBase; ``max_prefetch`` is not needed: reads are on demand."""
+
+        async def serve(
+            info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        ) -> None:
+            remote = info.peer_id
+            key = remote.to_bytes()
+            task = asyncio.current_task()
+            assert task is not None
+            busy = len(self._serving) >= MAX_STREAMS or self._callers[key] >= MAX_STREAMS_PER_PEER
+            try:
+                if busy:
+                    return
+                self._serving.add(task)
+                self._callers[key] += 1
+                context = P2PContext(handle_name=name, local_id=self.peer_id, remote_id=remote)
+                await _serve(reader, writer, handler, input_protobuf_type, context)
+            finally:
+                writer.close()
+                if not busy:
+                    self._serving.discard(task)
+                    self._callers[key] -= 1
+                    self._callers += Counter()  # drops the zeros
+
+        await self.add_binary_stream_handler(name, serve, balanced=balanced)
+
+
+async def _serve(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    handler: Callable[[Any, P2PContext], AsyncIterator[Message]],
+    kind: type[Message],
+    context: P2PContext,
+) -> None:
+    """Answer one stream, or stop when its caller has hung up."""
+    ended = asyncio.Event()
+
+    async def requests() -> AsyncIterator[Message]:
+        while (message := await read_message(reader, kind)) is not None:
+            yield message
+        ended.set()
+
+    async def hang_up() -> None:
+        await ended.wait()
+        await reader.read(1)  # nothing may follow the end: this returns when the caller closes
+
+    async with asyncio.TaskGroup() as tasks:
+        answering = tasks.create_task(_answer(writer, handler, requests(), context))
+        leaving = tasks.create_task(hang_up())
+        await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        answering.cancel()
+        leaving.cancel()
+    # Closing with unread input would reset the connection and lose our last words.
+    with suppress(OSError, TimeoutError):
+        async with asyncio.timeout(LINGER_S):
+            while await reader.read(1 << 16):
+                pass
+
+
+async def _answer(
+    writer: asyncio.StreamWriter,
+    handler: Callable[[Any, P2PContext], AsyncIterator[Message]],
+    requests: AsyncIterator[Message],
+    context: P2PContext,
+) -> None:
+    problem = p2pd_pb2.RPCError()  # empty: the end of the answers
+    try:
+        async with aclosing(handler(requests, context)) as replies:  # type: ignore[type-var]
+            async for reply in replies:
+                await write_message(writer, reply)
+    except (OSError, asyncio.IncompleteReadError):
+        return  # the caller is gone
+    except ProtocolError as error:
+        log.debug("stream_refused", peer=str(context.remote_id), why=str(error))
+        problem.message = str(error)[:500]
+    except Exception:  # the boundary: a bug in one handler must not take the peer down
+        log.exception("stream_failed", handler=context.handle_name, peer=str(context.remote_id))
+        problem.message = "internal error"
+    with suppress(OSError):
+        await write_message(writer, problem)
