@@ -46,6 +46,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 from google.protobuf.message import DecodeError
 from hivemind.proto import averaging_pb2, runtime_pb2
@@ -57,7 +58,7 @@ from protocol.merkle import HASH_BYTES
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2 as service
 
-Frame = averaging_pb2.AveragingData
+Frame: TypeAlias = averaging_pb2.AveragingData
 
 MAX_FRAME_BYTES = 2 << 20
 """One frame: the largest is a result of 2^18 float32 (1 MiB) with its envelope."""

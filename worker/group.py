@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import cast, get_args
 
 from protocol.envelope import Signed
 from protocol.errors import BadRecord
@@ -55,16 +55,14 @@ class Group:
         """
         record = roster.record
         layout = _layout(record)
-        codec: Codec = _one_of(record.codec, get_args(Codec))
-        combine: CombineRule = _one_of(record.combine, get_args(CombineRule))
         if record.gather_deadline_ms >= record.broadcast_deadline_ms:
             raise BadRecord("a roster whose broadcast ends before its gather")
         return cls(
             roster=roster,
             group_id=group_id(roster),
             layout=layout,
-            codec=codec,
-            combine=combine,
+            codec=cast(Codec, _one_of(record.codec, get_args(Codec))),
+            combine=cast(CombineRule, _one_of(record.combine, get_args(CombineRule))),
             members=_members(record),
             reducers=_reducers(record),
         )
@@ -118,7 +116,7 @@ def _layout(record: wire.Roster) -> ChunkLayout:
     return layout
 
 
-def _one_of(value: str, known: tuple[str, ...]) -> str:  # type: ignore[misc]
+def _one_of(value: str, known: tuple[str, ...]) -> str:
     if value not in known:
         raise BadRecord(f"{value[:40]!r} is not one of {', '.join(known)}: update the program")
     return value

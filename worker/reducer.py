@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Container, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -210,7 +210,9 @@ class Reducer:
 
     # ---- reports
 
-    async def reports(self, remaining_s: Callable[[], float]) -> AsyncIterator[wire.Envelope]:
+    async def reports(
+        self, remaining_s: Callable[[], float]
+    ) -> AsyncGenerator[wire.Envelope, None]:
         """Signed ReducerReports: one whenever somebody completes, the last when all are decided
         or the time is over.
 
@@ -263,7 +265,7 @@ class Reducer:
 
     async def combine(
         self, inclusion: Signed[wire.InclusionSet], *, skip: Container[int] = ()
-    ) -> AsyncIterator[service.ResultPiece]:
+    ) -> AsyncGenerator[service.ResultPiece, None]:
         """Combine the range over the inclusion set; yields each signed result as it is made.
 
         Args:

@@ -1,0 +1,169 @@
+"""Blobs of the run (weights, above all) from peer to peer, named by their SHA-256.
+
+Invariants:
+
+* A piece is at most 1 MiB and must continue exactly where the last one ended; the total is the
+  one that the caller knows from a signed record, so nobody can fill a disk.
+* Nothing appears under the target's name before its digest has been checked. What has come so
+  far stays in ``<target>.part`` and is continued, from whichever peer, after a failure.
+* Files are read, hashed and written in threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, AsyncIterator, BinaryIO  # noqa: UP035  # ServicerBase reads typing's
+
+import structlog
+from hivemind.p2p import P2PContext, ServicerBase
+
+from protocol.errors import BadDigest, BadRecord, TransientError
+from protocol.limits import MAX_PIECE_BYTES
+from protocol.wire import service_pb2 as service
+from worker.streams import BoundedP2P
+
+log = structlog.get_logger()
+
+PIECE_BYTES = MAX_PIECE_BYTES // 2
+"""What we send; what we accept is at most twice that."""
+
+MAX_UPLOADS = 8
+"""Blobs served at once; others wait their turn, so that each upload ends in good time."""
+
+STALL_S = 30.0
+"""A peer that sends nothing for so long is given up; another one may continue."""
+
+Resolve = Callable[[bytes], Path | None]
+"""SHA-256 to the local file that has it, already verified."""
+
+
+class BlobService(ServicerBase):  # type: ignore[misc]
+    """Serves files by digest: request a GetShardRequest, answer a stream of Pieces."""
+
+    def __init__(self, run_id: bytes) -> None:
+        self._run_id = run_id
+        self._uploads = asyncio.Semaphore(MAX_UPLOADS)
+        self.resolve: Resolve = lambda sha256: None
+        self.small: dict[bytes, bytes] = {}  # what we serve from memory
+
+    async def rpc_blob(
+        self, request: service.GetShardRequest, context: P2PContext
+    ) -> AsyncIterator[service.Piece]:
+        if request.run_id != self._run_id:
+            raise BadRecord("a blob of another run")
+        async with self._uploads:
+            small = self.small.get(request.sha256)
+            if small is not None and request.offset <= len(small):
+                for offset in range(request.offset, len(small), PIECE_BYTES):
+                    data = small[offset : offset + PIECE_BYTES]
+                    yield service.Piece(offset=offset, total_bytes=len(small), data=data)
+                return
+            async for piece in self._from_file(request):
+                yield piece
+
+    async def _from_file(self, request: service.GetShardRequest) -> AsyncIterator[service.Piece]:
+        path = self.resolve(request.sha256)
+        if path is None:
+            raise TransientError("this peer does not hold that blob")
+        try:
+            file = await asyncio.to_thread(path.open, "rb")
+        except OSError as error:
+            raise TransientError("this peer does not hold that blob any more") from error
+        with file:
+            total_bytes = os.fstat(file.fileno()).st_size
+            offset = request.offset
+            while offset < total_bytes:
+                data = await asyncio.to_thread(os.pread, file.fileno(), PIECE_BYTES, offset)
+                if not data:
+                    raise TransientError("the blob shrank while it was read")
+                yield service.Piece(offset=offset, total_bytes=total_bytes, data=data)
+                offset += len(data)
+
+
+class BlobClient:
+    """Fetches blobs from peers."""
+
+    def __init__(self, p2p: BoundedP2P, handle: str, run_id: bytes) -> None:
+        self._p2p, self._handle, self._run_id = p2p, handle, run_id
+
+    async def fetch(self, peer_id: str, sha256: bytes, total_bytes: int, target: Path) -> None:
+        """Fetch a blob into ``target``, going on from what an earlier attempt left.
+
+        Raises:
+            TransientError: the peer failed or does not hold it; call again, with any peer.
+            BadDigest: the bytes are not the blob; they were thrown away.
+            BadRecord: the peer sent other pieces than those asked for.
+            OSError: the disk is full or refuses.
+        """
+        part = target.with_name(target.name + ".part")
+        with await asyncio.to_thread(part.open, "a+b") as file:
+            digest, offset = await asyncio.to_thread(_resume, file, total_bytes)
+            if offset < total_bytes:
+                async for piece in self.pieces(peer_id, sha256, total_bytes, offset):
+                    await asyncio.to_thread(_append, file, digest, piece.data)
+            await asyncio.to_thread(_flush, file)
+        if digest.digest() != sha256:
+            part.unlink()
+            raise BadDigest(f"what {peer_id} sent is not blob {sha256.hex()}; it was deleted")
+        part.replace(target)
+
+    async def fetch_small(self, peer_id: str, sha256: bytes, total_bytes: int) -> bytes:
+        """Fetch a blob into memory; the caller bounds ``total_bytes``. Raises as :meth:`fetch`."""
+        data = bytearray()
+        async for piece in self.pieces(peer_id, sha256, total_bytes, 0):
+            data += piece.data
+        if hashlib.sha256(data).digest() != sha256:
+            raise BadDigest(f"what {peer_id} sent is not blob {sha256.hex()}")
+        return bytes(data)
+
+    async def pieces(
+        self, peer_id: str, sha256: bytes, total_bytes: int, offset: int
+    ) -> AsyncIterator[service.Piece]:
+        """The pieces from ``offset`` to the end, each checked for its place and size."""
+        request = service.GetShardRequest(run_id=self._run_id, sha256=sha256, offset=offset)
+        async with self._p2p.stream(peer_id, self._handle, service.Piece) as stream:
+            await stream.send(request)
+            await stream.finish()
+            while offset < total_bytes:
+                try:
+                    async with asyncio.timeout(STALL_S):
+                        piece = await stream.receive()
+                except TimeoutError as error:
+                    raise TransientError(f"{peer_id} stopped sending") from error
+                if piece is None:
+                    raise TransientError(f"{peer_id} stopped at {offset} of {total_bytes} bytes")
+                _check(piece, offset, total_bytes)
+                offset += len(piece.data)
+                yield piece
+
+
+def _check(piece: service.Piece, offset: int, total_bytes: int) -> None:
+    if piece.total_bytes != total_bytes:
+        raise BadRecord(f"a blob of {piece.total_bytes} bytes where {total_bytes} are due")
+    if piece.offset != offset or not 0 < len(piece.data) <= MAX_PIECE_BYTES:
+        raise BadRecord("a piece in the wrong place, empty or over the limit")
+    if offset + len(piece.data) > total_bytes:
+        raise BadRecord("a piece that goes beyond the end of its blob")
+
+
+def _resume(file: BinaryIO, total_bytes: int) -> tuple[Any, int]:
+    """Hash what is there already; too much is thrown away."""
+    file.seek(0, os.SEEK_END)
+    if file.tell() > total_bytes:
+        file.truncate(0)
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256"), file.tell()  # type: ignore[arg-type]
+
+
+def _append(file: BinaryIO, digest: Any, data: bytes) -> None:
+    file.write(data)
+    digest.update(data)
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,347 @@
+"""Our place in the swarm: one libp2p daemon, one DHT node, one asyncio loop, no forked Python.
+
+Invariants:
+
+* The PeerID is the device's signing key (:mod:`protocol.identity`): what a peer signs and what
+  the transport authenticates is one name.
+* Records come out of the DHT only through :class:`worker.dht_records.RunRecords`.
+* :meth:`Swarm.shutdown` leaves no process, socket or task, and never raises for a peer's sake.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import structlog
+from hivemind.dht import DHTNode
+from hivemind.utils.multiaddr import Multiaddr
+
+from protocol.envelope import Signed, open_envelope, parse_envelope, seal
+from protocol.errors import BadRecord, Conflict, PeerFault, TransientError, UsageError
+from protocol.identity import Identity
+from protocol.limits import MAX_RECORD_BYTES
+from protocol.trust import TrustStore
+from protocol.update import EncodedUpdate
+from protocol.wire import records_pb2 as wire
+from worker.allreduce import GroupReduce, Peer
+from worker.dht_records import Records, RunRecords, fits, head_key, roster_key, weights_key
+from worker.group import Group
+from worker.peer_blobs import BlobClient, BlobService, Resolve
+from worker.round_service import GroupBook, RoundService
+from worker.streams import BoundedP2P
+
+log = structlog.get_logger()
+
+LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
+
+HOLDER_LIFETIME_S = 1800
+"""How long an announcement that we hold weights or a roster stands; renew it by then."""
+
+MAX_ROSTERS_KEPT = 64
+"""Rosters remembered to notice a second one for the same round and attempt."""
+
+
+def local_clock_ms() -> int:
+    """This machine's clock, for when no better one is known."""
+    return int(time.time() * 1000)
+
+
+class Swarm:
+    """One peer of one run; start with :meth:`create`, end with :meth:`shutdown`."""
+
+    def __init__(
+        self,
+        p2p: BoundedP2P,
+        identity: Identity,
+        run_id: bytes,
+        trust: TrustStore,
+        clock_ms: Callable[[], int],
+    ) -> None:
+        self._p2p, self._identity, self._run_id, self._trust = p2p, identity, run_id, trust
+        self._clock_ms = clock_ms
+        self._namespace = run_id.hex()
+        self._book = GroupBook()
+        self._rounds = RoundService(self._book)
+        self._blobs = BlobService(run_id)
+        self._rules = RunRecords(run_id, trust, self._now_s)
+        self._node: DHTNode | None = None
+        self._rosters: dict[tuple[int, int], Signed[wire.Roster]] = {}
+        self.peer_id = identity.peer_id
+
+    @classmethod
+    async def create(
+        cls,
+        *,
+        identity_path: Path,
+        identity: Identity,
+        run_id: bytes,
+        trust: TrustStore,
+        initial_peers: Sequence[str],
+        client_mode: bool,
+        listen: Sequence[str] = LOOPBACK,
+        announce: Sequence[str] = (),
+        clock_ms: Callable[[], int] = local_clock_ms,
+        relay: bool = False,
+        nat_port_map: bool = False,
+    ) -> Swarm:
+        """Start the daemon and the DHT node, and serve.
+
+        Args:
+            identity_path: libp2p identity file (0600) of ``identity``.
+            initial_peers: multiaddrs with /p2p/PeerID of the run's anchors; empty for the first.
+            client_mode: no inbound port: only open outbound streams.
+            listen: multiaddrs to listen on; ignored in client mode.
+            announce: multiaddrs by which others reach us, when they differ from ``listen``.
+            clock_ms: the coordinator's clock, in milliseconds since the epoch.
+            relay: use libp2p's circuit relays and AutoNAT; slower to start.
+            nat_port_map: ask the router for a port (UPnP).
+
+        Raises:
+            TransientError: the daemon did not start, or no anchor answered; says what to check.
+            UsageError: an address is not a multiaddr, or the identity file is of another key.
+        """
+        _check_addresses([*initial_peers, *listen, *announce])
+        if Identity.load(identity_path).peer_id != identity.peer_id:
+            raise UsageError(f"{identity_path} is not the key of {identity.peer_id}")
+        p2p = await BoundedP2P.start(
+            identity_path=identity_path,
+            peer_id=identity.peer_id,
+            initial_peers=initial_peers,
+            client_mode=client_mode,
+            listen=listen,
+            announce=announce,
+            relay=relay,
+            nat_port_map=nat_port_map,
+        )
+        self = cls(p2p, identity, run_id, trust, clock_ms)
+        try:
+            await self._serve(initial_peers, client_mode)
+        except BaseException:
+            await self.shutdown()
+            raise
+        log.info("swarm_joined", peer_id=self.peer_id, client_mode=client_mode)
+        return self
+
+    async def _serve(self, initial_peers: Sequence[str], client_mode: bool) -> None:
+        try:
+            self._node = await DHTNode.create(
+                self._p2p,
+                initial_peers=list(initial_peers),
+                client_mode=client_mode,
+                record_validator=self._rules,
+                strict=False,
+            )
+        except RuntimeError as error:  # hivemind's word for "nobody answered"
+            raise TransientError(
+                f"no anchor of the run answered ({error}): check this machine's network and"
+                " clock, and that the anchors are up"
+            ) from error
+        self._records = Records(self._node, self._rules)
+        if not client_mode:
+            await self._rounds.add_p2p_handlers(self._p2p, namespace=self._namespace)
+            await self._blobs.add_p2p_handlers(self._p2p, namespace=self._namespace)
+        self._peer = Peer(
+            p2p=self._p2p,
+            identity=self._identity,
+            gather_handle=self._handle(RoundService, "rpc_gather"),
+            broadcast_handle=self._handle(RoundService, "rpc_broadcast"),
+            clock_ms=self._clock_ms,
+            require_round_key=self._require_round_key,
+        )
+        handle = self._handle(BlobService, "rpc_blob")
+        self._fetcher = BlobClient(self._p2p, handle, self._run_id)
+
+    def _handle(self, servicer: type[RoundService] | type[BlobService], method: str) -> str:
+        return str(servicer._get_handle_name(self._namespace, method))
+
+    async def multiaddrs(self) -> list[str]:
+        """Addresses by which others reach us, each with /p2p/PeerID; empty in client mode."""
+        try:
+            return [str(a) for a in await self._p2p.get_visible_maddrs(latest=True)]
+        except ValueError:  # hivemind's word for "none"
+            return []
+
+    async def connect(self, multiaddr: str) -> None:
+        """Dial a peer by a multiaddr that ends in /p2p/PeerID.
+
+        Raises:
+            TransientError: it does not answer.
+        """
+        _check_addresses([multiaddr])
+        await self._p2p.connect(multiaddr.rsplit("/p2p/", 1)[1], [multiaddr])
+
+    async def shutdown(self) -> None:
+        """Close the groups, leave the DHT, reap the daemon. Safe to call twice."""
+        self._book.close_all()
+        if self._node is not None:
+            # Not DHTNode.shutdown(): it asks the daemon, which may be dead, to drop handlers.
+            self._node.is_alive = False
+            if self._node.cache_refresh_task is not None:
+                self._node.cache_refresh_task.cancel()
+        await self._p2p.shutdown()
+
+    # ---- the DHT
+
+    async def publish_head(self, envelope: wire.Envelope) -> bool:
+        """Store the run head; False when no peer took it."""
+        open_envelope(envelope, wire.RunHead)
+        return await self._records.publish(envelope)
+
+    async def get_head(self) -> Signed[wire.RunHead] | None:
+        """The newest run head in the DHT, verified."""
+        found = await self._records.find(head_key(self._run_id))
+        heads = [open_envelope(envelope, wire.RunHead) for envelope in found]
+        return max(heads, key=lambda h: (h.record.round, h.record.issued_at_ms), default=None)
+
+    async def publish_roster(
+        self, envelope: wire.Envelope, admission: wire.Envelope | None = None
+    ) -> bool:
+        """Store a roster; one that is too large for the DHT is announced as ours to fetch.
+
+        Args:
+            admission: ours; needed only for a roster over 64 KiB.
+        """
+        data = envelope.SerializeToString()
+        if fits(data):
+            return await self._records.publish(envelope)
+        if admission is None:
+            return False
+        roster = open_envelope(envelope, wire.Roster).record
+        digest = hashlib.sha256(data).digest()
+        self._keep_small(digest, data)
+        holder = wire.RosterHolder(
+            run_id=self._run_id,
+            worker=self.peer_id,
+            round=roster.round,
+            attempt=roster.attempt,
+            sha256=digest,
+            total_bytes=len(data),
+            admission=admission,
+            not_after_s=int(self._now_s()) + HOLDER_LIFETIME_S,
+        )
+        return await self._records.publish(seal(holder, self._identity))
+
+    def _keep_small(self, digest: bytes, data: bytes) -> None:
+        self._blobs.small[digest] = data
+        while len(self._blobs.small) > MAX_ROSTERS_KEPT:
+            del self._blobs.small[next(iter(self._blobs.small))]
+
+    async def get_roster(self, round_: int, attempt: int) -> Signed[wire.Roster] | None:
+        """A roster from the DHT, verified.
+
+        Raises:
+            Conflict: there are two for this round and attempt, both signed.
+        """
+        found: dict[bytes, Signed[wire.Roster]] = {}
+        for envelope in await self._records.find(roster_key(self._run_id, round_, attempt)):
+            roster = await self._roster_from(envelope, round_, attempt)
+            if roster is not None:
+                found[roster.digest] = roster
+        if len(found) > 1:
+            raise Conflict(f"two rosters were signed for round {round_}, attempt {attempt}")
+        return next(iter(found.values()), None)
+
+    async def _roster_from(
+        self, envelope: wire.Envelope, round_: int, attempt: int
+    ) -> Signed[wire.Roster] | None:
+        try:
+            if envelope.payload_type.endswith(".roster-holder+protobuf"):
+                holder = open_envelope(envelope, wire.RosterHolder).record
+                if holder.total_bytes > MAX_RECORD_BYTES + 4096:
+                    raise BadRecord("a roster over the limit")
+                data = await self._fetcher.fetch_small(
+                    holder.worker, holder.sha256, holder.total_bytes
+                )
+                envelope = parse_envelope(data)
+            roster = open_envelope(envelope, wire.Roster)
+            self._require_round_key(roster.signer)
+            if (roster.record.run_id, roster.record.round, roster.record.attempt) != (
+                self._run_id,
+                round_,
+                attempt,
+            ):
+                raise BadRecord("a roster of another round")
+        except (PeerFault, TransientError) as error:
+            log.warning("roster_refused", why=str(error))
+            return None
+        return roster
+
+    async def announce_weights(self, state_digest: bytes, admission: wire.Envelope) -> bool:
+        """Tell the run that we serve the weights of a state; renew within half an hour."""
+        holder = wire.WeightHolder(
+            run_id=self._run_id,
+            worker=self.peer_id,
+            state_digest=state_digest,
+            admission=admission,
+            not_after_s=int(self._now_s()) + HOLDER_LIFETIME_S,
+        )
+        return await self._records.publish(seal(holder, self._identity))
+
+    async def weight_holders(self, state_digest: bytes) -> list[str]:
+        """PeerIDs that announced the weights of a state, without our own."""
+        found = await self._records.find(weights_key(self._run_id, state_digest))
+        workers = {open_envelope(e, wire.WeightHolder).record.worker for e in found}
+        return sorted(workers - {self.peer_id})
+
+    # ---- blobs
+
+    def serve_blobs(self, resolve: Resolve) -> None:
+        """Serve files by SHA-256 to whoever asks; ``resolve`` names only verified ones."""
+        self._blobs.resolve = resolve
+
+    async def fetch_blob(self, peer_id: str, sha256: bytes, total_bytes: int, target: Path) -> None:
+        """See :meth:`worker.peer_blobs.BlobClient.fetch`."""
+        await self._fetcher.fetch(peer_id, sha256, total_bytes, target)
+
+    # ---- the reduce
+
+    def open_group(self, roster: Signed[wire.Roster], update: EncodedUpdate | None) -> GroupReduce:
+        """Take part in a roster's reduce, as member, reducer or both; close the result.
+
+        Args:
+            roster: envelope verified; here its signer is too.
+            update: ours, when we are a member.
+
+        Raises:
+            BadSignature, BadRecord: not a roster of this run by a round key, or malformed.
+            Conflict: another roster was opened for the same round and attempt; both are signed.
+        """
+        self._require_round_key(roster.signer)
+        record = roster.record
+        if record.run_id != self._run_id:
+            raise BadRecord("a roster of another run")
+        group = Group.of(roster)
+        known = self._rosters.setdefault((record.round, record.attempt), roster)
+        if known.digest != roster.digest:
+            log.error("two_rosters", round=record.round, attempt=record.attempt)
+            raise Conflict(
+                f"two rosters were signed for round {record.round}, attempt {record.attempt}"
+            )
+        while len(self._rosters) > MAX_ROSTERS_KEPT:
+            del self._rosters[next(iter(self._rosters))]
+        if self._book.get(group.group_id) is not None:
+            raise ValueError("this group is open already")
+        reduce = GroupReduce(
+            group, update, self._peer, on_close=lambda: self._book.remove(group.group_id)
+        )
+        self._book.add(reduce)
+        return reduce
+
+    def _require_round_key(self, signer: str) -> None:
+        self._trust.require_signer(wire.KEY_PURPOSE_ROUND, signer, self._now_s())
+
+    def _now_s(self) -> float:
+        return self._clock_ms() / 1000
+
+
+def _check_addresses(addresses: Sequence[str]) -> None:
+    for text in addresses:
+        try:
+            Multiaddr(text)
+        except (ValueError, LookupError) as error:
+            raise UsageError(
+                f"{text!r} is not a multiaddr; it looks like /ip4/203.0.113.7/tcp/4001"
+            ) from error
