@@ -27,7 +27,7 @@ import numpy.typing as npt
 from protocol.digest import file_sha256
 from protocol.errors import BadDigest, TransientError
 from protocol.manifest import RunManifest
-from protocol.model import ParameterSpec, parameter_spec
+from protocol.model import ParameterSpec, element_count, parameter_spec
 from protocol.state import StateDescriptor, read_vector, write_vector
 
 Vector = npt.NDArray[np.float32]
@@ -71,6 +71,11 @@ class CheckpointStore:
     def spec(self) -> ParameterSpec:
         """Names and shapes, in the order of the flat vector."""
         return parameter_spec(self._manifest.model_config_json)
+
+    @property
+    def elements(self) -> int:
+        """Elements of the flat vector."""
+        return element_count(self.spec)
 
     def save(self, weights: Vector, momentum: Vector, descriptor: StateDescriptor) -> SavedState:
         """Store a state; on return both files are durable.
