@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 # Before anything imports torch or numpy: the tests share their cores with other processes.
@@ -72,3 +76,37 @@ def make_manifest() -> Callable[..., RunManifest]:
 @pytest.fixture(scope="session")
 def manifest(make_manifest: Callable[..., RunManifest]) -> RunManifest:
     return make_manifest()
+
+
+@pytest.fixture(scope="session")
+def ledger_history() -> ModuleType:
+    """``tests/ledger_history.py``: writes a run's public record step by step."""
+    spec = importlib.util.spec_from_file_location(
+        "ledger_history", Path(__file__).with_name("ledger_history.py")
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def history(
+    ledger_history: ModuleType, make_manifest: Callable[..., RunManifest], tmp_path: Path
+) -> Iterator[Any]:
+    """A record in a SQLite file: the run, three devices of two donors, two rounds and a skip."""
+    manifest = make_manifest(
+        # Only counted, never built: large enough that a step earns credit.
+        model_config_json={"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8},
+        campaign={"goal_microcredits": 5000},
+    )
+    written = ledger_history.History(manifest, f"sqlite:///{tmp_path}/ledger.db")
+    written.open()
+    for name, donor in (("ada", "ada"), ("bob", "bob"), ("bob-laptop", "bob")):
+        written.enrol(name, donor=donor, display_name=donor.title())
+    written.settle({0: 10, 1: 5}, loss_nats=5.2)
+    written.skip()
+    written.settle({0: 10, 1: 5, 2: 2}, loss_nats=4.8)
+    yield written
+    written.close()

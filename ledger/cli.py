@@ -1,0 +1,245 @@
+"""``barnraise ledger``: read, verify and mirror the public record; serve the leaderboard."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from sqlalchemy import create_engine, inspect
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+from sqlalchemy.orm import Session
+
+from ledger.credit import MICROCREDITS_PER_CREDIT
+from ledger.log import latest_head
+from ledger.receipts import MAX_RECEIPT_BYTES, verify_receipt
+from ledger.schema import LogLeaf
+from ledger.sources import DatabaseSource, HttpSource, Source, directory_source
+from ledger.tiles import export_tiles
+from ledger.verify import Report, verify
+from protocol.errors import BadRecord, UsageError
+from protocol.identity import PublicKey
+
+_DB_HELP = "Database URL, for example sqlite:///run/coordinator.db"
+
+
+@click.group()
+def cli() -> None:
+    """Read and verify the public record; serve the leaderboard."""
+
+
+@cli.command("verify")
+@click.option("--db", metavar="URL", help=_DB_HELP)
+@click.option("--dir", "folder", type=click.Path(path_type=Path), help="Folder of tiles.")
+@click.option("--url", help="Leaderboard, or any web host with the tiles.")
+@click.option("--root", metavar="FINGERPRINT", help="Root key of the run, from the join link.")
+@click.option("--vkey", help="The log's verifier key, instead of --root.")
+@click.option(
+    "--old-checkpoint",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A head saved earlier: is it still a prefix?",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def verify_command(
+    db: str | None,
+    folder: Path | None,
+    url: str | None,
+    root: str | None,
+    vkey: str | None,
+    old_checkpoint: Path | None,
+    as_json: bool,
+) -> None:
+    """Replay the whole record with no trust in who serves it.
+
+    Checks signatures, hashes, consistency with an earlier head, every leaf and its credit, and that
+    the leaderboard's totals equal the record, to the unit.
+    """
+    if sum(option is not None for option in (db, folder, url)) != 1:
+        raise UsageError("give exactly one of --db, --dir and --url")
+    if root is not None and vkey is not None:
+        raise UsageError("give --root or --vkey, not both")
+    if root is not None:
+        _check_fingerprint(root)
+    old = _read_text(old_checkpoint) if old_checkpoint is not None else None
+    with _open_source(db, folder, url) as source, _bar("verifying") as show:
+        report = verify(source, root=root, vkey=vkey, old_checkpoint=old, progress=show)
+    click.echo(json.dumps(asdict(report), indent=2) if as_json else _describe(report))
+
+
+@cli.command("head")
+@click.option("--db", metavar="URL", required=True, help=_DB_HELP)
+def head_command(db: str) -> None:
+    """Print the newest signed head."""
+    with _open_session(db) as session:
+        head = latest_head(session)
+    if head is None:
+        raise UsageError("no head of this log was signed yet")
+    click.echo(head.checkpoint, nl=False)
+
+
+@cli.command("export-tiles")
+@click.option("--db", metavar="URL", required=True, help=_DB_HELP)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+def export_command(db: str, out: Path) -> None:
+    """Write the record as static files (C2SP tlog-tiles) that any web host can mirror."""
+    with _open_session(db) as session, _bar("exporting") as show:
+        head = latest_head(session)
+        total = head.tree_size if head else 0
+        size = export_tiles(session, out, lambda done: show(done, total))
+    click.echo(f"{size} leaves are in {out}; check them with: barnraise ledger verify --dir {out}")
+
+
+@cli.group("receipt")
+def receipt_group() -> None:
+    """Receipts of credit."""
+
+
+@receipt_group.command("check")
+@click.argument("proof", type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--leaf",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="The leaf that came with the receipt.",
+)
+@click.option("--root", metavar="FINGERPRINT", help="Root key of the run, from the join link.")
+@click.option("--vkey", help="The log's verifier key, instead of --root.")
+def check_command(proof: Path, leaf: Path, root: str | None, vkey: str | None) -> None:
+    """Check PROOF (a .tlog-proof file) offline."""
+    if (root is None) == (vkey is None):
+        raise UsageError("give the run's --root fingerprint (from the join link) or its --vkey")
+    if root is not None:
+        _check_fingerprint(root)
+    verified = verify_receipt(_read_file(leaf), _read_text(proof), root=root, vkey=vkey)
+    click.echo(
+        f"genuine: leaf {verified.index} of {verified.checkpoint.size} "
+        f"in the log {verified.checkpoint.origin}"
+    )
+    click.echo(json.dumps(verified.leaf.model_dump(mode="json"), indent=2))
+
+
+@cli.command("serve")
+@click.option("--db", metavar="URL", required=True, help=_DB_HELP)
+@click.option("--listen", default="127.0.0.1:8080", show_default=True, metavar="HOST:PORT")
+def serve_command(db: str, listen: str) -> None:
+    """Serve the leaderboard; reads only."""
+    from ledger.leaderboard.server import serve
+
+    host, separator, port = listen.rpartition(":")
+    if not separator or not port.isdecimal() or int(port) > 65535:
+        raise UsageError(f"--listen is HOST:PORT, not {listen!r}")
+    with _open_session(db):
+        pass  # a wrong URL should fail here, in a sentence
+    serve(db, host.strip("[]"), int(port))
+
+
+@contextmanager
+def _open_session(url: str) -> Iterator[Session]:
+    """A session on a database that holds a log."""
+    try:
+        engine = create_engine(url)
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise UsageError(f"not a database URL: {url!r}; {_DB_HELP.lower()}") from error
+    file = engine.url.database
+    if engine.dialect.name == "sqlite" and (not file or not Path(file).is_file()):
+        raise UsageError(f"there is no database at {file or url}")
+    try:
+        with Session(engine) as session:
+            if not inspect(session.connection()).has_table(LogLeaf.__tablename__):
+                raise UsageError(f"{engine.url.render_as_string()} holds no public record")
+            yield session
+    except OperationalError as error:
+        raise UsageError(f"cannot read the database: {error.orig}") from error
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def _open_source(db: str | None, folder: Path | None, url: str | None) -> Iterator[Source]:
+    if db is not None:
+        with _open_session(db) as session:
+            yield DatabaseSource(session)
+    elif folder is not None:
+        yield directory_source(folder)
+    else:
+        assert url is not None
+        yield HttpSource(url)
+
+
+class _Bar:
+    """Progress on standard error, so that standard output stays a report."""
+
+    def __init__(self, bar: Progress, what: str) -> None:
+        self._bar = bar
+        self._task = bar.add_task(what, total=None)
+
+    def __call__(self, done: int, total: int) -> None:
+        if done % 256 == 0 or done == total:
+            self._bar.update(self._task, completed=done, total=total)
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[_Bar]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
+        yield _Bar(bar, what)
+
+
+def _check_fingerprint(root: str) -> None:
+    try:
+        PublicKey.from_peer_id(root)
+    except BadRecord as error:
+        raise UsageError(f"--root: {error}; copy it from the join link") from error
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_RECEIPT_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    if len(data) > MAX_RECEIPT_BYTES:
+        raise UsageError(f"{path} is over {MAX_RECEIPT_BYTES} bytes: not a receipt")
+    return data
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return _read_file(path).decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not a text file") from error
+
+
+def _describe(report: Report) -> str:
+    credit = report.pending_microcredits
+    lines = [
+        f"verified: {report.size} leaves of {report.origin}",
+        f"  run              {report.run_id}",
+        f"  root key         {report.root_fingerprint} ({report.trust})",
+        f"  tree root        {report.root}",
+        f"  donors, devices  {report.donors}, {report.devices}",
+        f"  rounds, tokens   {report.rounds}, {report.merged_tokens}",
+        f"  pending credit   {credit // MICROCREDITS_PER_CREDIT}"
+        f".{credit % MICROCREDITS_PER_CREDIT:06d}",
+    ]
+    if report.old_size is not None:
+        lines.append(f"  extends          the earlier head of {report.old_size} leaves")
+    lines.append(
+        "  leaderboard      equal to the record, to the unit"
+        if report.board_compared
+        else "  leaderboard      not served here: totals above are computed from the leaves"
+    )
+    if report.trust == "root named by the record":
+        lines.append("compare the root key with your join link, or give it as --root")
+    return "\n".join(lines)

@@ -1,0 +1,255 @@
+"""The pure fold: leaves in order -> who gave what.
+
+Every number that is shown anywhere is a value of this fold. :class:`Board` refuses a leaf that
+contradicts the leaves before it, so to fold a log is to audit it. What it insists on:
+
+1. leaf 0 is the run, the only run, and every other leaf is of that run;
+2. credit goes to a device that was enrolled, for a donor that it was enrolled for;
+3. credit is what the published formula gives for the leaf's tokens or chunks, to the unit;
+4. nothing is paid twice, and nothing for a skipped round;
+5. rounds come in order; merged tokens never fall; a skipped round changes nothing;
+6. no more tokens are paid than were merged (:meth:`Board.check_merged`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from ledger.credit import FLOPS_PER_MICROCREDIT, flops_per_token, reducing_microcredits
+from ledger.records import (
+    CreditLeaf,
+    EnrolLeaf,
+    Leaf,
+    ReleaseLeaf,
+    RoundLeaf,
+    RunLeaf,
+    parse_leaf,
+)
+from protocol.errors import BadRecord, UsageError
+from protocol.identity import PeerId
+from protocol.manifest import RunManifest
+
+
+@dataclass
+class Tally:
+    """What somebody, or a round, was credited with."""
+
+    training_microcredits: int = 0
+    reducing_microcredits: int = 0
+    tokens: int = 0
+    contributions: int = 0  # training credits
+    chunks: int = 0
+
+    @property
+    def pending_microcredits(self) -> int:
+        return self.training_microcredits + self.reducing_microcredits
+
+    def add(self, leaf: CreditLeaf) -> None:
+        """Count one credit leaf."""
+        if leaf.work == "training":
+            self.training_microcredits += leaf.microcredits
+            self.contributions += 1
+        else:
+            self.reducing_microcredits += leaf.microcredits
+        self.tokens += leaf.tokens
+        self.chunks += leaf.chunks
+
+
+@dataclass
+class Worker:
+    """A device."""
+
+    worker: PeerId
+    donor: PeerId  # whom it works for now
+    device_class: str
+    donors: set[PeerId]  # whom it ever worked for
+    enrolled_s: int
+    tally: Tally = field(default_factory=Tally)
+    last_credit_s: int | None = None
+    last_round: int | None = None
+
+
+@dataclass
+class Donor:
+    """A person or group, by key."""
+
+    donor: PeerId
+    enrolled_s: int
+    workers: list[PeerId] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
+    last_credit_s: int | None = None
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round that is over, and where the log says so."""
+
+    leaf_index: int
+    leaf: RoundLeaf
+
+
+@dataclass
+class Board:
+    """The fold so far. Grows by :meth:`apply`; knows nothing but the leaves."""
+
+    size: int = 0
+    manifest: RunManifest | None = None
+    run_id: str = ""
+    opened_s: int = 0
+    newest_s: int = 0  # latest time that any leaf gives
+    total: Tally = field(default_factory=Tally)
+    donors: dict[PeerId, Donor] = field(default_factory=dict)
+    workers: dict[PeerId, Worker] = field(default_factory=dict)
+    rounds: dict[int, Round] = field(default_factory=dict)  # ascending
+    credited: dict[int, Tally] = field(default_factory=dict)  # by round
+    releases: list[tuple[int, ReleaseLeaf]] = field(default_factory=list)
+    _flops_per_token: int = 0
+    _paid: set[bytes] = field(default_factory=set)
+    _last_round: Round | None = None
+
+    @property
+    def last_round(self) -> Round | None:
+        return self._last_round
+
+    @property
+    def merged_tokens(self) -> int:
+        return self._last_round.leaf.merged_tokens if self._last_round else 0
+
+    def apply(self, data: bytes) -> Leaf:
+        """Take the next leaf.
+
+        Raises:
+            BadRecord: it is malformed or contradicts the leaves before it; names the leaf.
+        """
+        try:
+            leaf = parse_leaf(data)
+            self._take(leaf)
+        except BadRecord as error:
+            raise BadRecord(f"leaf {self.size}: {error}") from error
+        self.newest_s = max(self.newest_s, leaf.at_s)
+        self.size += 1
+        return leaf
+
+    def check_merged(self) -> None:
+        """Insist that no more tokens were paid than were merged, after every round.
+
+        Raises:
+            BadRecord: naming the round and its leaf.
+        """
+        paid = 0
+        ahead = sorted(self.credited)
+        position = 0
+        for number, entry in self.rounds.items():
+            while position < len(ahead) and ahead[position] <= number:
+                paid += self.credited[ahead[position]].tokens
+                position += 1
+            if paid > entry.leaf.merged_tokens:
+                raise BadRecord(
+                    f"leaf {entry.leaf_index}: {paid} tokens were paid by round {number}, "
+                    f"but only {entry.leaf.merged_tokens} were merged"
+                )
+
+    def _take(self, leaf: Leaf) -> None:
+        if isinstance(leaf, RunLeaf):
+            self._take_run(leaf)
+            return
+        if self.manifest is None:
+            raise BadRecord("the log does not begin with its run")
+        if leaf.run_id != self.run_id:
+            raise BadRecord("speaks of another run")
+        if isinstance(leaf, EnrolLeaf):
+            self._take_enrol(leaf)
+        elif isinstance(leaf, RoundLeaf):
+            self._take_round(leaf)
+        elif isinstance(leaf, CreditLeaf):
+            self._take_credit(leaf)
+        else:
+            self.releases.append((self.size, leaf))
+
+    def _take_run(self, leaf: RunLeaf) -> None:
+        if self.size:
+            raise BadRecord("a log holds one run, and its first leaf names it")
+        manifest = leaf.run_manifest()
+        try:
+            self._flops_per_token = flops_per_token(
+                manifest.model_config_json, manifest.sequence_length
+            )
+        except UsageError as error:
+            raise BadRecord(str(error)) from error
+        self.manifest, self.run_id, self.opened_s = manifest, leaf.run_id, leaf.at_s
+
+    def _take_enrol(self, leaf: EnrolLeaf) -> None:
+        donor = self.donors.setdefault(leaf.donor, Donor(leaf.donor, leaf.at_s))
+        if leaf.worker not in donor.workers:
+            donor.workers.append(leaf.worker)
+        known = self.workers.get(leaf.worker)
+        if known is None:
+            self.workers[leaf.worker] = Worker(
+                leaf.worker, leaf.donor, leaf.device_class, {leaf.donor}, leaf.at_s
+            )
+        else:
+            known.donor, known.device_class = leaf.donor, leaf.device_class
+            known.donors.add(leaf.donor)
+
+    def _take_round(self, leaf: RoundLeaf) -> None:
+        last = self._last_round
+        if last is not None:
+            if leaf.round <= last.leaf.round:
+                raise BadRecord(f"round {leaf.round} comes after round {last.leaf.round}")
+            if leaf.merged_tokens < last.leaf.merged_tokens:
+                raise BadRecord("merged tokens fell")
+        if leaf.outcome == "skipped":
+            if leaf.merged_tokens != self.merged_tokens:
+                raise BadRecord("a skipped round merged tokens")
+            if last is not None and leaf.state_digest != last.leaf.state_digest:
+                raise BadRecord("a skipped round changed the state")
+            if leaf.round in self.credited:
+                raise BadRecord(f"round {leaf.round} was paid, but is skipped")
+        self._last_round = self.rounds[leaf.round] = Round(self.size, leaf)
+
+    def _take_credit(self, leaf: CreditLeaf) -> None:
+        worker = self.workers.get(leaf.worker)
+        if worker is None or leaf.donor not in worker.donors:
+            raise BadRecord("pays a device that was not enrolled for this donor")
+        expected = self._microcredits(leaf)
+        if leaf.microcredits != expected:
+            raise BadRecord(f"pays {leaf.microcredits} microcredits; the formula gives {expected}")
+        settled = self.rounds.get(leaf.round)
+        if settled is not None and settled.leaf.outcome == "skipped":
+            raise BadRecord(f"pays for round {leaf.round}, which was skipped")
+        key = _payment_key(leaf)
+        if key in self._paid:
+            raise BadRecord("pays the same work twice")
+        self._paid.add(key)
+        donor = self.donors[leaf.donor]
+        donor.last_credit_s = worker.last_credit_s = leaf.at_s
+        worker.last_round = leaf.round
+        by_round = self.credited.setdefault(leaf.round, Tally())
+        for tally in (self.total, donor.tally, worker.tally, by_round):
+            tally.add(leaf)
+
+    def _microcredits(self, leaf: CreditLeaf) -> int:
+        assert self.manifest is not None
+        if leaf.work == "training":
+            return leaf.tokens * self._flops_per_token // FLOPS_PER_MICROCREDIT
+        return reducing_microcredits(leaf.chunks, self.manifest.update.chunk_elements)
+
+
+def _payment_key(leaf: CreditLeaf) -> bytes:
+    if leaf.assignment_id is not None:
+        return bytes.fromhex(leaf.assignment_id)
+    return f"{leaf.round}/{leaf.worker}".encode()
+
+
+def fold(leaves: Iterable[bytes]) -> Board:
+    """Fold a whole log.
+
+    Raises:
+        BadRecord: naming the first leaf that is wrong.
+    """
+    board = Board()
+    for data in leaves:
+        board.apply(data)
+    board.check_merged()
+    return board

@@ -1,0 +1,30 @@
+"""Runs the leaderboard under uvicorn."""
+
+from __future__ import annotations
+
+import socket
+
+import uvicorn
+
+from ledger.leaderboard.app import create_app
+from protocol.errors import UsageError
+
+
+def serve(database_url: str, host: str, port: int) -> None:
+    """Serve until interrupted.
+
+    Raises:
+        UsageError: the address is taken or not ours.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise UsageError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --listen"
+        ) from error
+    with listener:
+        config = uvicorn.Config(
+            create_app(database_url), log_level="warning", server_header=False, access_log=False
+        )
+        uvicorn.Server(config).run(sockets=[listener])

@@ -1,0 +1,284 @@
+"""Where a log is read from when it is verified: a database, a folder of tiles, or a web site.
+
+A source only delivers bytes; nothing it says is believed (:mod:`ledger.verify`). Every read is
+bounded in size.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from sqlalchemy.orm import Session
+
+from ledger import tree
+from ledger.authority import MAX_DELEGATIONS_BYTES, Delegations, load_delegations
+from ledger.log import latest_head, read_leaves
+from ledger.notes import MAX_NOTE_BYTES
+from ledger.tiles import MAX_BUNDLE_BYTES, TILE_HEIGHT, TILE_WIDTH, Tile, tiles_of, unpack_entries
+from protocol.errors import BadDigest, BadRecord, TransientError, UsageError
+from protocol.identity import PeerId
+from protocol.merkle import HASH_BYTES
+
+Node = tuple[int, int, bytes]
+"""(level, position, hash)"""
+
+_HTTP_TIMEOUT_S = 30
+_MAX_PAGE_BYTES = 4 << 20
+_PAGE_DONORS = 500
+_BOARD_ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class PublishedBoard:
+    """Totals that a leaderboard shows, to be compared with the fold at ``size`` leaves."""
+
+    size: int
+    pending_microcredits: int
+    tokens: int
+    donors: dict[PeerId, tuple[int, int]]  # (pending microcredits, tokens)
+
+
+class _LogGrewError(Exception):
+    """The log grew while the pages of the board were turned."""
+
+
+class NodeCheck(Protocol):
+    """Compares recomputed nodes of the tree with those that a source publishes."""
+
+    def add(self, made: list[Node]) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+class Source(Protocol):
+    """A published log."""
+
+    def board(self) -> PublishedBoard | None:
+        """Published totals, or None where there are none. Asked for before the checkpoint."""
+
+    def checkpoint(self) -> str: ...
+
+    def delegations(self) -> Delegations | None: ...
+
+    def entries(self, size: int) -> Iterator[bytes]: ...
+
+    def node_check(self) -> NodeCheck: ...
+
+
+class DatabaseSource:
+    """The log in its own database; every stored node is compared."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def board(self) -> PublishedBoard | None:
+        return None  # totals are not stored: the site folds the same leaves
+
+    def checkpoint(self) -> str:
+        head = latest_head(self._session)
+        if head is None:
+            raise UsageError("nothing to verify: no head of this log was signed yet")
+        return head.checkpoint
+
+    def delegations(self) -> Delegations | None:
+        return load_delegations(self._session)
+
+    def entries(self, size: int) -> Iterator[bytes]:
+        return read_leaves(self._session, 0, size)
+
+    def node_check(self) -> NodeCheck:
+        return _StoredNodeCheck(self._session)
+
+
+class TileSource:
+    """A log as static files, behind any ``path -> bytes`` function."""
+
+    def __init__(self, fetch: Callable[[str, int], bytes | None]) -> None:
+        """Read through ``fetch(path, most_bytes)``, which gives None for a missing file."""
+        self._fetch = fetch
+
+    def board(self) -> PublishedBoard | None:
+        return None
+
+    def checkpoint(self) -> str:
+        try:
+            return self._need("checkpoint", MAX_NOTE_BYTES).decode()
+        except UnicodeDecodeError as error:
+            raise BadRecord("the checkpoint is not text") from error
+
+    def delegations(self) -> Delegations | None:
+        data = self._fetch("delegations", MAX_DELEGATIONS_BYTES)
+        return None if data is None else Delegations.parse(data)
+
+    def entries(self, size: int) -> Iterator[bytes]:
+        for tile in tiles_of(size, None):
+            bundle = self._need(tile.path, MAX_BUNDLE_BYTES)
+            try:
+                yield from unpack_entries(bundle, tile.width)
+            except BadRecord as error:
+                raise BadRecord(f"{tile.path}: {error}") from error
+
+    def node_check(self) -> NodeCheck:
+        return _TileCheck(self.tile)
+
+    def tile(self, tile: Tile) -> bytes:
+        """Contents of a tile of hashes."""
+        return self._need(tile.path, TILE_WIDTH * HASH_BYTES)
+
+    def _need(self, path: str, most_bytes: int) -> bytes:
+        data = self._fetch(path, most_bytes)
+        if data is None:
+            raise BadRecord(f"{path} is missing: this is not a whole log")
+        if len(data) > most_bytes:
+            raise BadRecord(f"{path} is over {most_bytes} bytes")
+        return data
+
+
+def directory_source(folder: Path) -> TileSource:
+    """A folder written by ``ledger export-tiles``."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder of tiles; make one with ledger export-tiles")
+
+    def fetch(path: str, most_bytes: int) -> bytes | None:
+        file = folder / path
+        if not file.is_file():
+            return None
+        with file.open("rb") as stream:
+            return stream.read(most_bytes + 1)
+
+    return TileSource(fetch)
+
+
+class HttpSource(TileSource):
+    """A leaderboard, or any web host with the tiles."""
+
+    def __init__(self, url: str) -> None:
+        if urlsplit(url).scheme not in ("http", "https"):
+            raise UsageError(f"not a web address: {url!r}; it begins with https:// or http://")
+        self._base = url.rstrip("/")
+        super().__init__(self._get)
+
+    def board(self) -> PublishedBoard | None:
+        """All pages of the donors' board, of one and the same size of the log."""
+        for _ in range(_BOARD_ATTEMPTS):
+            campaign = self._json("api/v1/campaign")
+            if campaign is None:
+                return None  # a mirror of tiles, not a leaderboard
+            try:
+                return self._read_board(campaign)
+            except _LogGrewError:
+                continue
+            except (KeyError, TypeError, ValueError) as error:
+                raise BadRecord("the leaderboard's /api/v1 is not understood") from error
+        raise TransientError("the leaderboard changes too fast to read it whole; try again")
+
+    def _read_board(self, campaign: dict[str, Any]) -> PublishedBoard:
+        donors: dict[PeerId, tuple[int, int]] = {}
+        for page in range(1, 2 + int(campaign["donors"]) // _PAGE_DONORS):
+            answer = self._json(f"api/v1/donors?page={page}&per_page={_PAGE_DONORS}")
+            if answer is None or answer["size"] != campaign["size"]:
+                raise _LogGrewError
+            for row in answer["donors"]:
+                donors[row["donor"]] = (row["pending_microcredits"], row["tokens"])
+            if not answer["donors"]:
+                break
+        return PublishedBoard(
+            campaign["size"], campaign["pending_microcredits"], campaign["tokens"], donors
+        )
+
+    def _json(self, path: str) -> dict[str, Any] | None:
+        data = self._get(path, _MAX_PAGE_BYTES)
+        if data is None:
+            return None
+        try:
+            answer = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise BadRecord(f"{path} is not JSON") from error
+        if not isinstance(answer, dict):
+            raise BadRecord(f"{path} is not understood")
+        return answer
+
+    def _get(self, path: str, most_bytes: int) -> bytes | None:
+        request = urllib.request.Request(f"{self._base}/{path}")  # noqa: S310  checked above
+        try:
+            with urllib.request.urlopen(request, timeout=_HTTP_TIMEOUT_S) as answer:  # noqa: S310
+                data: bytes = answer.read(most_bytes + 1)
+                return data
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code == http.HTTPStatus.NOT_FOUND:
+                return None
+            raise TransientError(f"{self._base}/{path} answers {error.code}") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise TransientError(f"cannot read {self._base}/{path}: {error}") from error
+
+
+class _TileCheck:
+    """Recomputed nodes against tiles of hashes."""
+
+    def __init__(self, read: Callable[[Tile], bytes]) -> None:
+        self._read = read
+        self._open: dict[int, tuple[int, list[bytes]]] = {}  # level -> (tile index, hashes)
+
+    def add(self, made: list[Node]) -> None:
+        for level, position, value in made:
+            if level % TILE_HEIGHT:
+                continue
+            index, offset = divmod(position, TILE_WIDTH)
+            hashes = [] if offset == 0 else self._open[level // TILE_HEIGHT][1]
+            hashes.append(value)
+            self._open[level // TILE_HEIGHT] = (index, hashes)
+            if len(hashes) == TILE_WIDTH:
+                self._compare(Tile(level // TILE_HEIGHT, index), hashes)
+
+    def finish(self) -> None:
+        for level, (index, hashes) in self._open.items():
+            if len(hashes) < TILE_WIDTH:
+                self._compare(Tile(level, index, len(hashes)), hashes)
+
+    def _compare(self, tile: Tile, hashes: list[bytes]) -> None:
+        published = self._read(tile)
+        for offset, value in enumerate(hashes):
+            if published[offset * HASH_BYTES : (offset + 1) * HASH_BYTES] != value:
+                span = 1 << (TILE_HEIGHT * (tile.level or 0))
+                first = (tile.index * TILE_WIDTH + offset) * span
+                raise BadDigest(
+                    f"leaf {first}: {tile.path} holds another hash for leaves "
+                    f"{first} to {first + span - 1} than the leaves give"
+                )
+        if len(published) != len(hashes) * HASH_BYTES:
+            raise BadDigest(f"{tile.path} is longer than its hashes")
+
+
+class _StoredNodeCheck:
+    """Recomputed nodes against those stored in the database, all of them."""
+
+    _BATCH = 1000
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._waiting: list[Node] = []
+
+    def add(self, made: list[Node]) -> None:
+        self._waiting += made
+        if len(self._waiting) >= self._BATCH:
+            self.finish()
+
+    def finish(self) -> None:
+        stored = tree.load_nodes(self._session, [node[:2] for node in self._waiting])
+        for level, position, value in self._waiting:
+            if stored[level, position] != value:
+                first = position << level
+                raise BadDigest(
+                    f"leaf {first}: the stored hash of leaves {first} to "
+                    f"{first + (1 << level) - 1} is not the one that the leaves give"
+                )
+        self._waiting.clear()

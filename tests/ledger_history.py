@@ -1,0 +1,193 @@
+"""A run's public record, written step by step as a coordinator would: for the ledger's tests."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.orm import Session
+
+from ledger.authority import store_delegations
+from ledger.credit import reducing_microcredits, training_microcredits
+from ledger.donors import set_profile
+from ledger.log import Log
+from ledger.records import CreditLeaf, EnrolLeaf, Leaf, ReleaseLeaf, RoundLeaf, RunLeaf
+from ledger.schema import Base, RunPage
+from protocol.identity import Identity, PeerId
+from protocol.manifest import RunManifest
+from protocol.trust import delegate
+from protocol.wire import records_pb2 as wire
+
+START_S = 1_700_000_000
+ROUND_S = 600
+
+
+def identity(name: str) -> Identity:
+    """The same key for the same name."""
+    return Identity.from_seed(hashlib.sha256(name.encode()).digest())
+
+
+ROOT = Identity.from_seed(bytes(32))  # the root of conftest's manifest
+LOG_KEY = identity("log")
+
+
+def _without_fsync(connection: Any, _record: Any) -> None:
+    connection.execute("PRAGMA synchronous=OFF")  # the tests do not pull the plug
+
+
+class History:
+    """Writes leaves; every method is one committed transaction, followed by a signed head."""
+
+    def __init__(self, manifest: RunManifest, url: str = "sqlite://") -> None:
+        self.manifest = manifest
+        self.url = url
+        self.engine: Engine = create_engine(url)
+        event.listen(self.engine, "connect", _without_fsync)
+        Base.metadata.create_all(self.engine)
+        self.log = Log(manifest.origin, LOG_KEY, now_s=lambda: self.now_s)
+        self.now_s = START_S
+        self.round = 0
+        self.merged_tokens = 0
+        self.state = hashlib.sha256(b"initial").digest()
+        self.workers: list[tuple[PeerId, PeerId]] = []  # (worker, donor)
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    def write(self, leaves: Sequence[Leaf], also: Callable[[Session], Any] | None = None) -> str:
+        """Append, commit, sign; returns the checkpoint."""
+        with Session(self.engine) as session, session.begin():
+            if also is not None:
+                also(session)
+            self.log.append(session, leaves)
+        return self.sign()
+
+    def sign(self) -> str:
+        with Session(self.engine) as session, session.begin():
+            return self.log.sign_head(session)
+
+    def open(self) -> str:
+        """Delegations, join link and the run leaf."""
+        run_id = self.manifest.run_id
+        delegation = delegate(
+            ROOT,
+            run_id=run_id,
+            purpose=wire.KEY_PURPOSE_LOG,
+            public_key=LOG_KEY.public.raw,
+            serial=1,
+            not_before_s=START_S - 60,
+            not_after_s=START_S + 365 * 86_400,
+        )
+        link = f"barnraise://example.org:7443/{run_id.hex()}#root={ROOT.peer_id}"
+
+        def also(session: Session) -> None:
+            store_delegations(session, [delegation])
+            session.add(
+                RunPage(run_id=run_id.hex(), join_link=link, notes="", updated_at_s=START_S)
+            )
+
+        return self.write([RunLeaf.of(self.manifest, at_s=self.now_s)], also)
+
+    def enrol(
+        self, name: str, *, display_name: str = "", donor: str = "", device: str = "cpu"
+    ) -> int:
+        """Enrol a device; returns its number."""
+        worker = identity(name).peer_id
+        whose = identity(donor or name).peer_id
+        self.workers.append((worker, whose))
+        leaf = EnrolLeaf(
+            run_id=self.manifest.run_id,
+            at_s=self.now_s,
+            worker=worker,
+            donor=whose,
+            device_class=device,
+        )
+        self.write([leaf], lambda s: set_profile(s, whose, display_name, now_s=self.now_s))
+        return len(self.workers) - 1
+
+    def settle(self, steps: dict[int, int], *, loss_nats: float | None = 5.0) -> str:
+        """A settled round: ``steps[worker]`` done by each; worker 0 reduces all chunks."""
+        return self.write(self.settled_leaves(steps, loss_nats=loss_nats))
+
+    def settled_leaves(self, steps: dict[int, int], *, loss_nats: float | None = 5.0) -> list[Leaf]:
+        """The leaves of :meth:`settle`, not written."""
+        started_s, self.now_s = self.now_s, self.now_s + ROUND_S
+        leaves: list[Leaf] = [self._credit(worker, count) for worker, count in steps.items()]
+        leaves.append(self._reducing(next(iter(steps)), 9))
+        self.merged_tokens += sum(steps.values()) * self.manifest.tokens_per_step
+        self.state = hashlib.sha256(self.state).digest()
+        leaves.append(self._round_leaf("settled", len(steps), started_s, loss_nats))
+        self.round += 1
+        return leaves
+
+    def skip(self) -> str:
+        """A skipped round."""
+        started_s, self.now_s = self.now_s, self.now_s + ROUND_S
+        leaf = self._round_leaf("skipped", 0, started_s, None)
+        self.round += 1
+        return self.write([leaf])
+
+    def release(self) -> str:
+        return self.write(
+            [
+                ReleaseLeaf(
+                    run_id=self.manifest.run_id,
+                    at_s=self.now_s,
+                    settled_rounds=self.round,
+                    state_digest=self.state,
+                    weights_sha256=hashlib.sha256(b"weights").digest(),
+                )
+            ]
+        )
+
+    def _credit(self, number: int, steps: int) -> CreditLeaf:
+        worker, donor = self.workers[number]
+        tokens = steps * self.manifest.tokens_per_step
+        name = f"{self.round}/{number}".encode()
+        return CreditLeaf(
+            run_id=self.manifest.run_id,
+            at_s=self.now_s,
+            work="training",
+            round=self.round,
+            assignment_id=hashlib.sha256(name).digest()[:16],
+            worker=worker,
+            donor=donor,
+            tokens=tokens,
+            microcredits=training_microcredits(
+                tokens, self.manifest.model_config_json, self.manifest.sequence_length
+            ),
+            contribution_digest=hashlib.sha256(b"contribution" + name).digest(),
+        )
+
+    def _reducing(self, number: int, chunks: int) -> CreditLeaf:
+        worker, donor = self.workers[number]
+        return CreditLeaf(
+            run_id=self.manifest.run_id,
+            at_s=self.now_s,
+            work="reducing",
+            round=self.round,
+            worker=worker,
+            donor=donor,
+            chunks=chunks,
+            microcredits=reducing_microcredits(chunks, self.manifest.update.chunk_elements),
+        )
+
+    def _round_leaf(
+        self, outcome: str, members: int, started_s: int, loss_nats: float | None
+    ) -> RoundLeaf:
+        return RoundLeaf(
+            run_id=self.manifest.run_id,
+            at_s=self.now_s,
+            round=self.round,
+            outcome=outcome,
+            state_digest=self.state,
+            merged_tokens=self.merged_tokens,
+            roster_digest=hashlib.sha256(b"roster").digest() if members else None,
+            result_digest=hashlib.sha256(b"result").digest() if members else None,
+            members=members,
+            validation_loss_micronats=None if loss_nats is None else round(loss_nats * 10**6),
+            started_at_s=started_s,
+            ended_at_s=self.now_s,
+        )
