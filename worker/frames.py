@@ -21,8 +21,8 @@ GATHER, handler ``<run id hex>::RoundService.rpc_gather``; S = sender, R = reduc
                                            frame, as many frames as chunk_count needs
     R  ready      code BEGIN_ALLREDUCE     chunks: the first chunk of the range still wanted (a
                                            stream that broke is resumed); = range end if none
-    S  chunk      code PART_FOR_AVERAGING  buffer: encoded chunk; chunks: its index; size: its
-                                           elements; ascending, without gap, to the range end
+    S  chunk      code PART_FOR_AVERAGING  buffer: encoded chunk; chunks: its index; size: [its
+                                           elements]; ascending, without gap, to the end
     S  statement  code PART_FOR_AVERAGING  buffer: Envelope of the signed GatherStatement
     R  done       code ACCEPTED            this sender is complete at this reducer
     R  refused    an error code            at any time, then the end; buffer: why, UTF-8.
@@ -96,7 +96,7 @@ class Refused(PeerFault):
 
 
 def _frame(
-    kind: str, group_id: bytes, *, buffer: bytes = b"", chunks: int = 0, size: int = 0
+    kind: str, group_id: bytes, *, buffer: bytes = b"", chunks: int = 0, size: Sequence[int] = ()
 ) -> Frame:
     part = runtime_pb2.Tensor(buffer=buffer, dtype=kind, chunks=chunks, size=size)
     return Frame(code=_CODES[kind], group_id=group_id, tensor_part=part)
@@ -114,7 +114,7 @@ def ready(group_id: bytes, next_chunk: int) -> Frame:
 
 
 def chunk(group_id: bytes, index: int, elements: int, encoded: bytes) -> Frame:
-    return _frame(CHUNK, group_id, buffer=encoded, chunks=index, size=elements)
+    return _frame(CHUNK, group_id, buffer=encoded, chunks=index, size=[elements])
 
 
 def statement(group_id: bytes, envelope: wire.Envelope) -> Frame:
@@ -184,7 +184,7 @@ def parse_chunk(
     """Chunk ``index``, of exactly the size that the roster gives it."""
     data = expect(frame, CHUNK, group_id)
     part = frame.tensor_part  # type: ignore[union-attr]
-    if part.chunks != index or part.size != elements:
+    if part.chunks != index or list(part.size) != [elements]:
         raise BadRecord(f"expected chunk {index}, got {part.chunks}")
     if len(data) != encoded_bytes:
         raise BadRecord(f"chunk {index} has {len(data)} bytes where {encoded_bytes} are due")
