@@ -135,6 +135,7 @@ class _Build:
         assert self._journal.manifest is not None
         self._tell(Progress("publish", 0, 1, "sequences"))
         publish(self._work, self._journal.manifest)
+        self._tell(Progress("publish", 1, 1, "sequences"))
         return self._journal.manifest
 
     def _advance(self, phase: Phase, **changes: object) -> None:

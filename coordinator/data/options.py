@@ -76,7 +76,7 @@ class BuildOptions:
         _require(self.workers >= 0, "--workers must not be negative")
         _require(self.separator is None or 0 < len(self.separator) <= 1000, "--separator is empty")
         try:
-            "".encode(self.encoding)
+            "a".encode(self.encoding)  # an empty text is never looked at
         except LookupError as error:
             raise UsageError(f"--encoding: {error}; try utf-8, latin-1 or utf-16") from error
 

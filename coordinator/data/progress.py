@@ -50,39 +50,30 @@ class _Lines:
 
 @contextlib.contextmanager
 def _bars() -> Iterator[ProgressCallback]:
+    from rich import progress as rich_progress
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress as Bars,
-        TaskProgressColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
 
     columns = (
-        TextColumn("{task.description:<16}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[amount]}"),
-        TimeRemainingColumn(),
+        rich_progress.TextColumn("{task.description:<16}"),
+        rich_progress.BarColumn(),
+        rich_progress.TaskProgressColumn(),
+        rich_progress.TextColumn("{task.fields[amount]}"),
+        rich_progress.TimeRemainingColumn(),
     )
-    with Bars(*columns, console=Console(stderr=True)) as bars:
-        tasks = {}
+    with rich_progress.Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[Phase, rich_progress.TaskID] = {}
 
         def update(progress: Progress) -> None:
             if progress.phase not in tasks:
                 for task in tasks.values():  # an earlier phase is over
                     bars.update(task, completed=bars.tasks[task].total)
-                # Training does not say how far it is: a bar that pulses.
-                total = progress.total if progress.phase != "tokenizer" else None
-                tasks[progress.phase] = bars.add_task(
-                    TITLES[progress.phase], total=total, amount=""
-                )
-            total = progress.total if progress.done or progress.phase != "tokenizer" else None
+                tasks[progress.phase] = bars.add_task(TITLES[progress.phase], amount="")
+            # Training does not say how far it is until it is done: a bar that pulses.
+            is_known = progress.done > 0 or progress.phase != "tokenizer"
             bars.update(
                 tasks[progress.phase],
                 completed=progress.done,
-                total=total,
+                total=progress.total if is_known else None,
                 amount=_amount(progress),
             )
 

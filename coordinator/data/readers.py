@@ -81,7 +81,9 @@ def text_blocks(path: Path, encoding: str) -> Iterator[str]:
             position += len(data)
 
 
-def split_documents(blocks: Iterable[str], separator: str | None) -> Iterator[Fragment]:
+def split_documents(
+    blocks: Iterable[str], separator: str | None, fragment_chars: int = FRAGMENT_CHARS
+) -> Iterator[Fragment]:
     """Cut a stream of text at every separator, and long documents where a line ends."""
     # A separator that has only partly arrived must stay in the buffer.
     keep = len(separator) - 1 if separator else 0
@@ -94,8 +96,8 @@ def split_documents(blocks: Iterable[str], separator: str | None) -> Iterator[Fr
             for text in closed:
                 yield Fragment(text, True)
                 is_open = False
-        while len(buffer) >= FRAGMENT_CHARS + keep:
-            cut = _cut_point(buffer)
+        while len(buffer) >= fragment_chars + keep:
+            cut = _cut_point(buffer, fragment_chars)
             yield Fragment(buffer[:cut], False)
             buffer = buffer[cut:]
             is_open = True
@@ -211,14 +213,14 @@ def _fragments_of(text: str) -> Iterator[Fragment]:
     return split_documents(blocks, None)
 
 
-def _cut_point(buffer: str) -> int:
-    """Where to cut, at most ``FRAGMENT_CHARS``: after a line, else before a word, else there."""
-    line = buffer.rfind("\n", 0, FRAGMENT_CHARS)
-    if line > 0:
+def _cut_point(buffer: str, limit: int) -> int:
+    """Where to cut, at most ``limit``: after a line, else before a word, else there."""
+    line = buffer.rfind("\n", 0, limit)
+    if line >= 0:
         return line + 1
     # Byte-level tokenizers glue a space to the word that follows it.
-    space = buffer.rfind(" ", 1, FRAGMENT_CHARS)
-    return space if space > 0 else FRAGMENT_CHARS
+    space = buffer.rfind(" ", 1, limit)
+    return space if space > 0 else limit
 
 
 def _without_blanks(fragments: Iterable[Fragment]) -> Iterator[Fragment]:
@@ -227,4 +229,3 @@ def _without_blanks(fragments: Iterable[Fragment]) -> Iterator[Fragment]:
         if is_open or fragment.text.strip():
             yield fragment
             is_open = not fragment.ends_document
-        # A blank beginning of a long document is dropped; its end may not be blank.

@@ -129,4 +129,4 @@ class Shuffler:
         present, firsts = np.unique(numbers, return_index=True)
         for number, part in zip(present, np.split(order, firsts[1:]), strict=True):
             with (folder / f"{int(number):05d}.{bits}").open("ab") as stream:
-                records[part].tofile(stream)
+                stream.write(records[part].view(np.uint8).data)

@@ -129,6 +129,10 @@ def read_given(path: Path) -> bytes:
         ) from error
     if len(data) > MAX_TOKENIZER_BYTES:
         raise UsageError(f"--tokenizer {path}: more than {MAX_TOKENIZER_BYTES} bytes")
+    try:
+        load(data)
+    except UsageError as error:
+        raise UsageError(f"--tokenizer {path}: {error}") from error
     return data
 
 
