@@ -94,6 +94,11 @@ class TrustStore:
         """:meth:`require` for an Ed25519 key given by its PeerID."""
         self.require(purpose, PublicKey.from_peer_id(signer).raw, now_s)
 
+    def delegated(self, purpose: wire.KeyPurpose) -> list[bytes]:
+        """Public keys ever delegated a purpose; :meth:`require` says whether one still holds."""
+        records = [signed.record for signed in self._delegations.values()]
+        return [record.public_key for record in records if record.purpose == purpose]
+
     def _check_run(self, run_id: bytes) -> None:
         if run_id != self.run_id:
             raise BadSignature("a delegation for another run")

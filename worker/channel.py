@@ -23,15 +23,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from protocol.certificate import TLS_NAME, check_certificate
-from protocol.errors import (
-    BadDigest,
-    BadRecord,
-    BadSignature,
-    Conflict,
-    ProtocolError,
-    TransientError,
-    UsageError,
-)
+from protocol.errors import BadRecord, BadSignature, ProtocolError, TransientError, UsageError
 from protocol.limits import MAX_GRPC_MESSAGE_BYTES
 from protocol.link import JoinLink
 
@@ -48,10 +40,17 @@ _PASSING = (
     grpc.StatusCode.UNKNOWN,
     grpc.StatusCode.CANCELLED,
 )
-_BY_REASON: dict[str, type[ProtocolError]] = {
-    kind.reason: kind
-    for kind in (BadSignature, BadRecord, BadDigest, Conflict, TransientError, UsageError)
-}
+
+
+def error_family(kind: type[ProtocolError] = ProtocolError) -> dict[str, type[ProtocolError]]:
+    """Every class of the protocol's errors by its reason."""
+    family = {kind.reason: kind}
+    for child in kind.__subclasses__():
+        family |= error_family(child)
+    return family
+
+
+_BY_REASON = error_family()
 
 
 async def fetch_certificate(link: JoinLink) -> bytes:

@@ -46,6 +46,11 @@ class Home:
         return self.path / "journal.db"
 
     @property
+    def manifest(self) -> Path:
+        """The run manifest, canonical."""
+        return self.path / "run-manifest.json"
+
+    @property
     def blobs(self) -> Path:
         return self.path / "blobs"
 

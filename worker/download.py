@@ -81,7 +81,7 @@ async def _append(source: PieceSource, target: Path, bound: int, total_bytes: in
             await asyncio.to_thread(file.close)
     except OSError as error:
         raise TransientError(
-            f"cannot write {target}: {error.strerror}; free some disk, the download goes on from there"
+            f"cannot write {target}: {error.strerror}; free some disk, the download will go on"
         ) from error
 
 

@@ -215,13 +215,15 @@ class Journal:
     # ---- records to deliver ------------------------------------------------------------
 
     def post(self, key: str, kind: str, round_: int, envelope: wire.Envelope) -> wire.Envelope:
-        """Queue a record under its natural key.
+        """Queue a record under its natural key; one that was delivered goes out once more, which
+        changes nothing at the coordinator and brings its first answer again.
 
         Returns:
             The record to send: an earlier one under the same key, if there is one.
         """
         self._run(
-            "INSERT OR IGNORE INTO outbox (key, kind, round, envelope) VALUES (?, ?, ?, ?)",
+            "INSERT INTO outbox (key, kind, round, envelope) VALUES (?, ?, ?, ?) "
+            "ON CONFLICT (key) DO UPDATE SET delivered = 0",
             key,
             kind,
             round_,
@@ -339,8 +341,8 @@ def contribution_key(assignment_id: bytes) -> str:
     return f"contribution/{assignment_id.hex()}"
 
 
-def report_key(round_: int, worker: str) -> str:
-    return f"report/{round_}/{worker}"
+def report_key(round_: int, attempt: int, worker: str) -> str:
+    return f"report/{round_}/{attempt}/{worker}"
 
 
 def _lease(row: tuple[Any, ...]) -> Lease:

@@ -54,6 +54,7 @@ class Greeting:
     run_head: Signed[wire.RunHead] | None
     public_url: str
     server_version: str
+    reply: api.HelloReply  # as it came; its records are verified
 
 
 class Session:
@@ -134,7 +135,7 @@ class Session:
         if reply.HasField("run_head") and reply.run_head.payload:
             head = self.open_round_record(reply.run_head, wire.RunHead)
         self.greeting = Greeting(
-            manifest, tuple(reply.anchors), head, reply.public_url, reply.server_version
+            manifest, tuple(reply.anchors), head, reply.public_url, reply.server_version, reply
         )
         return self.greeting
 

@@ -58,6 +58,13 @@ class BlobStore:
             self._verified[sha256] = stamp
         return path
 
+    def known(self, sha256: bytes) -> Path | None:
+        """As :meth:`find`, but never hashes: only what was verified in this process already."""
+        with self._lock:
+            known = sha256 in self._verified
+        path = self.path(sha256)
+        return path if known and path.exists() else None
+
     def adopt(self, source: Path, sha256: bytes | None = None) -> bytes:
         """Move a finished file in under its digest.
 

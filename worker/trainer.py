@@ -21,21 +21,15 @@ from typing import Any, Literal
 
 import structlog
 
-from protocol.errors import (
-    BadDigest,
-    BadRecord,
-    ProtocolError,
-    TransientError,
-    UsageError,
-)
+from protocol.errors import TransientError
+from worker.channel import error_family
 
 log = structlog.get_logger()
 
 _KILL_AFTER_S = 5.0
 _MAX_LINE_BYTES = 1 << 20
-_ERRORS: dict[str, type[ProtocolError]] = {
-    kind.reason: kind for kind in (BadDigest, BadRecord, TransientError, UsageError)
-}
+_ERRORS = error_family()
+Device = Literal["cpu", "cuda", "mps"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +45,8 @@ class Job:
     worker: str
     output: str  # where the encoded chunks go, concatenated
     threads: int
-    device: Literal["cpu", "cuda", "mps"]
+    device: Device
+    stop_after_s: float  # the step that is under way then is the last one
     micro_batch_sequences: int = 0
     autocast_bf16: bool = False
 
@@ -109,8 +104,18 @@ class Trainer:
         """
         self.progress = Progress(steps=job.unit["steps"])
         process = await self._started()
+        try:
+            await self._send({"command": "train", **asdict(job)})
+            return await self._follow(process, on_progress)
+        except asyncio.CancelledError:
+            # Abandoned in the middle: what it would still say belongs to no job.
+            await self.close()
+            raise
+
+    async def _follow(
+        self, process: asyncio.subprocess.Process, on_progress: Callable[[Progress], None] | None
+    ) -> Trained:
         assert process.stdout is not None
-        await self._send({"command": "train", **asdict(job)})
         while True:
             line = await process.stdout.readline()
             if not line:
@@ -157,6 +162,7 @@ class Trainer:
             await self._reap()
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
+                "-P",  # never import from the folder that the volunteer happens to be in
                 "-m",
                 "worker.trainer_process",
                 stdin=asyncio.subprocess.PIPE,

@@ -87,6 +87,7 @@ def run(job: dict[str, Any], control: Control, events: Events) -> dict[str, Any]
     Raises:
         ProtocolError: damaged input, or no step was done before the stop.
     """
+    started_s = time.monotonic()
     import torch
 
     from protocol.dataset import DatasetManifest, SequenceReader
@@ -106,13 +107,13 @@ def run(job: dict[str, Any], control: Control, events: Events) -> dict[str, Any]
         micro_batch_sequences=job["micro_batch_sequences"] or None,
         autocast_bf16=job["autocast_bf16"],
     )
-    started_s = time.monotonic()
+    trains_since_s = time.monotonic()
 
     def on_step(steps_done: int, loss: float) -> bool:
-        seconds = time.monotonic() - started_s
-        tokens_per_s = steps_done * manifest.tokens_per_step / max(seconds, 1e-6)
+        now_s = time.monotonic()
+        tokens_per_s = steps_done * manifest.tokens_per_step / max(now_s - trains_since_s, 1e-6)
         events.send(event="step", steps=steps_done, loss=loss, tokens_per_s=tokens_per_s)
-        return not control.stop.is_set()
+        return not control.stop.is_set() and now_s - started_s < job["stop_after_s"]
 
     if control.stop.is_set():
         raise TransientError("stopped before the first step")
@@ -120,7 +121,7 @@ def run(job: dict[str, Any], control: Control, events: Events) -> dict[str, Any]
     result = train(manifest, weights, Unit(**job["unit"]), reader, execution, on_step)
     if result.steps == 0:
         raise TransientError("stopped before the first step")
-    tokens_per_s = result.tokens / max(time.monotonic() - started_s, 1e-6)
+    tokens_per_s = result.tokens / max(time.monotonic() - trains_since_s, 1e-6)
     encoded = _encode(job, manifest, result.update)
     return {
         "steps": result.steps,

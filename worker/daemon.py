@@ -1,0 +1,267 @@
+"""The life of a worker: run, pause, resume, finish, stop.
+
+What ends it:
+
+* *finish* (or Ctrl-C once): the unit under way is trained, committed and reduced; then it ends.
+* *stop* (or Ctrl-C twice, or SIGTERM): at once. What was trained is in the journal and is
+  committed at the next start if its round is still open.
+
+Shutdown, in this order, each step even if one before it failed: tasks are cancelled; trainer
+killed and reaped; swarm shut down (p2pd reaped); gRPC channel; journal; control socket removed;
+lock freed. It takes seconds at most: no step waits for the network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from protocol.errors import NotEnrolled, PeerFault, TransientError, UsageError
+from protocol.identity import Identity
+from protocol.wire.records_pb2 import Assignment
+from worker.config import Home, WorkerConfig
+from worker.control import control_server, home_lock
+from worker.data_source import DataSource
+from worker.heartbeat import Heartbeats, seed_weights
+from worker.journal import Lease, LeaseState
+from worker.node import Node, open_node
+from worker.race import unless
+from worker.receipts import collect_receipts, store_trust
+from worker.round_runner import RECEIPT_PATIENCE_S, RoundRunner, end_leases, speed_hint
+from worker.status import Board, Phase
+from worker.taking_part import Reduction
+from worker.trainer import Trainer
+
+log = structlog.get_logger()
+
+_WAIT_S = (0.2, 30.0)  # bounds on what the coordinator may ask us to wait
+_PROBLEM_WAIT_S = 5.0
+
+
+class _Done(Exception):
+    """Ends the task group from inside; private."""
+
+
+@dataclass
+class Daemon:
+    """One worker in one home folder. :meth:`run` is its whole life."""
+
+    home: Home
+    config: WorkerConfig
+    until_finished: bool = False
+    finish: asyncio.Event = field(default_factory=asyncio.Event)
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    paused: bool = False
+    _trainer: Trainer | None = None
+    _node: Node | None = None
+
+    def __post_init__(self) -> None:
+        self.identity = Identity.load(self.home.identity)
+        self.board = Board(self.identity.peer_id, self.config.join_link.run_id.hex()[:16])
+
+    async def run(self) -> None:
+        """Live until finished or stopped.
+
+        Raises:
+            UsageError: cannot begin: what a person has to do.
+        """
+        self.home.prepare()
+        with home_lock(self.home), self._signals():
+            clear_folder(self.home)
+            async with control_server(self.home, self.handle):
+                await unless(self._live(), self.stop.wait())
+        log.info("worker ended")
+
+    # ---- commands ----------------------------------------------------------------------
+
+    def handle(self, command: str) -> dict[str, Any]:
+        """One command of the control socket; see :mod:`worker.control`."""
+        if command == "finish":
+            self.ask_to_finish()
+        elif command == "stop":
+            log.info("stopping now")
+            self.stop.set()
+        elif command in ("pause", "resume"):
+            self._set_paused(command == "pause")
+        return {"status": self.board.snapshot()}
+
+    def ask_to_finish(self) -> None:
+        if not self.finish.is_set():
+            log.info("finishing: no new unit after this one")
+        self.finish.set()
+        self.board.finishing = True
+        self._wake()
+
+    def _set_paused(self, paused: bool) -> None:
+        self.paused = self.board.paused = paused
+        log.info("paused" if paused else "resumed")
+        self._wake()
+
+    def _on_interrupt(self) -> None:
+        if self.finish.is_set():
+            log.info("stopping now")
+            self.stop.set()
+        else:
+            log.info("finishing this unit; Ctrl-C again stops now")
+            self.ask_to_finish()
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGINT, self._on_interrupt)
+        loop.add_signal_handler(signal.SIGTERM, self.stop.set)
+        try:
+            yield
+        finally:
+            loop.remove_signal_handler(signal.SIGINT)
+            loop.remove_signal_handler(signal.SIGTERM)
+
+    def _wake(self) -> None:
+        if self._node is not None:
+            self._node.watch.notify()
+
+    # ---- tasks -------------------------------------------------------------------------
+
+    async def _live(self) -> None:
+        node_opening = open_node(
+            self.home, self.config, self.identity, self.home.identity, self.board, anchor=False
+        )
+        node = await unless(node_opening.__aenter__(), self.finish.wait())
+        if node is None:
+            return
+        try:
+            async with Trainer(self.config.threads) as trainer:
+                self._node, self._trainer = node, trainer
+                self.board.public_url = node.session.greeting.public_url
+                await asyncio.to_thread(store_trust, node.journal, node.session.greeting.reply)
+                await self._tasks(node, trainer)
+        finally:
+            self._node = self._trainer = None
+            await node_opening.__aexit__(None, None, None)
+
+    async def _tasks(self, node: Node, trainer: Trainer) -> None:
+        runner = self._runner(node, trainer)
+        beats = Heartbeats(node, self.board, runner)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(node.watch.run())
+                tasks.create_task(node.outbox.run())
+                tasks.create_task(beats.run())
+                tasks.create_task(collect_receipts(node, self.board))
+                if not self.config.client_mode:
+                    tasks.create_task(seed_weights(node, fetch=False))
+                await self._work(node, runner, beats)
+                raise _Done
+        except* _Done:
+            log.info("work ended", units=self.board.units_committed)
+
+    def _runner(self, node: Node, trainer: Trainer) -> RoundRunner:
+        manifest = node.session.greeting.manifest
+        return RoundRunner(
+            home=self.home,
+            config=self.config,
+            manifest=manifest,
+            device=node.device,
+            session=node.session,
+            watch=node.watch,
+            states=node.states,
+            data=DataSource(manifest, node.session, node.blobs),
+            outbox=node.outbox,
+            journal=node.journal,
+            trainer=trainer,
+            board=self.board,
+        )
+
+    # ---- work --------------------------------------------------------------------------
+
+    async def _work(self, node: Node, runner: RoundRunner, beats: Heartbeats) -> None:
+        while not self.finish.is_set():
+            try:
+                await self._one_unit(node, runner, beats)
+            except NotEnrolled:
+                log.info("the coordinator does not know this device: enrolling again")
+                await self._retry(node, node.enrol())
+            except (TransientError, PeerFault, UsageError) as error:
+                await self._wait(node, str(error), _PROBLEM_WAIT_S)
+
+    async def _one_unit(self, node: Node, runner: RoundRunner, beats: Heartbeats) -> None:
+        if self.paused or beats.paused:
+            reason = beats.reason if beats.paused else "paused by you: 'barnraise worker resume'"
+            self.board.waiting(reason, Phase.PAUSED)
+            await node.watch.change(_WAIT_S[1])
+            return
+        head = node.watch.head
+        if head is None:
+            await self._wait(node, "the run has no state yet", _PROBLEM_WAIT_S)
+            return
+        self.board.round = head.record.round
+        self.board.settled_rounds = head.record.settled_rounds
+        self.board.state_digest = head.record.state_digest.hex()
+        await asyncio.to_thread(self._forget_before, node, head.record.round)
+        lease = await self._lease(node, runner, head.record.round)
+        if lease is None:
+            return
+        reduction = Reduction(node.session, node.swarm, node.watch, node.states, node.outbox)
+        await runner.run(lease, head, reduction)
+
+    async def _lease(self, node: Node, runner: RoundRunner, round_: int) -> Lease | None:
+        """The lease to work on; None after having waited for one."""
+        for lease in await asyncio.to_thread(node.journal.open_leases):
+            if lease.round == round_ and lease.state == LeaseState.TRAINED:
+                log.info("going on with the unit trained before the restart", round=round_)
+                return lease
+        reply = await node.session.request_work(speed_hint(node.journal))
+        if reply.HasField("run_head") and reply.run_head.payload:
+            node.watch.offer_head(reply.run_head)
+        if reply.HasField("wait"):
+            if reply.wait.code == "finished" and self.until_finished:
+                log.info("the run is complete")
+                self.finish.set()
+            await self._wait(node, reply.wait.reason, reply.wait.retry_after_ms / 1000)
+            return None
+        assignment = node.session.open_round_record(reply.assignment, Assignment).record
+        lease_id = assignment.assignment_id
+        await asyncio.to_thread(node.journal.begin, lease_id, assignment.round, reply.assignment)
+        known = await asyncio.to_thread(node.journal.lease, lease_id)
+        head = node.watch.head
+        if known is None or known.state == LeaseState.ENDED:
+            await self._wait(node, "this round goes on without this worker", _PROBLEM_WAIT_S)
+            return None
+        return known if head is not None and known.round == head.record.round else None
+
+    async def _wait(self, node: Node, reason: str, seconds: float) -> None:
+        if reason != self.board.reason:
+            log.info("waiting", reason=reason)
+        self.board.waiting(reason)
+        if not self.finish.is_set():
+            await node.watch.change(min(max(seconds, _WAIT_S[0]), _WAIT_S[1]))
+
+    async def _retry(self, node: Node, work: Any) -> None:
+        try:
+            await work
+        except (TransientError, UsageError) as error:
+            await self._wait(node, str(error), _PROBLEM_WAIT_S)
+
+    def _forget_before(self, node: Node, round_: int) -> None:
+        """Rounds that ended while nobody looked; what was committed may still have been merged."""
+        over = [lease for lease in node.journal.open_leases() if lease.round < round_]
+        for lease in over:
+            if lease.state == LeaseState.TRAINED:
+                node.journal.expect_receipt(
+                    lease.assignment_id, lease.round, 0, patience_s=RECEIPT_PATIENCE_S
+                )
+        end_leases(node.journal, over)
+        node.journal.forget_rounds_before(round_)
+
+
+def clear_folder(home: Home) -> None:
+    """Remove what a killed process left half-made; downloads are kept to be resumed."""
+    for path in home.scratch.iterdir():
+        if path.suffix != ".part":
+            path.unlink(missing_ok=True)

@@ -1,0 +1,188 @@
+"""``worker doctor``: what works here, and how to mend what does not.
+
+Each check is independent of the others' success where it can be, ends within seconds, and leaves
+nothing behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from protocol.errors import ProtocolError
+from protocol.identity import Identity
+from worker.channel import fetch_certificate, open_channel
+from worker.config import Home, WorkerConfig
+from worker.control import ask
+from worker.node import pick_device
+from worker.session import Session
+from worker.swarm import Swarm
+
+_MAX_CLOCK_ERROR_S = 60.0
+_MIN_FREE_BYTES = 1 << 30
+_SPEED_SIZE = 512
+_SPEED_S = 0.5
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. ``fix`` says what to do when it is not ``ok``."""
+
+    name: str
+    ok: bool
+    detail: str
+    fix: str = ""
+
+
+async def examine(home: Home, config: WorkerConfig) -> AsyncIterator[Check]:
+    """All checks, as they complete."""
+    yield _key(home)
+    yield await _reachable(config)
+    yield await _pinned(config)
+    identity = Identity.generate()  # a throw-away: the real one may be in use by the daemon
+    session: Session | None = None
+    try:
+        session = await Session.connect(config.join_link, identity)
+        yield Check("hello", True, f"run {session.greeting.manifest.name}")
+        yield _clock(session)
+    except ProtocolError as error:
+        yield Check("hello", False, str(error), "ask the organiser for the current join link")
+    try:
+        async for check in _network(config, identity, session):
+            yield check
+    finally:
+        if session is not None:
+            await session.close()
+    yield _disk(home)
+    yield await asyncio.to_thread(_device, config)
+    yield await asyncio.to_thread(_running, home)
+
+
+def _key(home: Home) -> Check:
+    try:
+        identity = Identity.load(home.identity)
+    except ProtocolError as error:
+        return Check("key", False, str(error), "run 'barnraise worker join LINK' again")
+    return Check("key", True, identity.peer_id)
+
+
+async def _reachable(config: WorkerConfig) -> Check:
+    link = config.join_link
+    try:
+        await fetch_certificate(link)
+    except ProtocolError as error:
+        fix = "check this machine's network, its firewall for outbound TCP, and the link's address"
+        return Check("coordinator", False, str(error), fix)
+    return Check("coordinator", True, link.address)
+
+
+async def _pinned(config: WorkerConfig) -> Check:
+    try:
+        channel = await open_channel(config.join_link)
+    except ProtocolError as error:
+        fix = "do not go on; get the join link from the organiser by a way that you trust"
+        return Check("certificate", False, str(error), fix)
+    await channel.close()
+    return Check("certificate", True, f"vouched for by {config.join_link.root}")
+
+
+def _clock(session: Session) -> Check:
+    error_s = session.clock_error_s
+    detail = f"{error_s:+.1f} s against the coordinator"
+    fix = "switch on network time (timedatectl set-ntp true)"
+    return Check("clock", abs(error_s) <= _MAX_CLOCK_ERROR_S, detail, fix)
+
+
+async def _network(
+    config: WorkerConfig, identity: Identity, session: Session | None
+) -> AsyncIterator[Check]:
+    if session is None:
+        return
+    anchors = list(session.greeting.anchors)
+    with tempfile.TemporaryDirectory(prefix="barnraise-doctor-") as folder:
+        path = Path(folder) / "doctor.key"
+        identity.save(path)
+        try:
+            swarm = await Swarm.create(
+                identity_path=path,
+                identity=identity,
+                run_id=config.join_link.run_id,
+                trust=session.trust,
+                initial_peers=[],
+                client_mode=False,
+                listen=("/ip4/0.0.0.0/tcp/0",),
+                clock_ms=session.now_ms,
+            )
+        except ProtocolError as error:
+            fix = "p2pd comes with hivemind: reinstall barnraise; allow it in the firewall"
+            yield Check("p2pd", False, str(error), fix)
+            return
+        try:
+            yield Check("p2pd", True, "starts and listens")
+            yield await _anchor(swarm, anchors)
+            yield _inbound(config)
+        finally:
+            await swarm.shutdown()
+
+
+async def _anchor(swarm: Swarm, anchors: list[str]) -> Check:
+    if not anchors:
+        return Check("anchor", False, "the run has none up now", "wait, or tell the organiser")
+    problem = ""
+    for address in anchors:
+        try:
+            await swarm.connect(address)
+        except ProtocolError as error:
+            problem = str(error)
+        else:
+            return Check("anchor", True, address)
+    return Check("anchor", False, problem, "allow outbound TCP to the anchor's address and port")
+
+
+def _inbound(config: WorkerConfig) -> Check:
+    if config.client_mode:
+        return Check("inbound", True, "client mode: no inbound port needed")
+    listen = ", ".join(config.listen)
+    detail = f"listens on {listen}; whether others reach it shows in the rounds' reduces"
+    return Check("inbound", True, f"{detail}; behind NAT join with --client-mode")
+
+
+def _disk(home: Home) -> Check:
+    folder = home.path if home.path.exists() else home.path.parent
+    free = shutil.disk_usage(folder).free
+    fix = f"free some disk, or move the folder {home.path} (--home)"
+    return Check("disk", free >= _MIN_FREE_BYTES, f"{free / 1e9:.1f} GB free", fix)
+
+
+def _device(config: WorkerConfig) -> Check:
+    try:
+        device = pick_device(config.device)
+    except ProtocolError as error:
+        return Check("device", False, str(error), 'set device = "auto" in worker.toml')
+    return Check("device", True, f"{device}, {_gigaflops(device, config.threads):.0f} GFLOP/s")
+
+
+def _gigaflops(device: str, threads: int) -> float:
+    """Speed of float32 matrix products: a rough measure, comparable between machines."""
+    import torch
+
+    torch.set_num_threads(threads)
+    square = torch.ones((_SPEED_SIZE, _SPEED_SIZE), device=device)
+    products, started_s = 0, time.perf_counter()
+    while (elapsed_s := time.perf_counter() - started_s) < _SPEED_S:
+        float((square @ square)[0, 0])  # reading a value waits for the device
+        products += 1
+    return products * 2 * _SPEED_SIZE**3 / elapsed_s / 1e9
+
+
+def _running(home: Home) -> Check:
+    try:
+        status = ask(home, "status")["status"]
+    except ProtocolError:
+        return Check("daemon", True, "not running")
+    return Check("daemon", True, f"running: {status['phase']} {status['reason']}".rstrip())

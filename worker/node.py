@@ -1,0 +1,227 @@
+"""A member of the swarm: everything that a worker and an anchor have in common.
+
+Guarantees of :func:`open_node`: what it opened is closed in the opposite order, each step even if
+one before it failed: swarm (p2pd reaped), gRPC channel, journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import signal
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+import structlog
+
+from protocol.errors import TransientError, UsageError
+from protocol.identity import Identity
+from protocol.limits import MAX_MULTIADDRS
+from protocol.wire import records_pb2 as wire
+from worker.channel import backoff_s
+from worker.config import Home, WorkerConfig
+from worker.journal import Journal
+from worker.outbox import Outbox
+from worker.session import Session, client_version
+from worker.shards import BlobStore
+from worker.state_cache import StateCache
+from worker.status import Board
+from worker.swarm import Swarm
+from worker.trainer import Device
+from worker.watch import Watch
+
+log = structlog.get_logger()
+
+Result = TypeVar("Result")
+_ANCHOR_PATIENCE_S = 30.0
+
+
+@dataclass
+class Node:
+    """The open parts; see :func:`open_node`."""
+
+    config: WorkerConfig
+    identity: Identity
+    session: Session
+    swarm: Swarm
+    watch: Watch
+    states: StateCache
+    blobs: BlobStore
+    journal: Journal
+    outbox: Outbox
+    device: Device
+    anchor: bool
+    admission: wire.Envelope
+
+    async def enrol(self) -> None:
+        """Enrol (again): renews admission and addresses.
+
+        Raises:
+            UsageError: refused.
+        """
+        self.admission = await self.session.enrol(
+            await _enrolment(self.config, self.identity, self.swarm, self.device, self.anchor)
+        )
+
+
+@asynccontextmanager
+async def open_node(
+    home: Home,
+    config: WorkerConfig,
+    identity: Identity,
+    identity_path: Path,
+    board: Board,
+    *,
+    anchor: bool,
+) -> AsyncIterator[Node]:
+    """Connect, join the swarm, enrol. Waits as long as it takes for the coordinator.
+
+    Raises:
+        UsageError: a person has to do something first.
+    """
+    async with AsyncExitStack() as stack:
+        journal = Journal(home.journal)
+        stack.callback(journal.close)
+        journal.bind(config.join_link.run_id, identity.peer_id)
+        session = await _connect(config, identity, board)
+        stack.push_async_callback(session.close)
+        manifest = session.greeting.manifest
+        await asyncio.to_thread(home.manifest.write_bytes, manifest.canonical())
+        blobs = BlobStore(home.blobs, home.scratch)
+        peers = await _anchors(session, identity.peer_id, board, patient=not anchor)
+        board.waiting("joining the swarm")
+        with deaf_to_ctrl_c():
+            swarm = await Swarm.create(
+                identity_path=identity_path,
+                identity=identity,
+                run_id=config.join_link.run_id,
+                trust=session.trust,
+                initial_peers=peers,
+                client_mode=config.client_mode,
+                listen=config.listen,
+                announce=config.announce,
+                clock_ms=session.now_ms,
+            )
+        stack.push_async_callback(swarm.shutdown)
+        swarm.serve_blobs(blobs.known)
+        watch, states = Watch(session), StateCache(manifest, session, blobs, journal)
+        watch.swarm = states.swarm = swarm
+        states.anchor_ids = tuple(peer.rsplit("/p2p/", 1)[-1] for peer in peers)
+        device = await asyncio.to_thread(pick_device, config.device)
+        enrolment = await _enrolment(config, identity, swarm, device, anchor)
+        admission = await _patiently(lambda: session.enrol(enrolment), board)
+        board.connected = True
+        log.info("enrolled", worker=identity.peer_id, anchor=anchor, device=device)
+        yield Node(
+            config=config,
+            identity=identity,
+            session=session,
+            swarm=swarm,
+            watch=watch,
+            states=states,
+            blobs=blobs,
+            journal=journal,
+            outbox=Outbox(session, journal),
+            device=device,
+            anchor=anchor,
+            admission=admission,
+        )
+
+
+async def own_addresses(swarm: Swarm) -> list[str]:
+    """Addresses at which others can dial this node, bounded as the coordinator bounds them."""
+    return (await swarm.multiaddrs())[:MAX_MULTIADDRS]
+
+
+def pick_device(choice: str) -> Device:
+    """``auto`` is the best device that torch finds; blocking (loads torch).
+
+    Raises:
+        UsageError: the one asked for is not there.
+    """
+    import torch
+
+    available: list[Device] = ["cpu"]
+    if torch.backends.mps.is_available():
+        available.insert(0, "mps")
+    if torch.cuda.is_available():
+        available.insert(0, "cuda")
+    if choice == "auto":
+        return available[0]
+    for device in available:
+        if device == choice:
+            return device
+    raise UsageError(f"device {choice!r} is not here; torch finds: {', '.join(available)}")
+
+
+@contextmanager
+def deaf_to_ctrl_c() -> Iterator[None]:
+    """Children started in this block ignore Ctrl-C: an ignored signal stays ignored over exec.
+
+    A terminal sends it to the whole process group; only the daemon decides what it means.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+async def _connect(config: WorkerConfig, identity: Identity, board: Board) -> Session:
+    return await _patiently(lambda: Session.connect(config.join_link, identity), board)
+
+
+async def _patiently(attempt: Callable[[], Awaitable[Result]], board: Board) -> Result:
+    failures = 0
+    while True:
+        try:
+            return await attempt()
+        except TransientError as error:
+            if board.reason != str(error):
+                log.warning("waiting for the coordinator", problem=str(error))
+            board.waiting(str(error))
+        await asyncio.sleep(backoff_s(failures, base_s=0.5))
+        failures += 1
+
+
+async def _anchors(session: Session, own_id: str, board: Board, *, patient: bool) -> list[str]:
+    """Addresses to enter the swarm by. A run may start its anchor a moment after itself."""
+    waited_until_s = asyncio.get_running_loop().time() + _ANCHOR_PATIENCE_S
+    failures = 0
+    while True:
+        anchors = [peer for peer in session.greeting.anchors if not peer.endswith(own_id)]
+        if anchors or not patient or asyncio.get_running_loop().time() > waited_until_s:
+            return anchors
+        board.waiting("waiting for the run's anchor to come up")
+        await asyncio.sleep(backoff_s(failures, base_s=0.5, limit_s=3.0))
+        failures += 1
+        await _patiently(session.hello, board)
+
+
+async def _enrolment(
+    config: WorkerConfig, identity: Identity, swarm: Swarm, device: Device, anchor: bool
+) -> wire.Enrolment:
+    return wire.Enrolment(
+        run_id=config.join_link.run_id,
+        worker=identity.peer_id,
+        donor=identity.peer_id,
+        client_version=client_version(),
+        device=wire.Device(
+            device_class=device,
+            name=f"{platform.system()} {platform.machine()}",
+            threads=config.threads,
+            memory_bytes=psutil.virtual_memory().total,
+        ),
+        display_name=config.name,
+        anchor=anchor,
+        client_mode=config.client_mode,
+        multiaddrs=[] if config.client_mode else await own_addresses(swarm),
+    )

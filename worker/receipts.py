@@ -1,0 +1,169 @@
+"""Receipts: fetched until they are there, verified, kept for good."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from protocol import tlog
+from protocol.envelope import parse_envelope
+from protocol.errors import BadRecord, NotFound, PeerFault, TransientError, UsageError
+from protocol.identity import PublicKey
+from protocol.manifest import RunManifest
+from protocol.trust import TrustStore
+from protocol.wire import records_pb2 as wire
+from protocol.wire.service_pb2 import HelloReply
+from worker.config import Home
+from worker.journal import Journal, StoredReceipt
+from worker.node import Node
+from worker.status import Board
+
+log = structlog.get_logger()
+
+_ASK_AGAIN_S = 15.0
+
+
+@dataclass(frozen=True)
+class VerifiedReceipt:
+    """A credit leaf that is in the public record."""
+
+    round: int
+    tokens: int
+    microcredits: int
+    index: int
+    tree_size: int
+
+
+def verify(receipt: StoredReceipt, manifest: RunManifest, trust: TrustStore) -> VerifiedReceipt:
+    """Check a receipt offline.
+
+    Steps, all of which must hold:
+
+    1. the checkpoint's origin is the run's, its signature by a log key of the run, and the leaf in
+       its tree;
+    2. the run's root key had delegated that log key at the leaf's time;
+    3. the leaf is a credit leaf of this run and for this assignment.
+
+    Raises:
+        PeerFault: one does not.
+    """
+    leaf = _leaf(receipt.leaf)
+    proof = tlog.parse_proof(receipt.proof)
+    keys = [PublicKey(raw) for raw in trust.delegated(wire.KEY_PURPOSE_LOG)]
+    signer = proof.verify(receipt.leaf, manifest.origin, keys)
+    trust.require(wire.KEY_PURPOSE_LOG, signer.raw, _number(leaf, "at_s"))
+    if leaf.get("kind") != "credit" or leaf.get("run_id") != manifest.run_id.hex():
+        raise BadRecord("the receipt is not for credit of this run")
+    if leaf.get("assignment_id") != receipt.assignment_id.hex():
+        raise BadRecord("the receipt is for another assignment")
+    return VerifiedReceipt(
+        round=_number(leaf, "round"),
+        tokens=_number(leaf, "tokens"),
+        microcredits=_number(leaf, "microcredits"),
+        index=proof.index,
+        tree_size=proof.size,
+    )
+
+
+def _leaf(data: bytes) -> dict[str, object]:
+    try:
+        leaf = json.loads(data)
+    except ValueError as error:
+        raise BadRecord("the receipt's leaf is not JSON") from error
+    if not isinstance(leaf, dict):
+        raise BadRecord("the receipt's leaf is not an object")
+    return leaf
+
+
+def _number(leaf: dict[str, object], key: str) -> int:
+    value = leaf.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise BadRecord(f"the receipt's {key} is not a number")
+    return value
+
+
+async def collect_receipts(node: Node, board: Board) -> None:
+    """Ask for each expected receipt until it is there and verifies. Run it as a task."""
+    while True:
+        awaited = await asyncio.to_thread(node.journal.awaited_receipts)
+        for assignment_id in awaited:
+            await _ask(node, assignment_id)
+        stored = await asyncio.to_thread(node.journal.receipts)
+        board.receipts_held = sum(1 for receipt in stored if receipt.leaf)
+        board.receipts_pending = len(stored) - board.receipts_held
+        await node.watch.change(_ASK_AGAIN_S)
+
+
+async def _ask(node: Node, assignment_id: bytes) -> None:
+    try:
+        reply = await node.session.receipt(assignment_id)
+        if not reply.leaf:
+            return
+        candidate = StoredReceipt(assignment_id, 0, 0, reply.leaf, reply.proof)
+        verified = verify(candidate, node.session.greeting.manifest, node.session.trust)
+    except NotFound:
+        return  # not settled yet
+    except (TransientError, UsageError) as error:
+        log.debug("no receipt yet", problem=str(error))
+        return
+    except PeerFault as error:
+        log.error("the coordinator gave a receipt that does not verify", problem=str(error))
+        return
+    await asyncio.to_thread(node.journal.keep_receipt, assignment_id, reply.leaf, reply.proof)
+    log.info("receipt", round=verified.round, microcredits=verified.microcredits)
+
+
+def list_receipts(home: Home) -> list[dict[str, Any]]:
+    """All receipts of a home folder, verified with what is stored there; blocking.
+
+    Raises:
+        UsageError: the worker never ran here.
+    """
+    if not home.journal.exists() or not home.manifest.exists():
+        raise UsageError("no receipts yet: the worker has never run here")
+    manifest = RunManifest.parse(home.manifest.read_bytes())
+    journal = Journal(home.journal)
+    try:
+        trust = TrustStore(manifest.run_id, manifest.root)
+        trust.add(_stored(journal, "delegations"), _stored(journal, "revocations"))
+        return [_row(receipt, manifest, trust) for receipt in journal.receipts()]
+    finally:
+        journal.close()
+
+
+def store_trust(journal: Journal, reply: HelloReply) -> None:
+    """Keep what the root key signed, so that receipts can be verified offline; blocking."""
+    for key in ("delegations", "revocations"):
+        envelopes = [item.SerializeToString().hex() for item in getattr(reply, key)]
+        journal.put(key, json.dumps(envelopes))
+
+
+def _stored(journal: Journal, key: str) -> list[wire.Envelope]:
+    return [parse_envelope(bytes.fromhex(item)) for item in json.loads(journal.get(key) or "[]")]
+
+
+def _row(receipt: StoredReceipt, manifest: RunManifest, trust: TrustStore) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "assignment_id": receipt.assignment_id.hex(),
+        "round": receipt.round,
+        "tokens": receipt.tokens,
+        "microcredits": 0,
+        "state": "awaited",
+    }
+    if not receipt.leaf:
+        return row
+    try:
+        verified = verify(receipt, manifest, trust)
+    except PeerFault as error:
+        return {**row, "state": f"refused: {error}"}
+    return {
+        **row,
+        "round": verified.round,
+        "tokens": verified.tokens,
+        "microcredits": verified.microcredits,
+        "state": "verified",
+    }

@@ -1,0 +1,319 @@
+"""One unit of work from its lease to the end of its round.
+
+    lease -> weights and data -> train -> encode, sign, journal -> commit -> reduce -> next head
+
+Invariants:
+
+* The Contribution says what was really done: the first h steps of the lease.
+* A lease that the journal calls trained is never trained again: its record is signed already, and
+  a second one for the same assignment would be equivocation.
+* Whatever ends a round here (refusal, deadline, abandonment), the lease ends in the journal and its
+  update file is deleted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from protocol.envelope import Signed, open_envelope, seal
+from protocol.errors import BadRecord, PeerFault, ProtocolError, UsageError
+from protocol.manifest import TRAINING_SPEC, RunManifest
+from protocol.update import ChunkLayout, EncodedUpdate
+from protocol.wire import records_pb2 as wire
+from worker.config import Home, WorkerConfig
+from worker.data_source import DataSource
+from worker.journal import Journal, Lease, LeaseState, contribution_key
+from worker.outbox import CONTRIBUTION, Outbox
+from worker.race import unless
+from worker.session import Session
+from worker.state_cache import StateCache
+from worker.status import Board, Phase
+from worker.taking_part import Outcome, Reduction
+from worker.trainer import Device, Job, Progress, Trained, Trainer, update_file
+from worker.watch import Watch
+
+log = structlog.get_logger()
+
+RECEIPT_PATIENCE_S = 7 * 24 * 3600
+_COMMIT_MARGIN_S = 0.5
+
+
+class Abandoned(Exception):
+    """The unit is of no more use; private to the worker: the work loop asks for another."""
+
+
+@dataclass
+class RoundRunner:
+    """Runs leases to the end of their rounds, one at a time."""
+
+    home: Home
+    config: WorkerConfig
+    manifest: RunManifest
+    device: Device
+    session: Session
+    watch: Watch
+    states: StateCache
+    data: DataSource
+    outbox: Outbox
+    journal: Journal
+    trainer: Trainer
+    board: Board
+    abandoned: bytes = b""  # the assignment that the coordinator does not want any more
+
+    async def run(self, lease: Lease, head: Signed[wire.RunHead], reduction: Reduction) -> Outcome:
+        """See a lease through.
+
+        Args:
+            lease: as in the journal, perhaps from before a restart.
+            head: of the lease's round.
+
+        Raises:
+            TransientError: weights or data cannot be fetched now.
+        """
+        assignment = self.open_assignment(lease)
+        self._show(assignment.record)
+        update: EncodedUpdate | None = None
+        try:
+            if lease.state == LeaseState.LEASED:
+                lease = await self._train(lease, assignment, head)
+            update = await self._commit(lease)
+        except Abandoned as error:
+            log.warning("unit given up", round=lease.round, reason=str(error))
+            self.board.waiting(str(error))
+        else:
+            self.board.waiting("waiting for the round to close")
+        outcome = await reduction.follow(head, update, listen=False)
+        await self._settle(lease, outcome)
+        return outcome
+
+    def open_assignment(self, lease: Lease) -> Signed[wire.Assignment]:
+        """The verified assignment of a lease.
+
+        Raises:
+            PeerFault: it is not the coordinator's, or not for this worker.
+        """
+        signed = self.session.open_round_record(lease.assignment, wire.Assignment)
+        record = signed.record
+        if record.worker != self.session.identity.peer_id:
+            raise BadRecord("an assignment for another worker")
+        batch = self.manifest.inner.sequences_per_batch
+        sequences = record.end_sequence - record.start_sequence
+        if (
+            not 0 < record.steps <= self.manifest.inner.max_steps
+            or sequences != record.steps * batch
+        ):
+            raise BadRecord("an assignment that is not a whole number of inner batches")
+        return signed
+
+    # ---- train -------------------------------------------------------------------------
+
+    async def _train(
+        self, lease: Lease, assignment: Signed[wire.Assignment], head: Signed[wire.RunHead]
+    ) -> Lease:
+        record = assignment.record
+        if record.state_digest != head.record.state_digest:
+            raise Abandoned("the assignment starts from another state than the run's head")
+        self.board.at_work(Phase.FETCHING)
+        job = await self._job(record, head)
+        if job.stop_after_s <= 0:
+            raise Abandoned("the round's deadline passed before training could begin")
+        self.board.at_work(Phase.TRAINING)
+        log.info("training", round=record.round, steps=record.steps, assignment=_short(record))
+        try:
+            trained = await unless(
+                self.trainer.train(job, self._on_progress),
+                self._round_over(record.round, record.assignment_id),
+            )
+        except ProtocolError as error:
+            raise Abandoned(str(error)) from error
+        if trained is None:
+            raise Abandoned("the round went on without this unit")
+        self.board.at_work(Phase.COMMITTING)
+        return await asyncio.to_thread(self._keep, Path(job.output), lease, record, trained)
+
+    async def _job(self, record: wire.Assignment, head: Signed[wire.RunHead]) -> Job:
+        weights = await self.states.file(head, "weights")
+        shards = await self.data.shards(record.start_sequence, record.end_sequence)
+        dataset = await self.data.dataset_file()
+        return Job(
+            manifest=str(self.home.manifest),
+            dataset=str(dataset),
+            shards={digest: str(path) for digest, path in shards.items()},
+            weights=str(weights),
+            unit={
+                "start_sequence": record.start_sequence,
+                "end_sequence": record.end_sequence,
+                "steps": record.steps,
+                "seed": record.seed,
+                "tokens_base": record.tokens_base,
+            },
+            round=record.round,
+            worker=record.worker,
+            output=str(self.home.scratch / f"{record.assignment_id.hex()}.encoding"),
+            threads=self.config.threads,
+            device=self.device,
+            micro_batch_sequences=self.config.micro_batch_sequences,
+            autocast_bf16=self.config.autocast_bf16,
+            stop_after_s=self.session.seconds_until(record.deadline_ms) - _COMMIT_MARGIN_S,
+        )
+
+    async def _round_over(self, round_: int, assignment_id: bytes) -> None:
+        """Wait until the unit is of no more use."""
+        await self.watch.until(
+            lambda: (
+                True if self.watch.head_beyond(round_) or assignment_id == self.abandoned else None
+            )
+        )
+
+    def _on_progress(self, progress: Progress) -> None:
+        board = self.board
+        board.steps_done, board.loss = progress.steps_done, progress.loss
+        board.tokens_per_s = progress.tokens_per_s
+        board.steps_per_s = progress.tokens_per_s / self.manifest.tokens_per_step
+
+    def _keep(self, output: Path, lease: Lease, record: wire.Assignment, trained: Trained) -> Lease:
+        """Update file first, then one transaction with the signed Contribution (see journal)."""
+        final = update_file(self.home.updates, lease.assignment_id)
+        output.replace(final)
+        _sync_folder(final.parent)
+        contribution = self._contribution(record, trained)
+        self.journal.trained(lease.assignment_id, seal(contribution, self.session.identity), final)
+        self.journal.put("tokens_per_s", repr(trained.tokens_per_s))
+        kept = self.journal.lease(lease.assignment_id)
+        assert kept is not None and kept.state == LeaseState.TRAINED
+        return kept
+
+    def _contribution(self, record: wire.Assignment, trained: Trained) -> wire.Contribution:
+        sequences = trained.steps * self.manifest.inner.sequences_per_batch
+        return wire.Contribution(
+            run_id=record.run_id,
+            round=record.round,
+            assignment_id=record.assignment_id,
+            worker=record.worker,
+            state_digest=record.state_digest,
+            epoch=record.epoch,
+            start_sequence=record.start_sequence,
+            end_sequence=record.start_sequence + sequences,
+            steps=trained.steps,
+            tokens=trained.tokens,
+            codec=self.manifest.update.codec,
+            commitment_root=trained.root,
+            chunk_count=trained.chunks,
+            vector_elements=trained.elements,
+            update_norm=trained.update_norm,
+            mean_loss=trained.mean_loss,
+            training_spec=TRAINING_SPEC,
+        )
+
+    # ---- commit ------------------------------------------------------------------------
+
+    async def _commit(self, lease: Lease) -> EncodedUpdate:
+        assert lease.contribution is not None and lease.update_path is not None
+        contribution = open_envelope(lease.contribution, wire.Contribution).record
+        update = await asyncio.to_thread(
+            read_update, lease.update_path, contribution, self.manifest
+        )
+        self.board.at_work(Phase.COMMITTING)
+        refusal = await unless(
+            self._deliver(lease), self._round_over(lease.round, lease.assignment_id)
+        )
+        if refusal is None:
+            raise Abandoned("the round went on before the update could be delivered")
+        if refusal:
+            raise Abandoned(refusal)
+        log.info(
+            "committed", round=lease.round, steps=contribution.steps, tokens=contribution.tokens
+        )
+        self.board.units_committed += 1
+        self.board.tokens_committed += contribution.tokens
+        return update
+
+    async def _deliver(self, lease: Lease) -> str:
+        """Returns why it was refused; empty when it was not."""
+        assert lease.contribution is not None
+        key = contribution_key(lease.assignment_id)
+        try:
+            await self.outbox.deliver(key, CONTRIBUTION, lease.round, lease.contribution)
+        except (PeerFault, UsageError) as error:
+            return f"the coordinator did not take the update: {error}"
+        return ""
+
+    # ---- afterwards --------------------------------------------------------------------
+
+    async def _settle(self, lease: Lease, outcome: Outcome) -> None:
+        if outcome.included and lease.contribution is not None:
+            contribution = open_envelope(lease.contribution, wire.Contribution).record
+            await asyncio.to_thread(
+                self.journal.expect_receipt,
+                lease.assignment_id,
+                lease.round,
+                contribution.tokens,
+                patience_s=RECEIPT_PATIENCE_S,
+            )
+        await asyncio.to_thread(end_leases, self.journal, [lease])
+        self.board.peers = outcome.peers
+        self.board.assignment_id, self.board.steps, self.board.steps_done = "", 0, 0
+
+    def _show(self, record: wire.Assignment) -> None:
+        board = self.board
+        board.round, board.assignment_id = record.round, record.assignment_id.hex()
+        board.steps, board.steps_done, board.loss = record.steps, 0, None
+        board.deadline_in_s = self.session.seconds_until(record.deadline_ms)
+
+
+def read_update(
+    path: Path, contribution: wire.Contribution, manifest: RunManifest
+) -> EncodedUpdate:
+    """Read an encoded update back and check it against its commitment; blocking.
+
+    Raises:
+        Abandoned: the file is missing or damaged: what was committed cannot be delivered.
+    """
+    layout = ChunkLayout(contribution.vector_elements, manifest.update.chunk_elements)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise Abandoned(f"the trained update is gone: {error.strerror}") from error
+    chunks, start = [], 0
+    for chunk in range(layout.count):
+        size = layout.encoded_bytes(manifest.update.codec, chunk)
+        chunks.append(data[start : start + size])
+        start += size
+    update = EncodedUpdate.of(tuple(chunks))
+    if start != len(data) or update.root != contribution.commitment_root:
+        raise Abandoned("the trained update was damaged on disk")
+    return update
+
+
+def end_leases(journal: Journal, leases: Sequence[Lease]) -> None:
+    """Mark leases ended and delete their update files; blocking."""
+    for lease in leases:
+        path = journal.end(lease.assignment_id)
+        if path is not None:
+            path.unlink(missing_ok=True)
+
+
+def speed_hint(journal: Journal) -> float:
+    """Tokens per second of the last unit trained here; 0 when none was."""
+    text = journal.get("tokens_per_s")
+    value = float(text) if text else 0.0
+    return value if math.isfinite(value) and value >= 0 else 0.0
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)  # else a power cut could undo the rename
+    finally:
+        os.close(descriptor)
+
+
+def _short(record: wire.Assignment) -> str:
+    return record.assignment_id.hex()[:8]

@@ -1,0 +1,109 @@
+"""What a worker is doing, in one place: for ``worker status``, the log and the heartbeat.
+
+Invariant: whenever nothing is being trained or reduced there is exactly one reason.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Phase(StrEnum):
+    WAITING = "waiting"
+    FETCHING = "fetching"
+    TRAINING = "training"
+    COMMITTING = "committing"
+    REDUCING = "reducing"
+    PAUSED = "paused"
+    FINISHING = "finishing"
+
+    @property
+    def wire(self) -> str:
+        """Name of the value in records.proto; protobuf takes it for the number."""
+        return f"WORKER_PHASE_{self.name}"
+
+
+@dataclass
+class Board:
+    """Written by the daemon, read by everybody who asks."""
+
+    worker: str
+    run: str
+    phase: Phase = Phase.WAITING
+    reason: str = "starting"
+    finishing: bool = False
+    paused: bool = False
+    round: int = 0
+    settled_rounds: int = 0
+    assignment_id: str = ""
+    steps_done: int = 0
+    steps: int = 0
+    loss: float | None = None
+    tokens_per_s: float = 0.0
+    deadline_in_s: float = 0.0
+    peers: int = 0
+    connected: bool = False
+    units_committed: int = 0
+    tokens_committed: int = 0
+    receipts_pending: int = 0
+    receipts_held: int = 0
+    state_digest: str = ""
+    public_url: str = ""
+    started_at_s: float = field(default_factory=time.time)
+
+    def at_work(self, phase: Phase) -> None:
+        """Something is being done: no reason needed."""
+        self.phase, self.reason = phase, ""
+
+    def waiting(self, reason: str, phase: Phase = Phase.WAITING) -> None:
+        """Nothing is being done, for exactly this reason."""
+        self.phase, self.reason = phase, reason
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds until the unit is trained; None when none is or its speed is not known yet."""
+        if self.phase != Phase.TRAINING or not self.steps_done or not self.steps_per_s:
+            return None
+        return (self.steps - self.steps_done) / self.steps_per_s
+
+    #: Measured by the daemon from the trainer's progress.
+    steps_per_s: float = 0.0
+
+    def snapshot(self) -> dict[str, Any]:
+        return {**asdict(self), "phase": str(self.phase), "eta_s": self.eta_s}
+
+
+def render(status: dict[str, Any]) -> Any:
+    """A rich renderable of a :meth:`Board.snapshot`."""
+    from rich.panel import Panel
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    for name, value in _rows(status):
+        table.add_row(f"[dim]{name}[/]", value)
+    return Panel(table, title=f"barnraise worker · {status['run']}", expand=False)
+
+
+def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
+    unit = f"{status['steps_done']}/{status['steps']} steps" if status["steps"] else "none"
+    if status["loss"] is not None and status["steps_done"]:
+        unit += f", loss {status['loss']:.3f}"
+    eta = status["eta_s"]
+    doing = status["phase"] + (f": {status['reason']}" if status["reason"] else "")
+    flags = [name for name in ("paused", "finishing") if status[name]]
+    return [
+        ("doing", doing + (f" ({', '.join(flags)})" if flags else "")),
+        ("round", f"{status['round']} ({status['settled_rounds']} settled)"),
+        ("unit", unit),
+        ("ready in", "-" if eta is None else f"{eta:.0f} s"),
+        ("speed", f"{status['tokens_per_s']:.0f} tokens/s"),
+        ("peers", f"{status['peers']} in the last reduce"),
+        ("given", f"{status['tokens_committed']} tokens in {status['units_committed']} units"),
+        ("receipts", f"{status['receipts_held']} held, {status['receipts_pending']} awaited"),
+        ("coordinator", "connected" if status["connected"] else "not reachable"),
+        ("device", status["worker"]),
+        *([("leaderboard", status["public_url"])] if status["public_url"] else []),
+    ]

@@ -1,0 +1,271 @@
+"""Taking part in the reduce of one round, attempt after attempt. Members and anchors share it.
+
+Invariants:
+
+* A group stays open, and the pieces it holds stay at hand, until its round is over: others may
+  still want them, and so may the coordinator.
+* Never step on un-reduced updates: the outer step needs a complete mean over the signed
+  inclusion set; an attempt that fails leaves the state alone and the commitment valid.
+* The coordinator decides. What is computed here only saves a download.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+import structlog
+
+from protocol.envelope import Signed, seal
+from protocol.errors import BadDigest, BadRecord, PeerFault, TransientError, UsageError
+from protocol.wire import records_pb2 as wire
+from protocol.wire import service_pb2 as api
+from worker.journal import report_key
+from worker.outbox import REPORT, Outbox
+from worker.race import unless
+from worker.session import Session
+from worker.state_cache import StateCache
+from worker.watch import Watch
+
+if TYPE_CHECKING:
+    from protocol.update import EncodedUpdate
+    from worker.allreduce import GroupReduce, ReduceResult
+    from worker.swarm import Swarm
+
+log = structlog.get_logger()
+
+
+@dataclass
+class Outcome:
+    """How a round ended, as seen from here."""
+
+    head: Signed[wire.RunHead]  # of the next round
+    included: bool = False  # own update was in the last inclusion set
+    stepped: bool = False  # own outer step was made, and is the head's state
+    peers: int = 0
+
+
+@dataclass
+class _Attempt:
+    roster: Signed[wire.Roster]
+    inclusion: Signed[wire.InclusionSet] | None = None
+
+
+@dataclass
+class Reduction:
+    """One round's reduce. Make a new one for every round."""
+
+    session: Session
+    swarm: Swarm
+    watch: Watch
+    states: StateCache
+    outbox: Outbox
+    reports: bool = True  # members report their state; anchors only serve it
+    _groups: list[GroupReduce] = field(default_factory=list)
+    _last: _Attempt | None = None
+
+    async def follow(
+        self, head: Signed[wire.RunHead], update: EncodedUpdate | None, *, listen: bool
+    ) -> Outcome:
+        """Take part in every attempt until the round is over.
+
+        Args:
+            head: the state that the round started from.
+            update: own committed update, if there is one.
+            listen: take part in rosters that do not name us too (anchors keep fresh by that).
+        """
+        round_, attempt = head.record.round, -1
+        with ExitStack() as groups:
+            while True:
+                await self.watch.until(partial(self._news, round_, attempt))
+                following = self.watch.head_beyond(round_)
+                if following is not None:
+                    return await self._conclude(following)
+                roster = self.watch.roster_after(round_, attempt)
+                assert roster is not None, "that was the news"
+                attempt = roster.record.attempt
+                if roster.record.state_digest != head.record.state_digest:
+                    log.error("roster starts from another state, ignored", round=round_)
+                elif listen or self._named_in(roster.record):
+                    await self._attempt(groups, head, roster, update)
+
+    def _news(self, round_: int, attempt: int) -> bool | None:
+        """True when the round is over or has a later attempt."""
+        over = self.watch.head_beyond(round_) or self.watch.roster_after(round_, attempt)
+        return True if over else None
+
+    async def _attempt(
+        self,
+        groups: ExitStack,
+        head: Signed[wire.RunHead],
+        roster: Signed[wire.Roster],
+        update: EncodedUpdate | None,
+    ) -> None:
+        self._last = _Attempt(roster)
+        own_root = update.root if update is not None else None
+        if not self._commits_to(roster.record, own_root):
+            update = None
+        try:
+            group = self.swarm.open_group(roster, update)
+        except (BadRecord, TransientError) as error:
+            log.warning("cannot take part", round=roster.record.round, error=str(error))
+            return
+        groups.callback(group.close)
+        self._groups.append(group)
+        log.info(
+            "reduce begins",
+            round=roster.record.round,
+            attempt=roster.record.attempt,
+            members=len(roster.record.members),
+            reducing=group.is_reducer,
+        )
+        inclusion = await self._gather(group, roster)
+        if inclusion is None:
+            return
+        self._last.inclusion = inclusion
+        result = await _finish(group, inclusion)
+        await self._submit(group, None)
+        if result is not None:
+            await self._step(head, roster, inclusion, result)
+
+    async def _gather(
+        self, group: GroupReduce, roster: Signed[wire.Roster]
+    ) -> Signed[wire.InclusionSet] | None:
+        """Send and receive chunks until the coordinator has signed who is in.
+
+        Returns:
+            None when the attempt ended without that.
+        """
+        record = roster.record
+
+        def ready() -> bool | None:
+            decided = self.watch.inclusion_of(group.group_id) is not None
+            return True if decided or self._news(record.round, record.attempt) else None
+
+        await unless(self._exchange(group), self.watch.until(ready))
+        await self.watch.until(ready)
+        return self.watch.inclusion_of(group.group_id)
+
+    async def _exchange(self, group: GroupReduce) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(group.gather())
+            if group.is_reducer:
+                tasks.create_task(self._send_reports(group))
+
+    async def _send_reports(self, group: GroupReduce) -> None:
+        async for report in group.reports():
+            try:
+                reply = await self.session.reducer_report(report)
+                if reply.HasField("inclusion_set") and reply.inclusion_set.payload:
+                    self.watch.offer_inclusion(reply.inclusion_set)
+            except (TransientError, PeerFault, UsageError) as error:
+                # The next revision says it all again.
+                log.warning("reducer report not taken", error=str(error))
+
+    async def _submit(self, group: GroupReduce, chunks: set[int] | None) -> set[int]:
+        """Give the coordinator own results, or the ``chunks`` it asked for.
+
+        Returns:
+            What it still lacks.
+        """
+        me = self.session.identity.peer_id
+        pieces = [
+            piece
+            for chunk, piece in sorted(group.pieces.items())
+            if (chunk in chunks if chunks is not None else _signer(piece) == me)
+        ]
+        if not pieces:
+            return chunks or set()
+        try:
+            reply = await self.session.submit_results(pieces)
+            return set(reply.missing)
+        except (TransientError, PeerFault, UsageError) as error:
+            log.warning("results not taken by the coordinator", error=str(error))
+            return set()
+
+    async def _step(
+        self,
+        head: Signed[wire.RunHead],
+        roster: Signed[wire.Roster],
+        inclusion: Signed[wire.InclusionSet],
+        result: ReduceResult,
+    ) -> None:
+        included = set(inclusion.record.members)
+        tokens = sum(m.weight for m in roster.record.members if m.worker in included)
+        try:
+            descriptor = await self.states.advance(
+                head, result.mean_update, head.record.merged_tokens + tokens
+            )
+        except (TransientError, BadDigest, BadRecord, UsageError) as error:
+            log.warning("no own outer step: will fetch the new state", error=str(error))
+            return
+        log.info("outer step made", round=roster.record.round, state=descriptor.digest.hex()[:16])
+        if self.reports:
+            await self._report(roster, descriptor.digest)
+
+    async def _report(self, roster: Signed[wire.Roster], digest: bytes) -> None:
+        record = wire.Report(
+            run_id=roster.record.run_id,
+            round=roster.record.round,
+            attempt=roster.record.attempt,
+            worker=self.session.identity.peer_id,
+            state_digest=digest,
+        )
+        key = report_key(record.round, record.attempt, record.worker)
+        sending = self._deliver_report(key, record.round, seal(record, self.session.identity))
+        # While the coordinator is away the report waits in the outbox, not here.
+        await unless(sending, self.watch.until(lambda: self.watch.head_beyond(record.round)))
+
+    async def _deliver_report(self, key: str, round_: int, envelope: wire.Envelope) -> None:
+        try:
+            reply = await self.outbox.deliver(key, REPORT, round_, envelope)
+            assert isinstance(reply, api.ReportReply)
+            await self._answer(reply)
+        except (PeerFault, UsageError) as error:
+            log.warning("report refused", error=str(error))
+
+    async def _answer(self, reply: api.ReportReply) -> None:
+        missing = set(reply.missing)
+        for group in reversed(self._groups):
+            if missing:
+                missing = await self._submit(group, missing)
+        if reply.HasField("run_head") and reply.run_head.payload:
+            self.watch.offer_head(reply.run_head)
+
+    async def _conclude(self, head: Signed[wire.RunHead]) -> Outcome:
+        stepped = await self.states.confirm(head)
+        if self._last is None:
+            return Outcome(head, stepped=stepped)
+        inclusion = self._last.inclusion
+        me = self.session.identity.peer_id
+        return Outcome(
+            head,
+            included=inclusion is not None and me in inclusion.record.members,
+            stepped=stepped,
+            peers=len(self._last.roster.record.members),
+        )
+
+    def _named_in(self, roster: wire.Roster) -> bool:
+        me = self.session.identity.peer_id
+        return any(member.worker == me for member in roster.members) or any(
+            reducer.reducer == me for reducer in roster.reducers
+        )
+
+    def _commits_to(self, roster: wire.Roster, root: bytes | None) -> bool:
+        me = self.session.identity.peer_id
+        return any(m.worker == me and m.commitment_root == root for m in roster.members)
+
+
+async def _finish(group: GroupReduce, inclusion: Signed[wire.InclusionSet]) -> ReduceResult | None:
+    try:
+        return await group.finish(inclusion)
+    except (TransientError, PeerFault) as error:
+        log.warning("reduce incomplete", error=str(error), pieces=len(group.pieces))
+        return None
+
+
+def _signer(piece: api.ResultPiece) -> str:
+    return piece.result.signatures[0].keyid if piece.result.signatures else ""
