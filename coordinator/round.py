@@ -212,10 +212,6 @@ def _include(state: Round, now_s: float) -> Step:
     return _next_attempt(state, failed, now_s, f"reduce failed: {why}")
 
 
-def _reported_late(state: Round, _: ReducerReported, __: float) -> Step:
-    return state, ()
-
-
 def _delivered(state: Round, event: ReducerDelivered, _: float) -> Step:
     if event.reducer not in state.reducers or event.reducer in state.delivered:
         raise ImpossibleEvent(f"{event.reducer} delivers once, if it is a reducer")
@@ -280,7 +276,6 @@ _HANDLERS: dict[tuple[Phase, type], Callable[[Round, Any, float], Step]] = {
     (Phase.GATHER, RosterSigned): _roster_signed,
     (Phase.GATHER, ReducerReported): _reducer_reported,
     (Phase.GATHER, Tick): _gather_until_deadline,
-    (Phase.BROADCAST, ReducerReported): _reported_late,
     (Phase.BROADCAST, ReducerDelivered): _delivered,
     (Phase.BROADCAST, Tick): _broadcast_until_deadline,
     (Phase.BROADCAST, SettleDone): _settled,

@@ -262,4 +262,5 @@ class ChallengeRow(Base):
     chunks: Mapped[str] = mapped_column(Text, comment="JSON list of chunk numbers")
     valid: Mapped[bool | None] = mapped_column(comment="null until answered")
     answer_digest: Mapped[bytes | None] = mapped_column(LargeBinary)
+    answer: Mapped[bytes | None] = mapped_column(LargeBinary, comment="signed ChallengeAnswer")
     drawn_at_s: Mapped[float] = mapped_column()

@@ -351,6 +351,7 @@ def upgrade() -> None:
         sa.Column("chunks", sa.Text(), nullable=False, comment="JSON list of chunk numbers"),
         sa.Column("valid", sa.Boolean(), nullable=True, comment="null until answered"),
         sa.Column("answer_digest", sa.LargeBinary(), nullable=True),
+        sa.Column("answer", sa.LargeBinary(), nullable=True, comment="signed ChallengeAnswer"),
         sa.Column("drawn_at_s", sa.Double(), nullable=False),
         sa.ForeignKeyConstraint(
             ["assignment_id"],

@@ -1,0 +1,82 @@
+"""Who was heard of, and when.
+
+Heartbeats change memory only; the next tick writes what changed in one transaction, so that a
+thousand workers cost one disk flush and not a thousand. After a restart everybody counts as heard
+of at the start: nobody loses a lease because the coordinator was away.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+
+from coordinator.schema import COMMITTED, MERGED, TRAINING, AssignmentRow, ControlRow, WorkerRow
+from coordinator.turn import Turn
+from protocol.wire import records_pb2 as wire
+from protocol.wire import service_pb2
+
+_MAX_REASON_CHARS = 200
+
+
+@dataclass(frozen=True)
+class _Presence:
+    seen_at_s: float
+    heartbeat: wire.Heartbeat
+
+
+class Attendance:
+    """Presence of every worker since the start."""
+
+    def __init__(self, started_at_s: float) -> None:
+        self._started_at_s = started_at_s
+        self._seen: dict[str, float] = {}
+        self._unwritten: dict[str, _Presence] = {}
+
+    def note(self, heartbeat: wire.Heartbeat, now_s: float) -> None:
+        """A worker was heard of."""
+        self._seen[heartbeat.worker] = now_s
+        self._unwritten[heartbeat.worker] = _Presence(now_s, heartbeat)
+
+    def silent_since_s(self, worker: str, leased_at_s: float) -> float:
+        """When a worker with a lease was last heard of, or could have been."""
+        return max(self._seen.get(worker, 0.0), leased_at_s, self._started_at_s)
+
+    def write(self, session: Session) -> None:
+        """Store what changed since the last time."""
+        unwritten, self._unwritten = self._unwritten, {}
+        for worker, presence in unwritten.items():
+            beat = presence.heartbeat
+            session.execute(
+                update(WorkerRow)
+                .where(WorkerRow.worker == worker)
+                .values(
+                    last_seen_s=presence.seen_at_s,
+                    phase=beat.phase,
+                    phase_reason=beat.reason[:_MAX_REASON_CHARS],
+                    steps_done=beat.steps_done,
+                    reported_tokens_per_s=beat.tokens_per_s,
+                    client_mode=beat.client_mode,
+                    multiaddrs=json.dumps(list(beat.multiaddrs)),
+                )
+            )
+
+
+def decide_action(turn: Turn, heartbeat: wire.Heartbeat) -> tuple[service_pb2.Action, str]:
+    """What a worker should do about what it says it is doing, and why."""
+    if heartbeat.assignment_id:
+        row = turn.session.get(AssignmentRow, heartbeat.assignment_id)
+        if row is None or row.worker != heartbeat.worker:
+            return service_pb2.ACTION_ABANDON, "this assignment is not yours"
+        if row.status == MERGED:
+            return service_pb2.ACTION_KEEP, "merged: report your state when you have it"
+        if row.round != turn.machine.number:
+            return service_pb2.ACTION_ABANDON, f"round {row.round} is over"
+        if row.status not in (TRAINING, COMMITTED):
+            return service_pb2.ACTION_ABANDON, "the lease was given up after a long silence"
+        return service_pb2.ACTION_KEEP, ""
+    if turn.session.get_one(ControlRow, 1).paused:
+        return service_pb2.ACTION_PAUSE, "the organiser has paused the run"
+    return service_pb2.ACTION_KEEP, ""

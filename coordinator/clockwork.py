@@ -1,0 +1,47 @@
+"""What happens because time went by, and not because anybody asked."""
+
+from __future__ import annotations
+
+import structlog
+from sqlalchemy import select
+
+from coordinator.attendance import Attendance
+from coordinator.round_state import Paused, Resumed, Tick
+from coordinator.schema import AssignmentRow
+from coordinator.turn import Turn
+
+_log = structlog.get_logger()
+
+
+def let_time_pass(turn: Turn, attendance: Attendance, *, paused: bool) -> None:
+    """The organiser's pause, silent workers, deadlines, and a settle that is still due.
+
+    Args:
+        turn: of the running round; it may be the next one afterwards.
+        attendance: who was heard of.
+        paused: what the database says the organiser wants.
+    """
+    if paused is not turn.machine.paused:
+        turn.apply(Paused() if paused else Resumed())
+    _expire_silent(turn, attendance)
+    if turn.machine.deadline_s is not None:
+        turn.apply(Tick())
+    if turn.machine.settling:
+        turn.settle_due = True
+
+
+def _expire_silent(turn: Turn, attendance: Attendance) -> None:
+    """Give up leases of workers that were not heard of, so that the round may close early."""
+    number = turn.machine.number
+    leased = turn.session.execute(
+        select(AssignmentRow.worker, AssignmentRow.leased_at_s).where(
+            AssignmentRow.round == number, AssignmentRow.worker.in_(turn.machine.training)
+        )
+    ).all()
+    for worker, leased_at_s in leased:
+        silent_s = turn.now_s - attendance.silent_since_s(worker, leased_at_s)
+        # An expiry can close the round, and with it every other lease.
+        still_open = turn.machine.number == number and worker in turn.machine.training
+        if still_open and silent_s > turn.context.options.silent_after_s:
+            _log.warning("lease_expired", worker=worker, silent_s=round(silent_s))
+            turn.expire(worker)

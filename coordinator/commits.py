@@ -1,0 +1,135 @@
+"""Accepting contributions: layer 1 of verification.md, and their natural key.
+
+Steps (protocol.md section 2, verification.md layer 1); the caller has checked the signature:
+
+1. the assignment exists and is the signer's;
+2. the same bytes again get the first answer; other bytes are a conflict, and both are kept;
+3. the round still takes commits, and the lease is open;
+4. run, round, state digest, codec, layout and training specification are the assignment's and
+   the manifest's;
+5. the sequences are a prefix of the lease in whole batches, and tokens are what they hold;
+6. the numbers are finite and the root is a hash.
+"""
+
+from __future__ import annotations
+
+import math
+
+import structlog
+from sqlalchemy import select
+
+from coordinator.evidence import keep_evidence
+from coordinator.round_state import Committed
+from coordinator.schema import (
+    COMMITTED,
+    TRAINING,
+    AssignmentRow,
+    ContributionRow,
+    WorkerRow,
+)
+from coordinator.turn import Turn
+from protocol.envelope import Signed
+from protocol.errors import BadRecord, Conflict, ProtocolError, TooLate
+from protocol.merkle import HASH_BYTES
+from protocol.wire import records_pb2 as wire
+from protocol.wire import service_pb2
+
+_SPEED_SMOOTHING = 0.5
+"""Weight of the newest round in a worker's measured speed."""
+
+_log = structlog.get_logger()
+
+
+def accept_contribution(
+    turn: Turn, signed: Signed[wire.Contribution]
+) -> service_pb2.CommitReply | ProtocolError:
+    """Keep a contribution; see the module's steps.
+
+    Returns:
+        The reply, or the error to raise once the evidence is committed.
+
+    Raises:
+        BadRecord: it does not fit its assignment or the manifest.
+        TooLate: its round has closed, or its lease was given up.
+    """
+    record = signed.record
+    assignment = turn.session.get(AssignmentRow, record.assignment_id)
+    if assignment is None or assignment.worker != signed.signer or record.worker != signed.signer:
+        raise BadRecord("a contribution to an assignment that this worker does not have")
+    known = turn.session.get(ContributionRow, record.assignment_id)
+    if known is not None:
+        if known.digest == signed.digest:
+            return service_pb2.CommitReply(first=False)
+        keep_evidence(turn.session, "contribution", known.envelope, signed, turn.now_s)
+        return Conflict("another contribution to this assignment is kept: both are evidence now")
+    check_contribution(turn, assignment, record)
+    if assignment.round != turn.machine.number or not turn.machine.accepts_commits:
+        raise TooLate(f"round {assignment.round} closed before this contribution came")
+    if assignment.status != TRAINING:
+        raise TooLate("this lease was given up after a long silence; ask for new work")
+    _keep(turn, assignment, signed)
+    return service_pb2.CommitReply(first=True)
+
+
+def check_contribution(turn: Turn, assignment: AssignmentRow, record: wire.Contribution) -> None:
+    """Steps 4 to 6.
+
+    Raises:
+        BadRecord: naming the field.
+    """
+    manifest, layout = turn.context.manifest, turn.context.layout
+    given = wire.Assignment.FromString(wire.Envelope.FromString(assignment.envelope).payload)
+    batch = manifest.inner.sequences_per_batch
+    expected = {
+        "run_id": turn.context.run_id,
+        "round": given.round,
+        "state_digest": given.state_digest,
+        "epoch": given.epoch,
+        "start_sequence": given.start_sequence,
+        "end_sequence": given.start_sequence + record.steps * batch,
+        "tokens": record.steps * manifest.tokens_per_step,
+        "codec": manifest.update.codec,
+        "training_spec": manifest.inner.training_spec,
+        "chunk_count": layout.count,
+        "vector_elements": layout.elements,
+    }
+    for name, value in expected.items():
+        if getattr(record, name) != value:
+            raise BadRecord(f"the contribution's {name} is not that of its assignment")
+    if not 1 <= record.steps <= given.steps:
+        raise BadRecord(f"steps must be between 1 and the {given.steps} that were leased")
+    if len(record.commitment_root) != HASH_BYTES:
+        raise BadRecord("commitment_root is not a SHA-256")
+    if not (math.isfinite(record.update_norm) and record.update_norm >= 0):
+        raise BadRecord("update_norm is not a finite length")
+    if not math.isfinite(record.mean_loss):
+        raise BadRecord("mean_loss is not finite")
+
+
+def _keep(turn: Turn, assignment: AssignmentRow, signed: Signed[wire.Contribution]) -> None:
+    record = signed.record
+    turn.session.add(
+        ContributionRow(
+            assignment_id=record.assignment_id,
+            round=record.round,
+            worker=record.worker,
+            steps=record.steps,
+            tokens=record.tokens,
+            commitment_root=record.commitment_root,
+            digest=signed.digest,
+            mean_loss=record.mean_loss,
+            received_at_s=turn.now_s,
+            envelope=signed.envelope.SerializeToString(),
+        )
+    )
+    assignment.status = COMMITTED
+    worker = turn.session.scalars(select(WorkerRow).where(WorkerRow.worker == record.worker)).one()
+    seconds = max(1e-3, turn.now_s - assignment.leased_at_s)
+    worker.measured_tokens_per_s = _smoothed(worker.measured_tokens_per_s, record.tokens / seconds)
+    turn.session.flush()
+    _log.info("committed", round=record.round, worker=record.worker, steps=record.steps)
+    turn.apply(Committed(record.worker))
+
+
+def _smoothed(before: float, now: float) -> float:
+    return now if before == 0 else before + _SPEED_SMOOTHING * (now - before)

@@ -1,0 +1,108 @@
+"""What everything in the engine knows of the run it serves. Frozen, no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from google.protobuf.message import Message
+
+from coordinator.keys import KeyRing
+from coordinator.round_state import Policy
+from ledger.log import Log
+from protocol.dataset import DatasetManifest
+from protocol.envelope import seal
+from protocol.errors import UsageError
+from protocol.manifest import RunManifest
+from protocol.model import element_count, parameter_spec
+from protocol.update import ChunkLayout
+from protocol.wire import records_pb2 as wire
+
+_UPLINK_BYTES_PER_S = 250_000
+"""A slow home uplink (2 Mbit/s): deadlines of a reduce grow with the vector at this rate."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What the organiser may tune without making another run."""
+
+    tick_s: float = 0.5
+    silent_after_s: float = 45.0  # several heartbeats: then the lease is given up
+    retry_after_s: float = 2.0  # what a waiting worker is told at most
+    subscriber_events: int = 256  # a slower reader is dropped and must come back
+    challenges_per_round: int = 1
+    chunks_per_challenge: int = 1
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """The run, its layout and its keys."""
+
+    manifest: RunManifest
+    dataset: DatasetManifest
+    keys: KeyRing
+    log: Log
+    options: EngineOptions = EngineOptions()
+
+    @cached_property
+    def run_id(self) -> bytes:
+        return self.manifest.run_id
+
+    @cached_property
+    def layout(self) -> ChunkLayout:
+        elements = element_count(parameter_spec(self.manifest.model_config_json))
+        return ChunkLayout(elements, self.manifest.update.chunk_elements)
+
+    @cached_property
+    def batches_per_epoch(self) -> int:
+        """Whole inner batches in an epoch.
+
+        Raises:
+            UsageError: the dataset does not fill a single one.
+        """
+        batches = self.dataset.train_sequences // self.manifest.inner.sequences_per_batch
+        if batches < 1:
+            raise UsageError(
+                f"the dataset has {self.dataset.train_sequences} sequences, fewer than one inner "
+                f"batch of {self.manifest.inner.sequences_per_batch}: build a larger one"
+            )
+        return batches
+
+    @cached_property
+    def vector_bytes(self) -> int:
+        """Encoded bytes of one update."""
+        codec = self.manifest.update.codec
+        full = self.layout.encoded_bytes(codec, 0)
+        return full * (self.layout.count - 1) + self.layout.encoded_bytes(
+            codec, self.layout.count - 1
+        )
+
+    @cached_property
+    def policy(self) -> Policy:
+        """The manifest's rounds; a reduce gets time for the vector's bytes on a slow uplink."""
+        spec = self.manifest.round
+        transfer_s = self.vector_bytes / _UPLINK_BYTES_PER_S
+        return Policy(
+            duration_s=spec.duration_s,
+            grace_s=spec.grace_s,
+            gather_s=spec.gather_s + transfer_s,
+            broadcast_s=spec.broadcast_s + transfer_s,
+            min_members=spec.min_members,
+            max_members=spec.max_members,
+            max_attempts=spec.max_attempts,
+        )
+
+    def finished(self, settled_rounds: int, merged_tokens: int) -> bool:
+        """Whether the run is complete: its rounds, or else its schedule, are used up."""
+        if self.manifest.round.max_rounds is not None:
+            return settled_rounds >= self.manifest.round.max_rounds
+        return merged_tokens >= self.manifest.inner.learning_rate.total_tokens
+
+    def sign(self, record: Message) -> wire.Envelope:
+        """Seal with the round key."""
+        return seal(record, self.keys.round)
+
+
+def to_ms(seconds: float) -> int:
+    """Seconds to whole milliseconds, as the wire counts time."""
+    return round(seconds * 1000)

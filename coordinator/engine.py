@@ -1,0 +1,389 @@
+"""The engine: requests in, one transaction each, replies and events out.
+
+Invariants:
+
+* The database is the truth. What is kept in memory (model vectors, presence, subscriptions) can
+  be rebuilt from it; kill -9 at any instruction and :meth:`Engine.start` goes on from there.
+* Turns run one after the other, and their events are published in the order of their commits.
+* Nothing is told to anybody before it is committed. An error that a turn *returns* is raised after
+  the commit, so that evidence of a conflict stays; one that it *raises* undoes the turn.
+* Vectors are computed in threads; the event loop and the database thread never wait for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import structlog
+from sqlalchemy.orm import Session
+
+from coordinator import bootstrap, round_state, settle
+from coordinator.admission import check_multiaddrs
+from coordinator.attendance import Attendance, decide_action
+from coordinator.challenges import accept_answer, open_challenges
+from coordinator.checkpoints import CheckpointStore
+from coordinator.clockwork import let_time_pass
+from coordinator.commits import accept_contribution
+from coordinator.context import EngineOptions, RunContext, to_ms
+from coordinator.database import Database
+from coordinator.events import Hub
+from coordinator.keys import KeyRing
+from coordinator.queries import read_receipt, snapshot_events
+from coordinator.record import log_ended_rounds, state_to_evaluate
+from coordinator.reports import accept_reducer_report, accept_report
+from coordinator.results import CheckedPiece, check_piece, keep_pieces, missing_chunks
+from coordinator.schema import ControlRow, StateRow
+from coordinator.turn import Turn
+from coordinator.work import enrolled, grant_work
+from ledger.log import Log
+from protocol.dataset import DatasetManifest
+from protocol.envelope import Signed
+from protocol.errors import ProtocolError, TransientError
+from protocol.manifest import RunManifest
+from protocol.wire import records_pb2 as wire
+from protocol.wire import service_pb2
+
+T = TypeVar("T")
+Evaluate = Callable[[settle.Vector], Awaitable[float]]
+"""Mean nats per predicted token of held-out data, for flat weights."""
+
+_PIECES_PER_TURN = 16
+_ALIVE_EVERY_S = 2.0
+"""How often the time is noted, to know after a restart for how long the coordinator was away."""
+
+_RETRY_S = 5.0
+_KEPT_STATES = 2
+"""States kept in memory for evaluation: a slow evaluation skips states, it never piles them up."""
+
+_log = structlog.get_logger()
+
+
+class Engine:
+    """One run. Call :meth:`start`, then serve; :meth:`run` drives the rounds."""
+
+    def __init__(
+        self,
+        database: Database,
+        manifest: RunManifest,
+        dataset: DatasetManifest,
+        keys: KeyRing,
+        checkpoints: CheckpointStore,
+        log: Log,
+        *,
+        clock: Callable[[], float] = time.time,
+        evaluate: Evaluate | None = None,
+        options: EngineOptions | None = None,
+    ) -> None:
+        """Wire the parts together; touches nothing yet.
+
+        Args:
+            database: with upgraded tables.
+            manifest: of the run.
+            dataset: its dataset's manifest.
+            keys: ``keys.round`` signs what the engine says.
+            checkpoints: where states are kept.
+            log: the public record; its key signs heads.
+            clock: seconds since the epoch.
+            evaluate: validation loss of a state; None records none.
+            options: what may be tuned.
+        """
+        self.context = RunContext(manifest, dataset, keys, log, options or EngineOptions())
+        self._database = database
+        self._checkpoints = checkpoints
+        self._clock = clock
+        self._evaluate = evaluate
+        self._hub = Hub(self.context.options.subscriber_events)
+        self._turns = asyncio.Lock()
+        self._settle_due = asyncio.Event()
+        self._evaluation_due = asyncio.Event()
+        self._attendance = Attendance(clock())
+        self._states: dict[int, settle.ModelState] = {}  # by settled rounds, newest last
+
+    # ---- life ----
+
+    async def start(self) -> None:
+        """Make the run's first state and round, or go on with those in the database.
+
+        Raises:
+            UsageError: the database holds another run, or the dataset is too small.
+            BadDigest: the stored state is damaged.
+            TransientError: database or checkpoint store are not available.
+        """
+        state = await bootstrap.load_or_create(
+            self.context, self._database, self._checkpoints, self._clock()
+        )
+        self._states = {state.descriptor.round: state}
+        await self._database.run(self.context.log.sign_head)
+        self._attendance = Attendance(self._clock())
+        await self._turn(bootstrap.resume)
+        self._evaluation_due.set()
+
+    async def run(self) -> None:
+        """Drive rounds until cancelled; starts first, if :meth:`start` was not called.
+
+        Cancelling is safe at any moment: what was not committed is done again after a start.
+        """
+        if not self._states:
+            await self.start()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._tick_forever(), name="tick")
+            tasks.create_task(self._whenever(self._settle_due, self.settle), name="settle")
+            tasks.create_task(self._whenever(self._evaluation_due, self.evaluate), name="evaluate")
+
+    async def _tick_forever(self) -> None:
+        while True:
+            try:
+                await self.tick()
+            except TransientError as error:
+                _log.warning("tick_failed", error=str(error))
+            await asyncio.sleep(self.context.options.tick_s)
+
+    async def _whenever(self, due: asyncio.Event, work: Callable[[], Awaitable[bool]]) -> None:
+        while True:
+            await due.wait()
+            due.clear()
+            try:
+                while await work():
+                    pass
+            except TransientError as error:
+                _log.warning("will_try_again", error=str(error), in_s=_RETRY_S)
+                await asyncio.sleep(_RETRY_S)
+                due.set()
+
+    # ---- time ----
+
+    async def tick(self) -> None:
+        """Let time pass: deadlines, silent workers, the organiser's pause, presence."""
+
+        def pass_time(turn: Turn) -> None:
+            control = turn.session.get_one(ControlRow, 1)
+            if turn.now_s - control.alive_at_s >= _ALIVE_EVERY_S:
+                control.alive_at_s = turn.now_s
+            self._attendance.write(turn.session)
+            let_time_pass(turn, self._attendance, paused=control.paused)
+
+        await self._turn(pass_time)
+
+    # ---- requests ----
+
+    async def hello_head(self) -> wire.Envelope:
+        """The signed head of the running round."""
+        return await self._turn(lambda turn: wire.Envelope.FromString(turn.row.head))
+
+    async def request_work(self, signed: Signed[wire.WorkRequest]) -> service_pb2.WorkReply:
+        """A signed assignment, or one reason to wait.
+
+        Raises:
+            NotEnrolled, UsageError: not admitted, or blocked.
+        """
+        return await self._turn(lambda turn: grant_work(turn, signed.record))
+
+    async def commit(self, signed: Signed[wire.Contribution]) -> service_pb2.CommitReply:
+        """Accept a contribution, once.
+
+        Raises:
+            BadRecord, Conflict, TooLate: see :mod:`coordinator.commits`.
+        """
+        return await self._turn(lambda turn: accept_contribution(turn, signed))
+
+    async def reducer_report(
+        self, signed: Signed[wire.ReducerReport]
+    ) -> service_pb2.ReducerReportReply:
+        """Take note of who is complete at a reducer.
+
+        Raises:
+            BadRecord, BadSignature, Conflict: see :mod:`coordinator.reports`.
+        """
+        return await self._turn(lambda turn: accept_reducer_report(turn, signed))
+
+    async def report(self, signed: Signed[wire.Report]) -> service_pb2.ReportReply:
+        """Compare a member's new state with ours.
+
+        Raises:
+            BadRecord, Conflict: see :mod:`coordinator.reports`.
+        """
+        return await self._turn(lambda turn: accept_report(turn, signed))
+
+    async def answer_challenge(
+        self, signed: Signed[wire.ChallengeAnswer]
+    ) -> service_pb2.ChallengeReply:
+        """Check opened chunks against their commitment.
+
+        Raises:
+            BadRecord, Conflict: see :mod:`coordinator.challenges`.
+        """
+        return await self._turn(lambda turn: accept_answer(turn, signed))
+
+    async def add_results(
+        self, pieces: AsyncIterator[service_pb2.ResultPiece]
+    ) -> service_pb2.SubmitResultsReply:
+        """Collect signed result chunks from whoever holds them.
+
+        Raises:
+            BadRecord, BadDigest, BadSignature: see :mod:`coordinator.results`; pieces before the
+                bad one are kept.
+        """
+        accepted, batch = 0, list[CheckedPiece]()
+        try:
+            async for piece in pieces:
+                batch.append(await asyncio.to_thread(check_piece, self.context, piece))
+                if len(batch) == _PIECES_PER_TURN:
+                    full, batch = batch, []
+                    accepted += await self._keep(full)
+        finally:
+            accepted += await self._keep(batch)
+        missing = await self._turn(missing_chunks)
+        return service_pb2.SubmitResultsReply(accepted=accepted, missing=missing)
+
+    async def _keep(self, batch: list[CheckedPiece]) -> int:
+        return await self._turn(lambda turn: keep_pieces(turn, batch)) if batch else 0
+
+    async def heartbeat(self, signed: Signed[wire.Heartbeat]) -> service_pb2.HeartbeatReply:
+        """Note that a worker is there, and tell it what to do.
+
+        Raises:
+            NotEnrolled, UsageError: not admitted, or blocked.
+            BadRecord: an address in it is malformed or not its own.
+        """
+        record = signed.record
+        check_multiaddrs(record.multiaddrs, record.worker)
+
+        def answer(turn: Turn) -> service_pb2.HeartbeatReply:
+            enrolled(turn, record.worker)
+            action, reason = decide_action(turn, record)
+            return service_pb2.HeartbeatReply(
+                action=action,
+                reason=reason,
+                server_time_ms=to_ms(turn.now_s),
+                challenges=open_challenges(turn, record.worker),
+            )
+
+        reply = await self._turn(answer)
+        self._attendance.note(record, self._clock())
+        return reply
+
+    async def receipt(self, assignment_id: bytes) -> service_pb2.GetReceiptReply:
+        """The credit leaf of a merged contribution, with its proof.
+
+        Raises:
+            NotFound: no such contribution, or it was not merged.
+            TransientError: its round is not settled yet, or the head not signed.
+        """
+
+        return await self._database.run(
+            lambda session: read_receipt(session, self.context.log.origin, assignment_id)
+        )
+
+    async def set_paused(self, paused: bool) -> None:
+        """No new leases, or leases again; the running round finishes either way.
+
+        The same as writing ``control.paused``, which a tick takes note of.
+        """
+
+        def write(turn: Turn) -> None:
+            turn.session.get_one(ControlRow, 1).paused = paused
+            if turn.machine.paused is not paused:
+                turn.apply(round_state.Paused() if paused else round_state.Resumed())
+
+        await self._turn(write)
+
+    @asynccontextmanager
+    async def subscribe(self, worker: str) -> AsyncIterator[AsyncIterator[service_pb2.RunEvent]]:
+        """What is current, then every event as it happens.
+
+        The iterator raises TransientError when its reader is too slow: it must subscribe anew.
+
+        Args:
+            worker: PeerID of the reader, already admitted.
+        """
+        async with self._turns:
+            snapshot = await self._database.run(
+                lambda session: snapshot_events(Turn(self.context, session, self._clock()))
+            )
+            subscription = self._hub.open(snapshot)
+        _log.debug("watching", worker=worker)
+        try:
+            yield subscription.events()
+        finally:
+            self._hub.close(subscription)
+
+    # ---- slow work ----
+
+    async def settle(self) -> bool:
+        """Settle the running round if all its results are held; see :mod:`coordinator.settle`.
+
+        Returns:
+            Whether it did.
+
+        Raises:
+            TransientError: the checkpoint store refused; nothing was changed.
+        """
+        inputs = await self._turn(settle.read_inputs)
+        if inputs is None:
+            return False
+        before = self._states[max(self._states)]
+        after = await asyncio.to_thread(settle.compute, self.context, before, inputs)
+        saved = await asyncio.to_thread(
+            self._checkpoints.save, after.weights, after.momentum, after.descriptor
+        )
+        self._states[after.descriptor.round] = after
+        while len(self._states) > _KEPT_STATES:
+            del self._states[min(self._states)]
+        evaluated = self._evaluate is None
+        await self._turn(
+            lambda turn: settle.record_settled(
+                turn, inputs, after.descriptor, saved, evaluated=evaluated
+            )
+        )
+        self._evaluation_due.set()
+        return True
+
+    async def evaluate(self) -> bool:
+        """Compute the oldest validation loss that is missing, and log its round.
+
+        Returns:
+            Whether there was one.
+
+        Raises:
+            TransientError: the evaluation was killed; it is tried again.
+        """
+        settled_rounds = await self._database.run(state_to_evaluate)
+        if settled_rounds is None:
+            return False
+        state = self._states.get(settled_rounds)
+        loss = None
+        if state is not None and self._evaluate is not None:
+            loss = await self._evaluate(state.weights)
+
+        def keep(turn: Turn) -> None:
+            row = turn.session.get_one(StateRow, settled_rounds)
+            row.validation_loss, row.evaluated = settle.finite_or_none(loss), True
+            turn.leaves_added |= log_ended_rounds(self.context, turn.session, turn.now_s)
+
+        await self._turn(keep)
+        _log.info("validated", settled_rounds=settled_rounds, loss=loss)
+        return True
+
+    # ---- turns ----
+
+    async def _turn(self, work: Callable[[Turn], T | ProtocolError]) -> T:
+        """Run one transaction on the running round, then publish and sign what came of it."""
+
+        def once(session: Session) -> tuple[Turn, T | ProtocolError]:
+            turn = Turn(self.context, session, self._clock())
+            return turn, work(turn)
+
+        async with self._turns:
+            turn, result = await self._database.run(once)
+            if turn.leaves_added:
+                await self._database.run(self.context.log.sign_head)
+            self._hub.publish(turn.events)
+            if turn.settle_due:
+                self._settle_due.set()
+        if isinstance(result, ProtocolError):
+            raise result
+        return result

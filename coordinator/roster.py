@@ -1,0 +1,95 @@
+"""Who reduces what: a pure choice, and the roster that says so.
+
+Rules (protocol.md section 7): anchors and publicly reachable members share the chunks evenly; what
+one donor may hold is capped at a quarter, and what the cap leaves over goes to the anchors. Where
+there is no anchor the cap gives way as far as it must. The last attempt uses anchors only.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+_DONOR_SHARE = 4
+"""One donor holds at most 1/4 of the chunks, anchors apart."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Somebody who could reduce."""
+
+    worker: str
+    donor: str
+    anchor: bool
+    multiaddrs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Share:
+    """A reducer with its chunks [first, end)."""
+
+    candidate: Candidate
+    first: int
+    end: int
+
+
+def choose_reducers(
+    candidates: Sequence[Candidate],
+    chunk_count: int,
+    *,
+    avoid: Collection[str] = (),
+    anchors_only: bool = False,
+) -> tuple[Share, ...]:
+    """Divide the chunks.
+
+    Args:
+        candidates: in the order in which ranges are given out.
+        chunk_count: chunks of the update vector.
+        avoid: reducers that failed an attempt of this round; used only if nobody else is left.
+        anchors_only: the last attempt; members are used only if the run has no anchor at all.
+
+    Returns:
+        Shares in ascending order that cover [0, chunk_count) without a gap; empty if there is
+        nobody.
+    """
+    able = [c for c in candidates if c.multiaddrs]
+    if anchors_only and any(c.anchor for c in able):
+        able = [c for c in able if c.anchor]
+    able = [c for c in able if c.worker not in avoid] or able
+    able.sort(key=lambda c: not c.anchor)  # anchors first; stable
+    counts = _counts(able[:chunk_count], chunk_count)
+    shares, first = [], 0
+    for candidate, count in zip(able, counts, strict=False):
+        if count:
+            shares.append(Share(candidate, first, first + count))
+            first += count
+    return tuple(shares)
+
+
+def _counts(reducers: Sequence[Candidate], chunk_count: int) -> list[int]:
+    """Chunks for each, handed out one by one to whoever has fewest and may take one more."""
+    if not reducers:
+        return []
+    anchors = any(c.anchor for c in reducers)
+    donors = {c.donor for c in reducers if not c.anchor}
+    cap = chunk_count // _DONOR_SHARE
+    if not anchors:
+        cap = max(cap, -(-chunk_count // len(donors)))
+    counts = [chunk_count // len(reducers)] * len(reducers)
+    held = Counter[str]()
+    for index, candidate in enumerate(reducers):
+        if not candidate.anchor:
+            counts[index] = min(counts[index], cap - held[candidate.donor])
+            held[candidate.donor] += counts[index]
+    rest = chunk_count - sum(counts)
+    while rest:
+        open_to = [
+            i for i, c in enumerate(reducers) if c.anchor or (not anchors and held[c.donor] < cap)
+        ]
+        least = min(open_to, key=lambda i: counts[i])
+        counts[least] += 1
+        if not reducers[least].anchor:
+            held[reducers[least].donor] += 1
+        rest -= 1
+    return counts

@@ -1,0 +1,312 @@
+"""One transaction's work on the running round: events in, effects carried out, all or nothing.
+
+Invariants:
+
+* The state machine's new state and everything that its effects write commit together, so a
+  coordinator that is killed at any instruction comes back to a state and effects that agree.
+* What others are to hear (:attr:`Turn.events`) is collected here and sent only after the commit.
+* When a round ends, the next one opens in the same transaction: there is always exactly one
+  running round, the one with the highest number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import structlog
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from coordinator import leases, round_state
+from coordinator.context import RunContext, to_ms
+from coordinator.record import log_ended_rounds
+from coordinator.roster import Candidate, choose_reducers
+from coordinator.round import tick
+from coordinator.round_state import Effect, Event, FreeLeases, Phase, Round, Settle
+from coordinator.schema import (
+    COMMITTED,
+    EXPIRED,
+    TRAINING,
+    UNMERGED,
+    AssignmentRow,
+    ContributionRow,
+    ControlRow,
+    RosterRow,
+    RoundRow,
+    StateRow,
+    WorkerRow,
+)
+from protocol.wire import records_pb2 as wire
+from protocol.wire import service_pb2
+
+GROUP_ID_BYTES = 20
+
+_log = structlog.get_logger()
+
+
+def running_round(session: Session) -> RoundRow:
+    """The row of the running round; there is always one after the engine has started."""
+    return session.scalars(select(RoundRow).order_by(RoundRow.number.desc()).limit(1)).one()
+
+
+def newest_state(session: Session) -> StateRow:
+    """The state that the running round starts from."""
+    return session.scalars(select(StateRow).order_by(StateRow.settled_rounds.desc()).limit(1)).one()
+
+
+def current_roster(session: Session, machine: Round) -> RosterRow | None:
+    """The roster of the running attempt, once it is signed."""
+    return session.get(RosterRow, (machine.number, machine.attempt)) if machine.reducers else None
+
+
+class Turn:
+    """The running round within one transaction."""
+
+    def __init__(self, context: RunContext, session: Session, now_s: float) -> None:
+        self.context = context
+        self.session = session
+        self.now_s = now_s
+        self.row = running_round(session)
+        self.machine = round_state.load(self.row.machine)
+        self.events: list[service_pb2.RunEvent] = []
+        self.settle_due = False
+        self.leaves_added = False
+
+    def apply(self, event: Event) -> None:
+        """Feed one event to the state machine and carry out what it asks for."""
+        before = self.machine.phase
+        self.machine, effects = tick(self.machine, event, self.now_s)
+        self._store()
+        if self.machine.phase is not before:
+            self._announce_phase()
+        for effect in effects:
+            self._carry_out(effect)
+        if self.machine.ended and self.row.ended_at_s is None:
+            self._end()
+
+    def expire(self, worker: str) -> None:
+        """Give up the open lease of a worker that left or fell silent."""
+        row = self.session.scalars(
+            select(AssignmentRow).where(
+                AssignmentRow.round == self.machine.number, AssignmentRow.worker == worker
+            )
+        ).one()
+        row.status = EXPIRED
+        leases.release(self.session, row.assignment_id)
+        self.apply(round_state.Abandoned(worker))
+
+    def say(self, event: service_pb2.RunEvent) -> None:
+        """Queue an event of the running round for everybody who watches."""
+        event.MergeFrom(self.describe_phase())
+        self.events.append(event)
+
+    def describe_phase(self) -> service_pb2.RunEvent:
+        """An event without content: phase, round, and the times that go with them."""
+        deadline_s = self.machine.deadline_s
+        return service_pb2.RunEvent(
+            phase=self.machine.phase.value,
+            round=self.machine.number,
+            server_time_ms=to_ms(self.now_s),
+            deadline_ms=0 if deadline_s is None else to_ms(deadline_s),
+        )
+
+    # ---- effects ----
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case round_state.SignRoster():
+                self._sign_roster(effect)
+            case round_state.SignInclusion():
+                self._sign_inclusion(effect)
+            case FreeLeases():
+                self._free_leases()
+            case Settle():
+                self.settle_due = True
+            case round_state.Skip():
+                self.row.reason = effect.reason
+                _log.warning("round_skipped", round=self.machine.number, reason=effect.reason)
+
+    def _sign_roster(self, effect: round_state.SignRoster) -> None:
+        layout, update = self.context.layout, self.context.manifest.update
+        shares = choose_reducers(
+            self._candidates(effect.members),
+            layout.count,
+            avoid=effect.avoid,
+            anchors_only=effect.anchors_only,
+        )
+        if not shares:
+            return  # asked again at the next tick, until the attempt's deadline
+        assert self.machine.deadline_s is not None
+        assert self.machine.broadcast_deadline_s is not None
+        record = wire.Roster(
+            run_id=self.context.run_id,
+            round=self.machine.number,
+            attempt=effect.attempt,
+            state_digest=newest_state(self.session).digest,
+            members=self._members(effect.members),
+            reducers=[
+                wire.ReducerRange(
+                    reducer=share.candidate.worker,
+                    first_chunk=share.first,
+                    end_chunk=share.end,
+                    multiaddrs=share.candidate.multiaddrs,
+                )
+                for share in shares
+            ],
+            codec=update.codec,
+            combine=update.combine,
+            vector_elements=layout.elements,
+            chunk_elements=layout.chunk_elements,
+            chunk_count=layout.count,
+            gather_deadline_ms=to_ms(self.machine.deadline_s),
+            broadcast_deadline_ms=to_ms(self.machine.broadcast_deadline_s),
+        )
+        envelope = self.context.sign(record)
+        digest = hashlib.sha256(envelope.payload).digest()
+        self.row.roster_digest = digest
+        self.session.add(
+            RosterRow(
+                round=self.machine.number,
+                attempt=effect.attempt,
+                group_id=digest[:GROUP_ID_BYTES],
+                envelope=envelope.SerializeToString(),
+            )
+        )
+        self.session.flush()
+        self.apply(round_state.RosterSigned(tuple(s.candidate.worker for s in shares)))
+        self.say(service_pb2.RunEvent(roster=envelope))
+        _log.info(
+            "roster_signed",
+            round=self.machine.number,
+            attempt=effect.attempt,
+            members=len(effect.members),
+            reducers=len(shares),
+        )
+
+    def _members(self, workers: tuple[str, ...]) -> list[wire.RosterMember]:
+        cap = self.context.manifest.verification.weight_cap_tokens
+        rows = self.session.execute(
+            select(ContributionRow, WorkerRow.client_mode)
+            .join(WorkerRow, WorkerRow.worker == ContributionRow.worker)
+            .where(ContributionRow.round == self.machine.number)
+        ).all()
+        by_worker = {row.worker: (row, client_mode) for row, client_mode in rows}
+        members = []
+        for worker in workers:
+            row, client_mode = by_worker[worker]
+            members.append(
+                wire.RosterMember(
+                    worker=worker,
+                    assignment_id=row.assignment_id,
+                    weight=row.tokens if cap is None else min(row.tokens, cap),
+                    commitment_root=row.commitment_root,
+                    client_mode=client_mode,
+                )
+            )
+        return members
+
+    def _candidates(self, members: tuple[str, ...]) -> list[Candidate]:
+        """Anchors heard of lately and public members; silent anchors if there is nobody else."""
+        rows = self.session.scalars(
+            select(WorkerRow)
+            .where(WorkerRow.client_mode.is_(False) | WorkerRow.anchor)
+            .where(WorkerRow.blocked_reason.is_(None))
+            .where(WorkerRow.anchor | WorkerRow.worker.in_(members))
+            .order_by(WorkerRow.worker)
+        ).all()
+        since_s = self.now_s - self.context.options.silent_after_s
+        heard = [row for row in rows if row.last_seen_s >= since_s or row.worker in members]
+        return [
+            Candidate(row.worker, row.donor, row.anchor, tuple(json.loads(row.multiaddrs)))
+            for row in (heard or rows)
+        ]
+
+    def _sign_inclusion(self, effect: round_state.SignInclusion) -> None:
+        roster = self.session.get_one(RosterRow, (self.machine.number, effect.attempt))
+        envelope = self.context.sign(
+            wire.InclusionSet(
+                run_id=self.context.run_id,
+                round=self.machine.number,
+                attempt=effect.attempt,
+                group_id=roster.group_id,
+                members=effect.members,
+            )
+        )
+        roster.inclusion = envelope.SerializeToString()
+        self.say(service_pb2.RunEvent(inclusion_set=envelope))
+        _log.info("inclusion_signed", round=self.machine.number, members=len(effect.members))
+
+    def _free_leases(self) -> None:
+        """Whatever was not merged is free again (protocol.md section 4)."""
+        rows = self.session.scalars(
+            select(AssignmentRow).where(
+                AssignmentRow.round == self.machine.number,
+                AssignmentRow.status.in_((TRAINING, COMMITTED)),
+            )
+        )
+        for row in rows.all():
+            row.status = UNMERGED if row.status == COMMITTED else EXPIRED
+            leases.release(self.session, row.assignment_id)
+
+    # ---- from round to round ----
+
+    def _store(self) -> None:
+        self.row.machine = round_state.dump(self.machine)
+        self.row.phase = self.machine.phase.value
+
+    def _announce_phase(self) -> None:
+        """Phases that come with no record of their own."""
+        notice = {
+            Phase.TRAINING: "is training",
+            Phase.COMMITTING: "is in its grace: commit now",
+            Phase.SKIPPED: f"was skipped: {self.machine.reason}",
+            Phase.SETTLED: "is settled",
+        }.get(self.machine.phase)
+        if notice is not None:
+            text = f"round {self.machine.number} {notice}"
+            self.say(service_pb2.RunEvent(notice=text))
+
+    def _end(self) -> None:
+        self.row.ended_at_s = self.now_s
+        self.session.flush()
+        self.leaves_added |= log_ended_rounds(self.context, self.session, self.now_s)
+        self.row = open_round(self.context, self.session, self.machine.number + 1, self.now_s)
+        self.machine = round_state.load(self.row.machine)
+        self.say(service_pb2.RunEvent(run_head=wire.Envelope.FromString(self.row.head)))
+
+
+def open_round(context: RunContext, session: Session, number: int, now_s: float) -> RoundRow:
+    """Sign the head of the newest state and open a round on it."""
+    state = newest_state(session)
+    control = session.get_one(ControlRow, 1)
+    control.finished = context.finished(state.settled_rounds, state.merged_tokens)
+    head = context.sign(
+        wire.RunHead(
+            run_id=context.run_id,
+            round=number,
+            state_digest=state.digest,
+            weights_root=state.weights_root,
+            momentum_root=state.momentum_root,
+            merged_tokens=state.merged_tokens,
+            weights_sha256=state.weights_sha256,
+            weights_bytes=state.weights_bytes,
+            momentum_sha256=state.momentum_sha256,
+            momentum_bytes=state.momentum_bytes,
+            issued_at_ms=to_ms(now_s),
+            settled_rounds=state.settled_rounds,
+        )
+    )
+    machine = Round(number=number, policy=context.policy, paused=control.paused)
+    row = RoundRow(
+        number=number,
+        machine=round_state.dump(machine),
+        phase=machine.phase.value,
+        settled_rounds=state.settled_rounds,
+        head=head.SerializeToString(),
+        opened_at_s=now_s,
+    )
+    session.add(row)
+    session.flush()
+    _log.info("round_open", round=number, settled=state.settled_rounds, finished=control.finished)
+    return row

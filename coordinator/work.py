@@ -1,0 +1,171 @@
+"""Handing out work: one signed assignment for a worker and round.
+
+Invariants:
+
+* Asking again in the same round gives the same assignment, byte for byte.
+* A lease ends with its round; what a worker gets fits into the time that is left, by the speed
+  at which its work was accepted before (its own word only until there is such work).
+* Every refusal names one reason, in words for a person and as a stable code.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from dataclasses import dataclass
+
+import structlog
+from sqlalchemy import select
+
+from coordinator import leases
+from coordinator.context import to_ms
+from coordinator.round_state import Leased, Phase
+from coordinator.schema import (
+    COMMITTED,
+    TRAINING,
+    AssignmentRow,
+    ControlRow,
+    WorkerRow,
+)
+from coordinator.turn import Turn, newest_state
+from protocol.errors import NotEnrolled, UsageError
+from protocol.wire import records_pb2 as wire
+from protocol.wire import service_pb2
+
+SEED_BITS = 63
+"""A seed fits into a signed 64-bit integer, which is what databases and frameworks have."""
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    code: str
+    reason: str
+
+
+def grant_work(turn: Turn, request: wire.WorkRequest) -> service_pb2.WorkReply:
+    """Answer a RequestWork whose signature was checked.
+
+    Raises:
+        NotEnrolled: the device is not known.
+        UsageError: the organiser blocked it.
+    """
+    worker = enrolled(turn, request.worker)
+    head = wire.Envelope.FromString(turn.row.head)
+    row = turn.session.scalars(
+        select(AssignmentRow).where(
+            AssignmentRow.round == turn.machine.number, AssignmentRow.worker == worker.worker
+        )
+    ).one_or_none()
+    if row is not None and row.status == TRAINING:
+        envelope = wire.Envelope.FromString(row.envelope)
+        return service_pb2.WorkReply(assignment=envelope, run_head=head)
+    refusal = _refuse(turn, row)
+    steps = 0
+    if refusal is None:
+        steps = _steps(turn, worker, request)
+        if steps == 0:
+            refusal = _Refusal("round_closing", "too little time is left in this round")
+    if refusal is not None:
+        return service_pb2.WorkReply(wait=_wait(turn, refusal), run_head=head)
+    return service_pb2.WorkReply(assignment=_assign(turn, worker, steps), run_head=head)
+
+
+def enrolled(turn: Turn, worker: str) -> WorkerRow:
+    """The row of an admitted worker.
+
+    Raises:
+        NotEnrolled: the device is not known.
+        UsageError: the organiser blocked it.
+    """
+    row = turn.session.get(WorkerRow, worker)
+    if row is None:
+        raise NotEnrolled("this device is not enrolled in the run: enrol first")
+    if row.blocked_reason is not None:
+        raise UsageError(
+            f"the organiser blocked this device: {row.blocked_reason}; ask the organiser"
+        )
+    return row
+
+
+def _refuse(turn: Turn, row: AssignmentRow | None) -> _Refusal | None:
+    control = turn.session.get_one(ControlRow, 1)
+    number = turn.machine.number
+    if control.finished:
+        return _Refusal("finished", "the run is complete: thank you")
+    if control.paused:
+        return _Refusal("paused", "the organiser has paused the run")
+    if row is not None and row.status == COMMITTED:
+        return _Refusal("committed", f"your work for round {number} is in; the round is closing")
+    if row is not None:
+        return _Refusal("lease_expired", f"your lease in round {number} ended: wait for the next")
+    if turn.machine.phase not in (Phase.OPEN, Phase.TRAINING):
+        return _Refusal("round_closing", f"round {number} is being averaged; the next opens soon")
+    if not turn.machine.accepts_leases:
+        return _Refusal("round_full", f"round {number} has all the members it can take")
+    return None
+
+
+def _wait(turn: Turn, refusal: _Refusal) -> service_pb2.Wait:
+    """Watch tells the worker when there is news, so this is only the longest to wait without it."""
+    retry_s = turn.context.options.retry_after_s
+    return service_pb2.Wait(reason=refusal.reason, code=refusal.code, retry_after_ms=to_ms(retry_s))
+
+
+def _steps(turn: Turn, worker: WorkerRow, request: wire.WorkRequest) -> int:
+    """Steps to lease; 0 when not even one fits and a better chance comes with the next round."""
+    duration_s = turn.machine.policy.duration_s
+    deadline_s = turn.machine.deadline_s
+    time_left_s = duration_s if deadline_s is None else deadline_s - turn.now_s
+    hint = request.tokens_per_s if math.isfinite(request.tokens_per_s) else 0.0
+    steps = leases.steps_for(
+        speed_tokens_per_s=worker.measured_tokens_per_s or max(0.0, hint),
+        time_left_s=time_left_s,
+        tokens_per_step=turn.context.manifest.tokens_per_step,
+        max_steps=turn.context.manifest.inner.max_steps,
+    )
+    # A machine too slow for one step in most of a round may still try: the grace can save it.
+    return steps or int(time_left_s > duration_s / 2)
+
+
+def _assign(turn: Turn, worker: WorkerRow, steps: int) -> wire.Envelope:
+    context, number = turn.context, turn.machine.number
+    state = newest_state(turn.session)
+    assignment_id, seed = secrets.token_bytes(16), secrets.randbits(SEED_BITS)
+    lease = leases.take(turn.session, assignment_id, steps, context.batches_per_epoch)
+    turn.apply(Leased(worker.worker))
+    assert turn.machine.deadline_s is not None
+    batch = context.manifest.inner.sequences_per_batch
+    envelope = context.sign(
+        wire.Assignment(
+            run_id=context.run_id,
+            assignment_id=assignment_id,
+            round=number,
+            worker=worker.worker,
+            state_digest=state.digest,
+            epoch=lease.epoch,
+            start_sequence=lease.start * batch,
+            end_sequence=lease.stop * batch,
+            steps=lease.steps,
+            seed=seed,
+            tokens_base=state.merged_tokens,
+            deadline_ms=to_ms(turn.machine.deadline_s),
+        )
+    )
+    turn.session.add(
+        AssignmentRow(
+            assignment_id=assignment_id,
+            round=number,
+            worker=worker.worker,
+            epoch=lease.epoch,
+            start_batch=lease.start,
+            stop_batch=lease.stop,
+            seed=seed,
+            status=TRAINING,
+            leased_at_s=turn.now_s,
+            envelope=envelope.SerializeToString(),
+        )
+    )
+    _log.info("leased", round=number, worker=worker.worker, steps=lease.steps, epoch=lease.epoch)
+    return envelope
