@@ -10,6 +10,7 @@ Invariants:
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import shutil
 import tempfile
@@ -24,15 +25,16 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from coordinator.bootstrap import load_or_create
 from coordinator.checkpoints import CheckpointStore, Vector
 from coordinator.config import RunFile, RunFolder, split_address
+from coordinator.context import RunContext
 from coordinator.database import Database
 from coordinator.keys import KeyRing
 from coordinator.plan import build_manifest
-from coordinator.schema import ControlRow, StateRow
+from coordinator.schema import ControlRow
 from ledger.authority import store_delegations
 from ledger.log import Log
-from ledger.records import RunLeaf
 from ledger.schema import RunPage
 from protocol.dataset import DatasetManifest, read_manifest, verify_folder
 from protocol.errors import BadDigest, BadRecord, TransientError, UsageError
@@ -40,7 +42,7 @@ from protocol.identity import Identity
 from protocol.link import JoinLink
 from protocol.manifest import InitWeights, RunManifest
 from protocol.model import initial_weights, parameter_spec
-from protocol.state import StateDescriptor, describe, read_vector, write_vector
+from protocol.state import describe, read_vector, write_vector
 
 _DAY_S = 24 * 3600
 _WILDCARDS = ("0.0.0.0", "::")  # noqa: S104
@@ -106,7 +108,7 @@ def init_run(
         folder.run_file.write_text(text, encoding="utf-8")
         folder.join_link.write_text(f"{link}\n")
         _place_data(data, folder.data, copy_data)
-        _fill_database(folder, file, manifest, ring, link, weights, now_s)
+        _fill_database(folder, file, manifest, dataset, ring, link, weights, now_s)
     _log.info("run_created", run_id=manifest.run_id.hex(), folder=str(run_dir))
     return InitResult(
         RunFolder(run_dir), link, manifest, len(weights), link.host in ("127.0.0.1", "::1")
@@ -148,21 +150,15 @@ def _fill_database(
     folder: RunFolder,
     file: RunFile,
     manifest: RunManifest,
+    dataset: DatasetManifest,
     ring: KeyRing,
     link: JoinLink,
     weights: Vector,
     now_s: int,
 ) -> None:
     store = CheckpointStore(folder.blobs_url(file.server), manifest)
-    momentum = np.zeros_like(weights)
-    descriptor = describe(
-        weights,
-        momentum,
-        round_=0,
-        merged_tokens=0,
-        chunk_elements=manifest.update.chunk_elements,
-    )
-    state = _state_row(store, weights, momentum, descriptor, now_s)
+    if isinstance(manifest.init, InitWeights):
+        _save_start(store, manifest, weights)
     log = Log(manifest.origin, ring.log)
     page = RunPage(
         run_id=manifest.run_id.hex(),
@@ -175,35 +171,26 @@ def _fill_database(
         database.upgrade()
         with database.session() as session:
             _refuse_used(session)
-            session.add_all([ControlRow(id=1, run_id=manifest.run_id), state, page])
+            session.add(page)
             store_delegations(session, ring.delegations, ring.revocations)
-            log.append(session, [RunLeaf.of(manifest, at_s=now_s)])
+        # State, run leaf and first round, exactly as the engine would make them.
+        asyncio.run(
+            load_or_create(RunContext(manifest, dataset, ring, log), database, store, float(now_s))
+        )
         with database.session() as session:
             log.sign_head(session)
     finally:
         database.close()
 
 
-def _state_row(
-    store: CheckpointStore,
-    weights: Vector,
-    momentum: Vector,
-    descriptor: StateDescriptor,
-    now_s: int,
-) -> StateRow:
-    saved = store.save(weights, momentum, descriptor)
-    return StateRow(
-        settled_rounds=0,
-        digest=descriptor.digest,
-        weights_root=descriptor.weights_root,
-        momentum_root=descriptor.momentum_root,
-        merged_tokens=0,
-        weights_sha256=saved.weights_sha256,
-        weights_bytes=saved.weights_bytes,
-        momentum_sha256=saved.momentum_sha256,
-        momentum_bytes=saved.momentum_bytes,
-        saved_at_s=float(now_s),
+def _save_start(store: CheckpointStore, manifest: RunManifest, weights: Vector) -> None:
+    """Put the given weights where the first state is looked for."""
+    momentum = np.zeros_like(weights)
+    chunk_elements = manifest.update.chunk_elements
+    descriptor = describe(
+        weights, momentum, round_=0, merged_tokens=0, chunk_elements=chunk_elements
     )
+    store.save(weights, momentum, descriptor)
 
 
 def _refuse_used(session: Session) -> None:

@@ -100,7 +100,7 @@ async def start_server(
         options=_OPTIONS,
         maximum_concurrent_rpcs=_MAX_CONCURRENT_CALLS,
     )
-    add_CoordinatorServicer_to_server(service, server)
+    add_CoordinatorServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection(

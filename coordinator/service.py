@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.message import Message
@@ -26,20 +26,21 @@ from coordinator.blobs import BlobIndex
 from coordinator.checkpoints import MOMENTUM, WEIGHTS
 from coordinator.database import Database
 from coordinator.engine import Engine
-from coordinator.requests import RequestGuard
-from coordinator.schema import StateRow
+from coordinator.requests import RequestGuard, address_of
+from coordinator.schema import StateRow, WorkerRow
 from protocol.envelope import Signed
-from protocol.errors import BadRecord, NotFound, RateLimited, TransientError
+from protocol.errors import BadRecord, NotEnrolled, NotFound, RateLimited, TransientError
+from protocol.identity import PeerId
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
 from protocol.wire.service_pb2_grpc import CoordinatorServicer
 
 ANCHOR_SEEN_WITHIN_S = 120.0
-MAX_STREAMS_PER_WORKER = 4
-MAX_DOWNLOADS_PER_ADDRESS = 64
-"""Streams open at once; each holds one piece of at most 1 MiB."""
+MAX_WATCHES_PER_WORKER = 4
+MAX_STREAMS_PER_ADDRESS = 64
+"""Downloads, and uploads, open at once; each holds a piece of at most 1 MiB."""
 
-Context = grpc.aio.ServicerContext
+Context: TypeAlias = grpc.aio.ServicerContext
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Greeting:
     public_url: str
 
 
-class CoordinatorService(CoordinatorServicer):  # type: ignore[misc]
+class CoordinatorService(CoordinatorServicer):
     """``barnraise.v1.Coordinator``."""
 
     def __init__(
@@ -164,7 +165,7 @@ class CoordinatorService(CoordinatorServicer):  # type: ignore[misc]
         self, request: AsyncIterator[service_pb2.ResultPiece], context: Context
     ) -> service_pb2.SubmitResultsReply:
         self._guard.allow(context.peer())
-        with self._one_more(f"upload {context.peer()}", MAX_STREAMS_PER_WORKER):
+        with self._one_more("upload", context.peer()):
             return await self._engine.add_results(request)
 
     # ---- streams ----
@@ -175,7 +176,8 @@ class CoordinatorService(CoordinatorServicer):  # type: ignore[misc]
         worker = self._open(request, wire.WatchRequest, context).signer
         task = asyncio.current_task()
         assert task is not None
-        with self._one_more(f"watch {worker}", MAX_STREAMS_PER_WORKER):
+        await self._database.run(lambda session: require_enrolled(session, worker))
+        with self._one_more("watch", worker):
             self._watchers.add(task)
             try:
                 async with self._engine.subscribe(worker) as events:
@@ -198,7 +200,7 @@ class CoordinatorService(CoordinatorServicer):  # type: ignore[misc]
             lambda session: state_file(session, request.state_digest, request.part)
         )
         blob = await self._blobs.state(kind, sha256)
-        with self._one_more(f"download {context.peer()}", MAX_DOWNLOADS_PER_ADDRESS):
+        with self._one_more("download", context.peer()):
             async for piece in blob.pieces(request.offset):
                 yield piece
 
@@ -208,7 +210,7 @@ class CoordinatorService(CoordinatorServicer):  # type: ignore[misc]
         self._guard.allow(context.peer())
         self._guard.check_run(request.run_id)
         blob = await self._blobs.find(request.sha256)
-        with self._one_more(f"download {context.peer()}", MAX_DOWNLOADS_PER_ADDRESS):
+        with self._one_more("download", context.peer()):
             async for piece in blob.pieces(request.offset):
                 yield piece
 
@@ -218,9 +220,12 @@ class CoordinatorService(CoordinatorServicer):  # type: ignore[misc]
         return self._guard.open(envelope, record_class, peer=context.peer())
 
     @contextmanager
-    def _one_more(self, name: str, most: int) -> Any:
+    def _one_more(self, kind: str, who: str) -> Iterator[None]:
+        """Count an open stream; addresses and workers have limits of their own."""
+        most = MAX_WATCHES_PER_WORKER if kind == "watch" else MAX_STREAMS_PER_ADDRESS
+        name = f"{kind} {address_of(who)}"
         if self._open_streams[name] >= most:
-            raise RateLimited(f"{most} streams of this kind are open already: close one")
+            raise RateLimited(f"{most} streams of this kind are open already: close one first")
         self._open_streams[name] += 1
         try:
             yield
@@ -228,6 +233,16 @@ class CoordinatorService(CoordinatorServicer):  # type: ignore[misc]
             self._open_streams[name] -= 1
             if not self._open_streams[name]:
                 del self._open_streams[name]
+
+
+def require_enrolled(session: Session, worker: PeerId) -> None:
+    """Insist on a device that was admitted.
+
+    Raises:
+        NotEnrolled: it was not.
+    """
+    if session.get(WorkerRow, worker) is None:
+        raise NotEnrolled("this device is not enrolled in the run: enrol first")
 
 
 def state_file(session: Session, digest: bytes, part: service_pb2.StatePart) -> tuple[str, bytes]:

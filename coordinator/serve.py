@@ -1,0 +1,235 @@
+"""``coordinator serve``: a run folder, put together and served."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from coordinator.admission import Admission, AdmissionPolicy
+from coordinator.blobs import BlobIndex
+from coordinator.checkpoints import CheckpointStore
+from coordinator.config import RunFile, RunFolder, ServerSection
+from coordinator.database import Database
+from coordinator.engine import Engine
+from coordinator.evaluation import Evaluator
+from coordinator.init import join_link
+from coordinator.keys import ANCHOR_KEY, KeyRing
+from coordinator.requests import Rate, RequestGuard
+from coordinator.schema import ControlRow
+from coordinator.server import BoundServer, run_until_stopped, start_server, stop_on_signals
+from coordinator.service import CoordinatorService, Greeting
+from coordinator.supervise import Child
+from ledger.authority import store_delegations
+from ledger.log import Log
+from protocol.dataset import DatasetManifest, folder_reader, read_manifest
+from protocol.errors import UsageError
+from protocol.identity import Identity
+from protocol.link import JoinLink
+from protocol.manifest import RunManifest
+
+_CHILD_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, read and checked."""
+
+    folder: RunFolder
+    file: RunFile
+    manifest: RunManifest
+    dataset: DatasetManifest
+    keys: KeyRing
+
+    @property
+    def settings(self) -> ServerSection:
+        return self.file.server
+
+    @classmethod
+    def open(cls, folder: RunFolder, now_s: float) -> Run:
+        """Read a folder that ``init`` made.
+
+        Raises:
+            UsageError: a part is missing, damaged or does not belong to the others.
+        """
+        folder.require()
+        manifest = RunManifest.parse(folder.manifest.read_bytes())
+        dataset = read_manifest(folder.data)
+        if dataset.digest.hex() != manifest.dataset_sha256:
+            raise UsageError(
+                f"{folder.data} holds another dataset than the run's: restore the one with "
+                f"digest {manifest.dataset_sha256}"
+            )
+        keys = KeyRing.load(folder.keys, run_id=manifest.run_id, root_id=manifest.root, now_s=now_s)
+        return cls(folder, RunFile.load(folder.run_file), manifest, dataset, keys)
+
+
+async def serve_run(
+    folder: RunFolder,
+    *,
+    listen: str | None = None,
+    with_anchor: bool = True,
+    leaderboard: str | None = None,
+    announce: Callable[[str], None],
+) -> None:
+    """Serve until SIGTERM or SIGINT; see :mod:`coordinator.server` for the order of the end.
+
+    Args:
+        folder: made by ``init``.
+        listen: instead of the settings' address.
+        with_anchor: start the run's own anchor, unless the settings forbid it.
+        leaderboard: ``host:port`` of a leaderboard to start; default: the settings'.
+        announce: prints a line for a person.
+
+    Raises:
+        UsageError: the folder is unusable or the port taken.
+    """
+    stop = stop_on_signals()
+    run = Run.open(folder, time.time())
+    page = leaderboard if leaderboard is not None else run.settings.leaderboard
+    database = Database(folder.database_url(run.settings))
+    try:
+        _prepare_database(database, run)
+        sequences = folder_reader(folder.data, run.dataset).validation(
+            run.settings.validation_sequences
+        )
+        with Evaluator(run.manifest, sequences) as evaluator:
+            checkpoints = CheckpointStore(folder.blobs_url(run.settings), run.manifest)
+            log = Log(run.manifest.origin, run.keys.log)
+            engine = Engine(
+                database,
+                run.manifest,
+                run.dataset,
+                run.keys,
+                checkpoints,
+                log,
+                evaluate=lambda weights: asyncio.to_thread(evaluator.loss, weights),
+            )
+            await engine.start()
+            service = make_service(run, engine, database, checkpoints, log, public_url=page)
+            bound = await start_server(service, run.keys.tls, listen or run.settings.listen)
+            try:
+                children = _children(run, bound, with_anchor, page)
+                for line in _welcome(run, bound, page):
+                    announce(line)
+                await run_until_stopped(bound, engine, children, stop)
+            finally:
+                await bound.stop()
+    finally:
+        database.close()
+
+
+def make_service(
+    run: Run,
+    engine: Engine,
+    database: Database,
+    checkpoints: CheckpointStore,
+    log: Log,
+    *,
+    public_url: str = "",
+    clock: Callable[[], float] = time.time,
+) -> CoordinatorService:
+    """The servicer of a run, with the organiser's limits."""
+    settings, run_id = run.settings, run.manifest.run_id
+    own = () if run.keys.anchor_id is None else (run.keys.anchor_id,)
+    anchors = frozenset((*settings.anchors, *own))
+    policy = AdmissionPolicy(run_id, settings.min_client_version, anchors)
+    limits = settings.limits
+    return CoordinatorService(
+        engine=engine,
+        database=database,
+        guard=RequestGuard(
+            run_id,
+            clock,
+            per_key=Rate(limits.requests_per_s_per_key, limits.burst_per_key),
+            per_address=Rate(limits.requests_per_s_per_address, limits.burst_per_address),
+        ),
+        admission=Admission(database, log, run.keys.round, policy, clock),
+        blobs=BlobIndex(run.folder.data, run.dataset, checkpoints),
+        greeting=Greeting(
+            manifest=run.manifest.canonical(),
+            delegations=run.keys.delegations,
+            revocations=run.keys.revocations,
+            min_client_version=settings.min_client_version,
+            public_url=settings.public_url or (f"http://{public_url}" if public_url else ""),
+        ),
+        clock=clock,
+    )
+
+
+def _prepare_database(database: Database, run: Run) -> None:
+    """Upgrade the tables and check whose they are.
+
+    Raises:
+        UsageError: the database belongs to another run.
+    """
+    database.upgrade()
+    with database.session() as session:
+        control = session.get(ControlRow, 1)
+        if control is None or control.run_id != run.manifest.run_id:
+            raise UsageError(
+                "the database in [server] database does not hold this run: restore it from a "
+                "backup, or correct the setting"
+            )
+        store_delegations(session, run.keys.delegations, run.keys.revocations)
+
+
+def _children(run: Run, bound: BoundServer, with_anchor: bool, page: str) -> list[Child]:
+    children = []
+    if with_anchor and run.settings.anchor:
+        children.append(_anchor(run, bound))
+    if page:
+        url = run.folder.database_url(run.settings)
+        children.append(
+            Child(
+                "leaderboard",
+                ("ledger", "serve", "--db", url, "--listen", page),
+                run.folder.logs / "leaderboard.log",
+                _CHILD_ENVIRONMENT,
+            )
+        )
+    return children
+
+
+def _anchor(run: Run, bound: BoundServer) -> Child:
+    """The run's own anchor: it reaches us by loopback, whatever the public address is."""
+    home = run.folder.anchor_home
+    _give_key(run.folder.keys / ANCHOR_KEY, home)
+    host = bound.host if bound.host not in ("0.0.0.0", "::") else "127.0.0.1"  # noqa: S104
+    link = JoinLink(host, bound.port, run.manifest.run_id, run.manifest.root)
+    return Child(
+        "anchor",
+        (
+            *("worker", "anchor", "--link", str(link), "--home", str(home.absolute())),
+            *run.settings.anchor_arguments,
+        ),
+        run.folder.logs / "anchor.log",
+        _CHILD_ENVIRONMENT,
+    )
+
+
+def _give_key(key: Path, home: Path) -> None:
+    """Let the anchor use the identity that the run admits as its anchor."""
+    if not key.exists():
+        raise UsageError(f"{key} is missing: restore it, or start with --no-anchor")
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    target = home / "worker.key"
+    if target.exists() and Identity.load(target).peer_id != Identity.load(key).peer_id:
+        target.unlink()
+    if not target.exists():
+        shutil.copyfile(key, target)
+        target.chmod(0o600)
+
+
+def _welcome(run: Run, bound: BoundServer, page: str) -> list[str]:
+    address = f"{bound.host}:{bound.port}"
+    lines = [
+        f"Serving {run.manifest.name} on {address}. Ctrl-C stops.",
+        f"Join link: {join_link(run.file, run.manifest, address)}",
+    ]
+    if page:
+        lines.append(f"Leaderboard: {run.settings.public_url or f'http://{page}'}")
+    return lines

@@ -1,0 +1,100 @@
+"""What the coordinator's commands share: reading a run's database, logging, printing."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from protocol.manifest import RunManifest
+
+T = TypeVar("T")
+
+_REFRESH_S = 1.0
+
+
+class Read(Protocol):
+    """Runs a query in a transaction of its own."""
+
+    def __call__(self, query: Callable[[Session], T]) -> T: ...
+
+
+@contextmanager
+def reader(run_dir: Path) -> Iterator[tuple[Read, RunManifest]]:
+    """A function that runs a query in a transaction, and the run's manifest."""
+    from coordinator.config import RunFolder
+    from coordinator.database import Database
+    from protocol.manifest import RunManifest
+
+    folder = RunFolder(run_dir)
+    settings = folder.settings()
+    manifest = RunManifest.parse(folder.manifest.read_bytes())
+    database = Database(folder.database_url(settings))
+
+    def read(query: Callable[[Session], T]) -> T:
+        with database.session() as session:
+            return query(session)
+
+    try:
+        yield read, manifest
+    finally:
+        database.close()
+
+
+def configure_logging(*, verbose: bool = False, quiet: bool = False) -> None:
+    """To stderr, so that a command's answer on stdout stays clean."""
+    import logging
+
+    import structlog
+
+    level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
+    stamp = structlog.processors.TimeStamper(fmt="iso" if not sys.stderr.isatty() else "%H:%M:%S")
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+    ]
+    if sys.stderr.isatty():
+        shared += [stamp, structlog.dev.ConsoleRenderer()]
+    else:
+        shared += [
+            stamp,
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ]
+    structlog.configure(
+        processors=shared,
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2))
+
+
+def print_rich(renderable: Any) -> None:
+    from rich.console import Console
+
+    Console().print(renderable)
+
+
+def watch(look: Callable[[], Any]) -> None:
+    from rich.live import Live
+
+    try:
+        with Live(look(), refresh_per_second=4) as live:
+            while True:
+                time.sleep(_REFRESH_S)
+                live.update(look())
+    except KeyboardInterrupt:
+        return
