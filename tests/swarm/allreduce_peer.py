@@ -18,20 +18,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from allreduce_rig import member_vector
 
 from protocol.envelope import open_envelope
+from protocol.errors import TransientError
 from protocol.identity import Identity
 from protocol.trust import TrustStore
 from protocol.update import ChunkLayout, EncodedUpdate, encode_update
 from protocol.wire import records_pb2 as wire
 from worker.allreduce import GroupReduce
 from worker.swarm import Swarm
-
-
-def test_vector(elements: int, seed: int) -> np.ndarray:
-    """The update of a member: the test computes the same one."""
-    return np.random.default_rng(seed).standard_normal(elements).astype(np.float32)
 
 
 class DyingChunks(tuple):
@@ -103,7 +99,7 @@ class DrivenPeer:
         if seed is not None:
             layout = ChunkLayout(record.vector_elements, record.chunk_elements)
             update = encode_update(
-                test_vector(record.vector_elements, seed),
+                member_vector(record.vector_elements, seed),
                 layout,
                 record.codec,
                 run_id=record.run_id,
@@ -131,6 +127,7 @@ class DrivenPeer:
         async for report in group.reports():
             envelope = report.SerializeToString().hex()
             say(event="report", group=group.group_id.hex(), envelope=envelope)
+        say(event="reported", group=group.group_id.hex())
 
     async def do_finish(self, group: str, inclusion: str) -> None:
         self._tasks.create_task(self._finish(group, inclusion))
@@ -139,7 +136,11 @@ class DrivenPeer:
         envelope = wire.Envelope.FromString(bytes.fromhex(inclusion))
         started_s = time.perf_counter()
         reduce = self._groups[bytes.fromhex(group)]
-        result = await reduce.finish(open_envelope(envelope, wire.InclusionSet))
+        try:
+            result = await reduce.finish(open_envelope(envelope, wire.InclusionSet))
+        except TransientError as error:
+            say(event="incomplete", group=group, why=str(error), pieces=sorted(reduce.pieces))
+            return
         say(
             event="finished",
             group=group,

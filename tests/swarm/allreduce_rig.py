@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from protocol.envelope import open_envelope, seal
 from protocol.identity import Identity
 from protocol.trust import delegate
@@ -20,6 +22,11 @@ from protocol.wire import records_pb2 as wire
 
 PEER = Path(__file__).with_name("allreduce_peer.py")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def member_vector(elements: int, seed: int) -> np.ndarray:
+    """The update of a member, from a seed that both sides know."""
+    return np.random.default_rng(seed).standard_normal(elements).astype(np.float32)
 
 
 @dataclass
@@ -40,6 +47,12 @@ class Peer:
         self.process.stdin.write(json.dumps(command).encode() + b"\n")
         await self.process.stdin.drain()
 
+    def heard(self, event: str, group: str) -> list[dict[str, Any]]:
+        """What came while :meth:`hear` waited for something else; forgotten here."""
+        found = [e for e in self._kept if e["event"] == event and e.get("group") == group]
+        self._kept = [e for e in self._kept if e not in found]
+        return found
+
     async def hear(self, event: str, group: str | None = None) -> dict[str, Any]:
         """The next event of that kind (and group); others are kept for later."""
         for i, known in enumerate(self._kept):
@@ -54,6 +67,10 @@ class Peer:
                 return heard
             self._kept.append(heard)
         raise AssertionError(f"{self.peer_id} ended before {event!r}")
+
+    async def kill(self) -> None:
+        self.process.kill()
+        await self.process.wait()
 
     async def stop(self) -> int:
         assert self.process.stdin is not None
@@ -165,4 +182,5 @@ class Rig:
         return seal(inclusion, self.round_key)
 
     async def stop(self) -> list[int]:
-        return [await peer.stop() for peer in self.peers if peer.process.returncode is None]
+        running = [peer for peer in self.peers if peer.process.returncode is None]
+        return await asyncio.gather(*(peer.stop() for peer in running))
