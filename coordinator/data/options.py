@@ -7,6 +7,7 @@ only changes how fast and with how much memory.
 
 from __future__ import annotations
 
+import encodings
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -75,10 +76,10 @@ class BuildOptions:
         )
         _require(self.workers >= 0, "--workers must not be negative")
         _require(self.separator is None or 0 < len(self.separator) <= 1000, "--separator is empty")
-        try:
-            "a".encode(self.encoding)  # an empty text is never looked at
-        except LookupError as error:
-            raise UsageError(f"--encoding: {error}; try utf-8, latin-1 or utf-16") from error
+        _require(
+            _is_text_encoding(self.encoding),
+            f"--encoding {self.encoding} is not known; try utf-8, latin-1 or utf-16",
+        )
 
     @property
     def worker_count(self) -> int:
@@ -117,3 +118,14 @@ ProgressCallback = Callable[[Progress], None]
 def _require(condition: bool, sentence: str) -> None:
     if not condition:
         raise UsageError(sentence)
+
+
+def _is_text_encoding(name: str) -> bool:
+    # Only Python's own: an installed package may register a codec that answers to every name.
+    if encodings.search_function(name.lower()) is None:
+        return False
+    try:
+        "a".encode(name)  # bytes-to-bytes codecs such as hex refuse
+    except LookupError:
+        return False
+    return True
