@@ -66,7 +66,7 @@ def make_manifest() -> Callable[..., RunManifest]:
     def make(**overrides: Any) -> RunManifest:
         raw = manifest_mapping()
         for name, value in overrides.items():
-            merge = isinstance(value, dict) and isinstance(raw.get(name), dict)
+            merge = name in ("inner", "outer", "round", "update", "campaign") and name in raw
             raw[name] = {**raw[name], **value} if merge else value
         return RunManifest.from_mapping(raw)
 
