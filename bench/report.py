@@ -16,6 +16,8 @@ from rich.table import Table
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("barnraise", "torch", "transformers", "numpy", "hivemind", "grpcio", "sqlalchemy")
 
+_TABLE_COLUMNS = 110
+
 Row = dict[str, object]
 
 
@@ -29,10 +31,12 @@ def write_report(name: str, rows: list[Row], *, note: str) -> Path:
     """
     table = Table(title=name, caption=note)
     for column in rows[0]:
-        table.add_column(column)
+        table.add_column(column.replace("_", " "))
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
-    Console().print(table)
+    console = Console()
+    console.width = max(console.width, _TABLE_COLUMNS)  # a wrapped line is better than "pl…"
+    console.print(table)
     report = {
         "name": name,
         "note": note,
