@@ -37,7 +37,7 @@ def run(quick: bool) -> list[Row]:
         for name, size in sizes.items()
         for bf16 in ((False,) if quick else (False, True))
     ]
-    write_report("train", rows, note=NOTE)
+    write_report("train-quick" if quick else "train", rows, note=NOTE)
     return rows
 
 
