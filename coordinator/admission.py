@@ -117,10 +117,11 @@ class Admission:
             if row is None:
                 self._newcomers.take(address_of(peer))
                 row = WorkerRow(worker=enrolment.worker, donor=enrolment.donor, enrolled_at_s=now_s)
-                session.add(row)
-                self._record.append(session, [self._leaf(enrolment, now_s)])
             _check_row(row, enrolment)
             _update(row, enrolment, admission, now_s)
+            if first:
+                session.add(row)
+                self._record.append(session, [self._leaf(enrolment, now_s)])
             if clean_name(enrolment.display_name):
                 set_profile(session, row.donor, enrolment.display_name, now_s=int(now_s))
             return first
