@@ -325,7 +325,7 @@ class Engine:
         inputs = await self._turn(settle.read_inputs)
         if inputs is None:
             return False
-        before = self._states[max(self._states)]
+        before = self._states[inputs.settled_rounds]
         after = await asyncio.to_thread(settle.compute, self.context, before, inputs)
         saved = await asyncio.to_thread(
             self._checkpoints.save, after.weights, after.momentum, after.descriptor

@@ -76,13 +76,8 @@ def append_credit(
     """
     merged = list(merged)
     workers = {row.worker for row in merged} | {r.reducer for r in roster.reducers}
-    donors = dict(
-        session.execute(
-            select(WorkerRow.worker, WorkerRow.donor).where(WorkerRow.worker.in_(workers))
-        )
-        .tuples()
-        .all()
-    )
+    enrolled = session.scalars(select(WorkerRow).where(WorkerRow.worker.in_(workers)))
+    donors = {row.worker: row.donor for row in enrolled}
     manifest = context.manifest
     training = [
         CreditLeaf(

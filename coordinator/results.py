@@ -127,15 +127,12 @@ def _count_delivered(turn: Turn) -> None:
     roster_row = current_roster(turn.session, turn.machine)
     assert roster_row is not None
     roster = wire.Roster.FromString(wire.Envelope.FromString(roster_row.envelope).payload)
-    held = dict(
-        turn.session.execute(
-            select(ResultRow.reducer, func.count())
-            .where(ResultRow.group_id == roster_row.group_id)
-            .group_by(ResultRow.reducer)
-        )
-        .tuples()
-        .all()
+    counted = turn.session.execute(
+        select(ResultRow.reducer, func.count())
+        .where(ResultRow.group_id == roster_row.group_id)
+        .group_by(ResultRow.reducer)
     )
+    held = {row[0]: row[1] for row in counted}
     for share in roster.reducers:
         whole = held.get(share.reducer, 0) == share.end_chunk - share.first_chunk
         if whole and share.reducer not in turn.machine.delivered:

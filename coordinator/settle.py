@@ -65,6 +65,7 @@ class SettleInputs:
     """Everything that the new state is computed from, besides the old one."""
 
     round: int
+    settled_rounds: int  # of the state before
     group_id: bytes
     chunks: tuple[bytes, ...]
     tokens: int  # merged by this round
@@ -78,6 +79,7 @@ def read_inputs(turn: Turn) -> SettleInputs | None:
     assert roster_row is not None
     return SettleInputs(
         turn.machine.number,
+        turn.row.settled_rounds,
         roster_row.group_id,
         held_chunks(turn, roster_row.group_id),
         sum(row.tokens for row in _merged(turn)),
