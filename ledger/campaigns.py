@@ -28,13 +28,10 @@ class Progress:
     rate_microcredits_per_day: int | None  # over the last rounds; None before there are any
     remaining_s: int | None  # at that rate; 0 once the goal is met
 
-    def permille(self, microcredits: int) -> int:
-        """Share of the goal in thousandths, rounded down, at most 1000: for drawing."""
-        return min(1000, 1000 * microcredits // self.goal_microcredits)
 
-    @property
-    def delivered_microcredits(self) -> int:
-        return self.pending_microcredits + self.final_microcredits
+def permille(microcredits: int, goal_microcredits: int) -> int:
+    """Share of a goal in thousandths, rounded down."""
+    return 1000 * microcredits // goal_microcredits
 
 
 def progress(board: Board) -> Progress | None:

@@ -222,8 +222,18 @@ def test_tile_paths() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    "tile/0/1 tile/0/x000/001 tile/64/000 tile/0/000.p/0 tile/0/000.p/257 tile/0/000.p/256 "
-    "tile/0/000.p/05 tile/entries/../000 tile/00/000 tile/0/000/".split(),
+    [
+        "tile/0/1",
+        "tile/0/x000/001",
+        "tile/64/000",
+        "tile/0/000.p/0",
+        "tile/0/000.p/257",
+        "tile/0/000.p/256",
+        "tile/0/000.p/05",
+        "tile/entries/../000",
+        "tile/00/000",
+        "tile/0/000/",
+    ],
 )
 def test_odd_tile_paths_are_refused(path: str) -> None:
     with pytest.raises(BadRecord):

@@ -1,0 +1,109 @@
+"""``/api/v1``: what the pages show, as JSON. Described at ``/api/v1/openapi.json``."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from ledger import tree
+from ledger.leaderboard import models
+from ledger.leaderboard.record import reader_of
+from ledger.log import read_leaves
+from protocol import merkle
+
+router = APIRouter(prefix="/api/v1", tags=["v1"])
+
+MAX_PAGE = 1_000_000
+Page = Annotated[int, Query(ge=1, le=MAX_PAGE)]
+PerPage = Annotated[int, Query(ge=1, le=500)]
+Search = Annotated[str, Query(max_length=64, description="part of a name or key")]
+
+
+class Head(BaseModel):
+    """The newest signed head."""
+
+    origin: str
+    size: int
+    root: str = Field(description="base64, as in the checkpoint")
+    checkpoint: str = Field(description="C2SP tlog-checkpoint, a signed note")
+
+
+class LeafProof(BaseModel):
+    """A leaf with its audit path in the newest signed head."""
+
+    index: int
+    size: int
+    leaf: dict[str, Any]
+    canonical: str = Field(description="the bytes that are hashed, base64")
+    leaf_hash: str = Field(description="hex")
+    proof: list[str] = Field(description="audit path, leaf to root, hex")
+
+
+@router.get("/campaign")
+def campaign(request: Request) -> models.Campaign:
+    """The campaign and the run."""
+    with reader_of(request).read() as reading:
+        return models.campaign(reading)
+
+
+@router.get("/donors")
+def donors(
+    request: Request,
+    page: Page = 1,
+    per_page: PerPage = 100,
+    sort: models.Sort = "credit",
+    q: Search = "",
+) -> models.Donors:
+    """Donors by credit, or by another order."""
+    with reader_of(request).read() as reading:
+        return models.donors(reading, sort=sort, search=q, page=page, per_page=per_page)
+
+
+@router.get("/donors/{donor}")
+def donor(request: Request, donor: Annotated[str, Path(max_length=64)]) -> models.DonorPage:
+    """One donor and its devices."""
+    with reader_of(request).read() as reading:
+        found = models.donor_page(reading, donor)
+    if found is None:
+        raise HTTPException(404, "The record knows no such donor.")
+    return found
+
+
+@router.get("/rounds")
+def rounds(request: Request, page: Page = 1, per_page: PerPage = 100) -> models.Rounds:
+    """Rounds that are over, newest first."""
+    with reader_of(request).read() as reading:
+        return models.rounds(reading, page=page, per_page=per_page)
+
+
+@router.get("/log/head")
+def head(request: Request) -> Head:
+    """The newest signed head."""
+    with reader_of(request).read() as reading:
+        at = reading.head
+        root = base64.b64encode(at.root).decode()
+        return Head(origin=at.origin, size=at.size, root=root, checkpoint=reading.note)
+
+
+@router.get("/log/leaves/{index}")
+def leaf(request: Request, index: Annotated[int, Path(ge=0, lt=1 << 53)]) -> LeafProof:
+    """One leaf, and the proof that the newest signed head holds it."""
+    with reader_of(request).read() as reading:
+        size = reading.head.size
+        if index >= size:
+            raise HTTPException(404, f"The record has {size} leaves.")
+        data = next(read_leaves(reading.session, index, index + 1))
+        proof = tree.inclusion_proof(reading.session, index, size)
+    return LeafProof(
+        index=index,
+        size=size,
+        leaf=json.loads(data),
+        canonical=base64.b64encode(data).decode(),
+        leaf_hash=merkle.leaf_hash(data).hex(),
+        proof=[step.hex() for step in proof],
+    )

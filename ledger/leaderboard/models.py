@@ -1,0 +1,309 @@
+"""What pages and the API show, computed from a :class:`~ledger.leaderboard.reader.Reading`.
+
+Amounts are integers in the units of their names; ``name`` is the only field that does not come
+from the log. The HTML pages and ``/api/v1`` are made from the same objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from ledger import campaigns
+from ledger.credit import flops_per_token, working_parameters
+from ledger.donors import all_names, names_of
+from ledger.fold import Round
+from ledger.leaderboard.reader import Reading
+from protocol.identity import PeerId
+
+Sort = Literal["credit", "tokens", "contributions", "since", "last", "name"]
+
+
+class Campaign(BaseModel):
+    """The campaign and the run, as of ``size`` leaves."""
+
+    size: int = Field(description="leaves under the signed head that these numbers are folded from")
+    title: str
+    purpose: str
+    run_id: str
+    run_name: str
+    origin: str
+    root: str = Field(description="fingerprint of the run's root key")
+    description: str
+    licence: str
+    model_type: str
+    working_parameters: int
+    flops_per_token: int
+    goal_microcredits: int
+    pledged_microcredits: int
+    pending_microcredits: int
+    final_microcredits: int
+    rate_microcredits_per_day: int | None
+    remaining_s: int | None = Field(description="at that rate")
+    tokens: int = Field(description="merged into the model")
+    donors: int
+    devices: int
+    settled_rounds: int
+    skipped_rounds: int
+    members_last_round: int
+    validation_loss_micronats: int | None
+    opened_s: int
+    newest_s: int
+    released: bool
+
+
+class DonorRow(BaseModel):
+    """One donor on the board."""
+
+    rank: int
+    donor: str
+    name: str | None
+    pending_microcredits: int
+    training_microcredits: int
+    reducing_microcredits: int
+    tokens: int
+    contributions: int
+    devices: int
+    enrolled_s: int
+    last_credit_s: int | None
+
+
+class Donors(BaseModel):
+    """One page of the board."""
+
+    size: int
+    total: int = Field(description="donors that match")
+    page: int
+    per_page: int
+    donors: list[DonorRow]
+
+    @property
+    def pages(self) -> int:
+        return max(1, -(-self.total // self.per_page))
+
+
+class Device(BaseModel):
+    """One device of a donor."""
+
+    worker: str
+    device_class: str
+    pending_microcredits: int
+    tokens: int
+    enrolled_s: int
+    last_round: int | None
+
+
+class DonorPage(BaseModel):
+    """A donor with its devices."""
+
+    size: int
+    donor: DonorRow
+    devices: list[Device]
+
+
+class RoundRow(BaseModel):
+    """A round that is over."""
+
+    round: int
+    outcome: str
+    members: int
+    tokens: int = Field(description="credited for this round")
+    merged_tokens: int = Field(description="of the run, after this round")
+    pending_microcredits: int
+    contributions: int
+    validation_loss_micronats: int | None
+    started_at_s: int
+    ended_at_s: int
+    state_digest: str
+    roster_digest: str | None
+    result_digest: str | None
+    leaf_index: int
+
+
+class Rounds(BaseModel):
+    """One page of rounds, newest first."""
+
+    size: int
+    total: int
+    page: int
+    per_page: int
+    rounds: list[RoundRow]
+
+    @property
+    def pages(self) -> int:
+        return max(1, -(-self.total // self.per_page))
+
+
+def campaign(reading: Reading) -> Campaign:
+    """The campaign page's numbers."""
+    board, manifest = reading.board, reading.board.manifest
+    state = campaigns.progress(board)
+    assert manifest is not None
+    assert state is not None
+    settled = [entry.leaf for entry in board.rounds.values() if entry.leaf.outcome == "settled"]
+    losses = [leaf.validation_loss_micronats for leaf in settled]
+    known = [loss for loss in losses if loss is not None]
+    return Campaign(
+        size=board.size,
+        title=state.title,
+        purpose=state.purpose,
+        run_id=board.run_id,
+        run_name=manifest.name,
+        origin=manifest.origin,
+        root=manifest.root,
+        description=manifest.description,
+        licence=manifest.licence,
+        model_type=str(manifest.model_config_json["model_type"]),
+        working_parameters=working_parameters(manifest.model_config_json),
+        flops_per_token=flops_per_token(manifest.model_config_json, manifest.sequence_length),
+        goal_microcredits=state.goal_microcredits,
+        pledged_microcredits=state.pledged_microcredits,
+        pending_microcredits=state.pending_microcredits,
+        final_microcredits=state.final_microcredits,
+        rate_microcredits_per_day=state.rate_microcredits_per_day,
+        remaining_s=state.remaining_s,
+        tokens=board.merged_tokens,
+        donors=len(board.donors),
+        devices=len(board.workers),
+        settled_rounds=len(settled),
+        skipped_rounds=len(board.rounds) - len(settled),
+        members_last_round=board.last_round.leaf.members if board.last_round else 0,
+        validation_loss_micronats=known[-1] if known else None,
+        opened_s=board.opened_s,
+        newest_s=board.newest_s,
+        released=bool(board.releases),
+    )
+
+
+def loss_points(reading: Reading) -> list[tuple[int, int, int]]:
+    """``(merged tokens, loss in micronats, round)`` of every settled round whose loss is known."""
+    return [
+        (leaf.merged_tokens, leaf.validation_loss_micronats, leaf.round)
+        for leaf in (entry.leaf for entry in reading.board.rounds.values())
+        if leaf.outcome == "settled" and leaf.validation_loss_micronats is not None
+    ]
+
+
+def donor_rows(reading: Reading, keys: Sequence[PeerId]) -> list[DonorRow]:
+    """Board rows of these donors, in this order, with one query for their names."""
+    names = names_of(reading.session, keys)
+    return [_donor_row(reading, key, names.get(key)) for key in keys]
+
+
+def recent_donors(reading: Reading, count: int) -> list[DonorRow]:
+    """Those credited last, newest first; ties by key."""
+    donors = reading.board.donors
+    credited = [key for key, donor in donors.items() if donor.last_credit_s is not None]
+    credited.sort(key=lambda key: (-(donors[key].last_credit_s or 0), key))
+    return donor_rows(reading, credited[:count])
+
+
+def donors(reading: Reading, *, sort: Sort, search: str, page: int, per_page: int) -> Donors:
+    """One page of the board. Ties are broken by rank, then key: the same on every page."""
+    keys = list(reading.ranking)
+    if search or sort == "name":
+        names = all_names(reading.session)
+        wanted = search.casefold()
+        keys = [
+            key
+            for key in keys
+            if wanted in key.casefold() or wanted in names.get(key, "").casefold()
+        ]
+        if sort == "name":  # those without a name last
+            keys.sort(key=lambda key: (key not in names, names.get(key, "").casefold()))
+    known = reading.board.donors
+    if sort == "tokens":
+        keys.sort(key=lambda key: -known[key].tally.tokens)
+    elif sort == "contributions":
+        keys.sort(key=lambda key: -known[key].tally.contributions)
+    elif sort == "since":
+        keys.sort(key=lambda key: known[key].enrolled_s)
+    elif sort == "last":
+        keys.sort(key=lambda key: -(known[key].last_credit_s or 0))
+    first = (page - 1) * per_page
+    return Donors(
+        size=reading.board.size,
+        total=len(keys),
+        page=page,
+        per_page=per_page,
+        donors=donor_rows(reading, keys[first : first + per_page]),
+    )
+
+
+def donor_page(reading: Reading, key: PeerId) -> DonorPage | None:
+    """A donor, or None when the log knows no such key."""
+    donor = reading.board.donors.get(key)
+    if donor is None:
+        return None
+    workers = [reading.board.workers[worker] for worker in donor.workers]
+    return DonorPage(
+        size=reading.board.size,
+        donor=donor_rows(reading, [key])[0],
+        devices=[
+            Device(
+                worker=worker.worker,
+                device_class=worker.device_class,
+                pending_microcredits=worker.tally.pending_microcredits,
+                tokens=worker.tally.tokens,
+                enrolled_s=worker.enrolled_s,
+                last_round=worker.last_round,
+            )
+            for worker in workers
+        ],
+    )
+
+
+def rounds(reading: Reading, *, page: int, per_page: int) -> Rounds:
+    """One page of rounds, newest first."""
+    numbers = list(reversed(reading.board.rounds))
+    first = (page - 1) * per_page
+    return Rounds(
+        size=reading.board.size,
+        total=len(numbers),
+        page=page,
+        per_page=per_page,
+        rounds=[
+            round_row(reading, reading.board.rounds[number])
+            for number in numbers[first : first + per_page]
+        ],
+    )
+
+
+def round_row(reading: Reading, entry: Round) -> RoundRow:
+    """One round, with what was credited for it."""
+    leaf, tally = entry.leaf, reading.board.credited.get(entry.leaf.round)
+    return RoundRow(
+        round=leaf.round,
+        outcome=leaf.outcome,
+        members=leaf.members,
+        tokens=tally.tokens if tally else 0,
+        merged_tokens=leaf.merged_tokens,
+        pending_microcredits=tally.pending_microcredits if tally else 0,
+        contributions=tally.contributions if tally else 0,
+        validation_loss_micronats=leaf.validation_loss_micronats,
+        started_at_s=leaf.started_at_s,
+        ended_at_s=leaf.ended_at_s,
+        state_digest=leaf.state_digest,
+        roster_digest=leaf.roster_digest,
+        result_digest=leaf.result_digest,
+        leaf_index=entry.leaf_index,
+    )
+
+
+def _donor_row(reading: Reading, key: PeerId, name: str | None) -> DonorRow:
+    donor = reading.board.donors[key]
+    return DonorRow(
+        rank=reading.ranks[key],
+        donor=key,
+        name=name,
+        pending_microcredits=donor.tally.pending_microcredits,
+        training_microcredits=donor.tally.training_microcredits,
+        reducing_microcredits=donor.tally.reducing_microcredits,
+        tokens=donor.tally.tokens,
+        contributions=donor.tally.contributions,
+        devices=len(donor.workers),
+        enrolled_s=donor.enrolled_s,
+        last_credit_s=donor.last_credit_s,
+    )
