@@ -46,6 +46,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import TypeAlias
 
 from google.protobuf.message import DecodeError
@@ -204,7 +205,7 @@ def parse_wanted(frame: Frame | None, group_id: bytes, chunk_count: int) -> list
     if len(data) % 4 or len(data) > 4 * min(chunk_count, MAX_WANTED_CHUNKS):
         raise BadRecord("asked for more chunks than there are")
     indexes = list(struct.unpack(f">{len(data) // 4}I", data))
-    if any(a >= b for a, b in zip(indexes, [*indexes[1:], chunk_count], strict=True)):
+    if any(a >= b for a, b in pairwise([*indexes, chunk_count])):
         raise BadRecord("chunks must be asked for in ascending order")
     return indexes
 
