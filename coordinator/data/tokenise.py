@@ -143,15 +143,15 @@ def encode_units(
         for unit in units:
             yield unit, encoder.encode(unit.fragments)
         return
-    with ProcessPoolExecutor(
+    pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), _start_encoder, arguments
-    ) as pool:
-        try:
-            yield from _in_order(pool, units, window=2 * workers)
-        except BrokenProcessPool as error:
-            raise TransientError(_KILLED) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    )
+    try:
+        yield from _in_order(pool, units, window=2 * workers)
+    except BrokenProcessPool as error:
+        raise TransientError(_KILLED) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def in_own_process(function: Any, *arguments: Any, threads: int) -> Any:
@@ -192,7 +192,8 @@ def _in_order(
 def _start_process(threads: int) -> None:
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    # Ctrl-C reaches the whole group: end at once and without a word; the parent says it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_die_with_parent, name="die-with-parent", daemon=True).start()
 
 
