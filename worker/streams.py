@@ -183,8 +183,9 @@ class BoundedP2P(P2P):  # type: ignore[misc]
                 self._sockets = sockets
                 made.append(self)
 
+        started: BoundedP2P | None = None
         try:
-            return await Here.create(  # type: ignore[no-any-return]
+            started = await Here.create(
                 initial_peers=list(initial_peers) or None,
                 identity_path=str(identity_path),
                 check_if_identity_free=False,
@@ -204,8 +205,9 @@ class BoundedP2P(P2P):  # type: ignore[misc]
                 " run can be reached, that the listening port is free, and try again"
             ) from error
         finally:
-            if made and made[0]._client is None:
+            if started is None and made:
                 await made[0].shutdown()
+        return started
 
     async def shutdown(self) -> None:
         """End all streams, the daemon and its sockets. Safe to call twice."""
@@ -229,7 +231,8 @@ class BoundedP2P(P2P):  # type: ignore[misc]
                 addresses.append(Multiaddr(text))
         try:
             async with asyncio.timeout(DIAL_TIMEOUT_S):
-                await self._client.connect(PeerID.from_base58(peer_id), addresses)
+                _, writer = await self._ask(_connect_request(peer_id, addresses))
+                writer.close()
         except (P2PDaemonError, OSError, asyncio.IncompleteReadError, TimeoutError) as error:
             raise TransientError(f"cannot connect to {peer_id}: {error}") from error
 
@@ -257,11 +260,20 @@ class BoundedP2P(P2P):  # type: ignore[misc]
     async def _open(
         self, peer: PeerID, handle: str
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        # As hivemind's stream_open, which leaks its connection when the daemon says no.
+        opening = p2pd_pb2.StreamOpenRequest(peer=peer.to_bytes(), proto=[handle])
+        return await self._ask(
+            p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_OPEN, streamOpen=opening)
+        )
+
+    async def _ask(
+        self, request: p2pd_pb2.Request
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Ask the daemon on a connection of its own, which becomes the stream if it opens one.
+
+        hivemind's own calls leak this connection when the daemon says no or they are cancelled.
+        """
         reader, writer = await self._client.control.daemon_connector.open_connection()
         try:
-            opening = p2pd_pb2.StreamOpenRequest(peer=peer.to_bytes(), proto=[handle])
-            request = p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_OPEN, streamOpen=opening)
             await write_pbmsg(writer, request)
             response = p2pd_pb2.Response()
             await read_pbmsg_safe(reader, response)
@@ -304,6 +316,13 @@ class BoundedP2P(P2P):  # type: ignore[misc]
                     self._callers += Counter()  # drops the zeros
 
         await self.add_binary_stream_handler(name, serve, balanced=balanced)
+
+
+def _connect_request(peer_id: str, addresses: list[Multiaddr]) -> p2pd_pb2.Request:
+    connect = p2pd_pb2.ConnectRequest(
+        peer=PeerID.from_base58(peer_id).to_bytes(), addrs=[a.to_bytes() for a in addresses]
+    )
+    return p2pd_pb2.Request(type=p2pd_pb2.Request.CONNECT, connect=connect)
 
 
 async def _serve(

@@ -19,6 +19,7 @@ from protocol.identity import Identity
 from protocol.trust import delegate
 from protocol.update import ChunkLayout
 from protocol.wire import records_pb2 as wire
+from worker.streams import socket_directory
 
 PEER = Path(__file__).with_name("allreduce_peer.py")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -183,4 +184,7 @@ class Rig:
 
     async def stop(self) -> list[int]:
         running = [peer for peer in self.peers if peer.process.returncode is None]
-        return await asyncio.gather(*(peer.stop() for peer in running))
+        codes = await asyncio.gather(*(peer.stop() for peer in running))
+        for peer in self.peers:  # those that were killed could not tidy up
+            socket_directory(peer.peer_id).rmdir()
+        return codes
