@@ -207,6 +207,7 @@ class BoundedP2P(P2P):  # type: ignore[misc]
         finally:
             if started is None and made:
                 await made[0].shutdown()
+        assert started is not None
         return started
 
     async def shutdown(self) -> None:
