@@ -68,28 +68,27 @@ def choose_reducers(
 
 
 def _counts(reducers: Sequence[Candidate], chunk_count: int) -> list[int]:
-    """Chunks for each, handed out one by one to whoever has fewest and may take one more."""
+    """Chunks for each reducer, by the rules of the module."""
     if not reducers:
         return []
-    anchors = any(c.anchor for c in reducers)
-    donors = {c.donor for c in reducers if not c.anchor}
+    anchors = [i for i, c in enumerate(reducers) if c.anchor]
+    devices = Counter(c.donor for c in reducers if not c.anchor)
     cap = chunk_count // _DONOR_SHARE
     if not anchors:
-        cap = max(cap, -(-chunk_count // len(donors)))
-    counts = [chunk_count // len(reducers)] * len(reducers)
-    held = Counter[str]()
-    for index, candidate in enumerate(reducers):
-        if not candidate.anchor:
-            counts[index] = min(counts[index], cap - held[candidate.donor])
-            held[candidate.donor] += counts[index]
+        cap = max(cap, -(-chunk_count // len(devices)))
+    even = chunk_count // len(reducers)
+    counts = [even if c.anchor else min(even, cap // devices[c.donor]) for c in reducers]
     rest = chunk_count - sum(counts)
-    while rest:
-        open_to = [
-            i for i, c in enumerate(reducers) if c.anchor or (not anchors and held[c.donor] < cap)
-        ]
-        least = min(open_to, key=lambda i: counts[i])
+    if anchors:
+        for position, index in enumerate(anchors):
+            counts[index] += rest // len(anchors) + (position < rest % len(anchors))
+        return counts
+    held = Counter[str]()
+    for candidate, count in zip(reducers, counts, strict=True):
+        held[candidate.donor] += count
+    for _ in range(rest):
+        able = [i for i, c in enumerate(reducers) if held[c.donor] < cap]
+        least = min(able, key=lambda i: counts[i])
         counts[least] += 1
-        if not reducers[least].anchor:
-            held[reducers[least].donor] += 1
-        rest -= 1
+        held[reducers[least].donor] += 1
     return counts
