@@ -98,7 +98,12 @@ def history(
     """A record in a SQLite file: the run, three devices of two donors, two rounds and a skip."""
     manifest = make_manifest(
         # Only counted, never built: large enough that a step earns credit.
-        model_config_json={"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8},
+        model_config_json={
+            **TINY_LLAMA,
+            "hidden_size": 512,
+            "intermediate_size": 1376,
+            "num_hidden_layers": 8,
+        },
         campaign={"goal_microcredits": 5000},
     )
     written = ledger_history.History(manifest, f"sqlite:///{tmp_path}/ledger.db")
