@@ -354,6 +354,21 @@ class GroupReduce:
                     await self._news.wait()
         return self.pieces.get(chunk)
 
+    async def own_results(self) -> list[service.ResultPiece]:
+        """The results of the range that we reduce, as soon as all are there.
+
+        Returns:
+            In order of chunks; empty when we reduce nothing, or combining failed.
+        """
+        mine = self.group.range_of(self._peer.identity.peer_id)
+        if mine is None:
+            return []
+        while self._missing(mine) and not self._over:
+            await self._news.wait()
+        if self._missing(mine):
+            return []
+        return [self.pieces[chunk] for chunk in range(mine.first_chunk, mine.end_chunk)]
+
     # ---- both
 
     @property

@@ -32,7 +32,7 @@ from worker.heartbeat import Heartbeats, seed_weights
 from worker.journal import Lease, LeaseState
 from worker.node import Node, open_node
 from worker.race import unless
-from worker.receipts import collect_receipts, store_trust
+from worker.receipts import collect_receipts, last_receipts, store_trust
 from worker.round_runner import RECEIPT_PATIENCE_S, RoundRunner, end_leases, speed_hint
 from worker.status import Board, Phase
 from worker.taking_part import Reduction
@@ -136,7 +136,7 @@ class Daemon:
         if node is None:
             return
         try:
-            async with Trainer(self.config.threads) as trainer:
+            async with Trainer(self.config.threads, self.home.manifest) as trainer:
                 self._node, self._trainer = node, trainer
                 self.board.public_url = node.session.greeting.public_url
                 await asyncio.to_thread(store_trust, node.journal, node.session.greeting.reply)
@@ -157,6 +157,7 @@ class Daemon:
                 if not self.config.client_mode:
                     tasks.create_task(seed_weights(node, fetch=False))
                 await self._work(node, runner, beats)
+                await last_receipts(node)
                 raise _Done
         except* _Done:
             log.info("work ended", units=self.board.units_committed)
@@ -190,6 +191,13 @@ class Daemon:
             except (TransientError, PeerFault, UsageError) as error:
                 await self._wait(node, str(error), _PROBLEM_WAIT_S)
 
+    async def _warm_up(self, node: Node, runner: RoundRunner) -> bool:
+        """What takes seconds once, and would else be taken from the first unit's time."""
+        self.board.waiting("loading the training code")
+        await runner.trainer.warm_up()
+        await node.states.warm_up()
+        return True
+
     async def _one_unit(self, node: Node, runner: RoundRunner, beats: Heartbeats) -> None:
         if self.paused or beats.paused:
             reason = beats.reason if beats.paused else "paused by you: 'barnraise worker resume'"
@@ -200,10 +208,14 @@ class Daemon:
         if head is None:
             await self._wait(node, "the run has no state yet", _PROBLEM_WAIT_S)
             return
+        if not await unless(self._warm_up(node, runner), self.finish.wait()):
+            return
         self.board.round = head.record.round
         self.board.settled_rounds = head.record.settled_rounds
         self.board.state_digest = head.record.state_digest.hex()
         await asyncio.to_thread(self._forget_before, node, head.record.round)
+        self.board.at_work(Phase.FETCHING)
+        await node.states.file(head, "weights")  # before the lease: its time is for training
         lease = await self._lease(node, runner, head.record.round)
         if lease is None:
             return

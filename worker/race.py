@@ -28,5 +28,9 @@ async def unless(
             working.cancel()
             ending.cancel()
     except BaseExceptionGroup as group:
-        raise group.exceptions[0] from None
+        raise _first(group) from None
     return None if working.cancelled() else working.result()
+
+
+def _first(error: BaseException) -> BaseException:
+    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error

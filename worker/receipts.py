@@ -25,6 +25,7 @@ from worker.status import Board
 log = structlog.get_logger()
 
 _ASK_AGAIN_S = 15.0
+_LAST_CHANCES, _LAST_CHANCE_S = 5, 0.5
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,17 @@ async def collect_receipts(node: Node, board: Board) -> None:
         board.receipts_held = sum(1 for receipt in stored if receipt.leaf)
         board.receipts_pending = len(stored) - board.receipts_held
         await node.watch.change(_ASK_AGAIN_S)
+
+
+async def last_receipts(node: Node) -> None:
+    """Before the end, a moment's patience for the receipts of the round that was just settled."""
+    for _ in range(_LAST_CHANCES):
+        awaited = await asyncio.to_thread(node.journal.awaited_receipts)
+        if not awaited:
+            return
+        for assignment_id in awaited:
+            await _ask(node, assignment_id)
+        await node.watch.change(_LAST_CHANCE_S)
 
 
 async def _ask(node: Node, assignment_id: bytes) -> None:

@@ -101,6 +101,10 @@ class StateCache:
             path = await asyncio.to_thread(self._zeros, wanted)
         return path if path is not None else await self._fetch(record, wanted)
 
+    async def warm_up(self) -> None:
+        """Load what knowing the model's parameters takes: seconds, better spent before a lease."""
+        await asyncio.to_thread(self._spec_now)
+
     async def advance(
         self, head: Signed[wire.RunHead], mean_update: FloatVector, merged_tokens: int
     ) -> StateDescriptor:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+_LAST_MOMENT_S = 2.0
+
 
 @dataclass
 class Outcome:
@@ -126,8 +128,7 @@ class Reduction:
         if inclusion is None:
             return
         self._last.inclusion = inclusion
-        result = await _finish(group, inclusion)
-        await self._submit(group, None)
+        result = await self._finish(group, inclusion)
         if result is not None:
             await self._step(head, roster, inclusion, result)
 
@@ -165,24 +166,46 @@ class Reduction:
                 # The next revision says it all again.
                 log.warning("reducer report not taken", error=str(error))
 
-    async def _submit(self, group: GroupReduce, chunks: set[int] | None) -> set[int]:
-        """Give the coordinator own results, or the ``chunks`` it asked for.
+    async def _finish(
+        self, group: GroupReduce, inclusion: Signed[wire.InclusionSet]
+    ) -> ReduceResult | None:
+        """Combine, collect, and give own results to the coordinator as soon as they are there.
 
         Returns:
-            What it still lacks.
+            None when the mean could not be had, or the round was settled meanwhile.
         """
-        me = self.session.identity.peer_id
-        pieces = [
-            piece
-            for chunk, piece in sorted(group.pieces.items())
-            if (chunk in chunks if chunks is not None else _signer(piece) == me)
-        ]
+        async with asyncio.TaskGroup() as tasks:
+            submitting = tasks.create_task(self._submit_own(group))
+            try:
+                result = await unless(
+                    group.finish(inclusion), self._settled(inclusion.record.round)
+                )
+            except (TransientError, PeerFault) as error:
+                log.warning("reduce incomplete", error=str(error), pieces=len(group.pieces))
+                result = None
+                submitting.cancel()
+        return result
+
+    async def _settled(self, round_: int) -> None:
+        """The round is over, and a moment more: results in flight still save a download."""
+        await self.watch.until(partial(self.watch.head_beyond, round_))
+        await asyncio.sleep(_LAST_MOMENT_S)
+
+    async def _submit_own(self, group: GroupReduce) -> None:
+        await self._submit(await group.own_results())
+
+    async def _submit(self, pieces: list[api.ResultPiece]) -> set[int]:
+        """Give results to the coordinator.
+
+        Returns:
+            The chunks that it still lacks.
+        """
         if not pieces:
-            return chunks or set()
+            return set()
         try:
-            reply = await self.session.submit_results(pieces)
-            return set(reply.missing)
+            return set((await self.session.submit_results(pieces)).missing)
         except (TransientError, PeerFault, UsageError) as error:
+            # It asks again in its answer to the report; else the next attempt begins.
             log.warning("results not taken by the coordinator", error=str(error))
             return set()
 
@@ -230,8 +253,9 @@ class Reduction:
     async def _answer(self, reply: api.ReportReply) -> None:
         missing = set(reply.missing)
         for group in reversed(self._groups):
-            if missing:
-                missing = await self._submit(group, missing)
+            held = [group.pieces[chunk] for chunk in sorted(missing) if chunk in group.pieces]
+            if held:
+                missing = await self._submit(held)
         if reply.HasField("run_head") and reply.run_head.payload:
             self.watch.offer_head(reply.run_head)
 
@@ -257,15 +281,3 @@ class Reduction:
     def _commits_to(self, roster: wire.Roster, root: bytes | None) -> bool:
         me = self.session.identity.peer_id
         return any(m.worker == me and m.commitment_root == root for m in roster.members)
-
-
-async def _finish(group: GroupReduce, inclusion: Signed[wire.InclusionSet]) -> ReduceResult | None:
-    try:
-        return await group.finish(inclusion)
-    except (TransientError, PeerFault) as error:
-        log.warning("reduce incomplete", error=str(error), pieces=len(group.pieces))
-        return None
-
-
-def _signer(piece: api.ResultPiece) -> str:
-    return piece.result.signatures[0].keyid if piece.result.signatures else ""

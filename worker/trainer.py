@@ -80,6 +80,7 @@ class Trainer:
     """Owns the trainer process. Use as an async context manager, or call :meth:`close`."""
 
     threads: int
+    manifest: Path  # canonical run manifest
     progress: Progress = field(default_factory=Progress)
     _process: asyncio.subprocess.Process | None = None
 
@@ -92,6 +93,14 @@ class Trainer:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    async def warm_up(self) -> None:
+        """Start the process and wait until it has loaded what it needs.
+
+        Raises:
+            TransientError: it died.
+        """
+        await self._started()
 
     async def train(
         self, job: Job, on_progress: Callable[[Progress], None] | None = None
@@ -115,16 +124,8 @@ class Trainer:
     async def _follow(
         self, process: asyncio.subprocess.Process, on_progress: Callable[[Progress], None] | None
     ) -> Trained:
-        assert process.stdout is not None
         while True:
-            line = await process.stdout.readline()
-            if not line:
-                code = await self._reap()
-                raise TransientError(
-                    f"the trainer process died (exit code {code}); "
-                    "if it was out of memory, set micro_batch_sequences in the configuration"
-                )
-            event = json.loads(line)
+            event = await self._event(process)
             if event["event"] == "done":
                 return _trained(event)
             if event["event"] == "failed":
@@ -134,6 +135,18 @@ class Trainer:
             self.progress.tokens_per_s = event["tokens_per_s"]
             if on_progress is not None:
                 on_progress(self.progress)
+
+    async def _event(self, process: asyncio.subprocess.Process) -> dict[str, Any]:
+        assert process.stdout is not None
+        line = await process.stdout.readline()
+        if not line:
+            code = await self._reap()
+            raise TransientError(
+                f"the trainer process died (exit code {code}); "
+                "if it was out of memory, set micro_batch_sequences in the configuration"
+            )
+        event: dict[str, Any] = json.loads(line)
+        return event
 
     async def stop(self) -> None:
         """Ask for an end at the next step boundary; :meth:`train` then returns what was done."""
@@ -165,6 +178,7 @@ class Trainer:
                 "-P",  # never import from the folder that the volunteer happens to be in
                 "-m",
                 "worker.trainer_process",
+                str(self.manifest),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 limit=_MAX_LINE_BYTES,
@@ -173,6 +187,12 @@ class Trainer:
                 start_new_session=True,
             )
             log.info("trainer started", pid=self._process.pid, threads=self.threads)
+            try:
+                ready = await self._event(self._process)
+            except asyncio.CancelledError:
+                await self.close()
+                raise
+            assert ready["event"] == "ready"
         return self._process
 
     async def _reap(self) -> int | None:

@@ -1,4 +1,5 @@
-"""The trainer: runs the unit of work in a process of its own. ``python -m worker.trainer_process``.
+"""The trainer: runs the unit of work in a process of its own.
+``python -m worker.trainer_process RUN_MANIFEST``.
 
 Invariants:
 
@@ -63,6 +64,9 @@ def main() -> None:
     events = Events(os.fdopen(os.dup(1), "w"))
     os.dup2(2, 1)
     control = Control(sys.stdin)
+    # Loading takes seconds: do it now, not within the deadline of the first unit.
+    _load(Path(sys.argv[1]))
+    events.send(event="ready")
     while True:
         job = control.jobs.get()
         try:
@@ -73,6 +77,15 @@ def main() -> None:
             events.send(event="failed", reason="UNAVAILABLE", message=f"the disk failed: {error}")
         except MemoryError:
             events.send(event="failed", reason="USAGE", message=_OUT_OF_MEMORY)
+
+
+def _load(manifest_path: Path) -> None:
+    """Import what a unit of this run needs, the model's own classes included."""
+    import protocol.training  # noqa: F401
+    from protocol.manifest import RunManifest
+    from protocol.model import parameter_spec
+
+    parameter_spec(RunManifest.parse(manifest_path.read_bytes()).model_config_json)
 
 
 _OUT_OF_MEMORY = "not enough memory for a batch: set micro_batch_sequences in the configuration"
