@@ -172,11 +172,13 @@ def status(run_dir: Path, keep_watching: bool, as_json: bool) -> None:
       barnraise coordinator status --json | jq .round
     """
     from coordinator import views
+    from coordinator.config import RunFolder
 
     with reader(run_dir) as (read, manifest):
 
         def look() -> dict[str, Any]:
-            return read(lambda session: views.status(session, manifest, time.time()))
+            serving, now_s = RunFolder(run_dir).serving, time.time()
+            return read(lambda session: views.status(session, manifest, now_s, serving=serving))
 
         if as_json:
             print_json(look())
@@ -328,19 +330,20 @@ def renew_keys(run_dir: Path, days: int) -> None:
 
 
 def _set_paused(run_dir: Path, paused: bool, as_json: bool) -> None:
-    from coordinator import views
+    from coordinator.config import RunFolder
     from coordinator.schema import ControlRow
 
-    with reader(run_dir) as (read, manifest):
+    def write(session: Session) -> None:
+        control = session.get(ControlRow, 1)
+        if control is None:
+            raise UsageError("the database holds no run: see [server] database in run.toml")
+        control.paused = paused
 
-        def write(session: Session) -> dict[str, Any]:
-            view = views.status(session, manifest, time.time())
-            session.get_one(ControlRow, 1).paused = paused
-            return view | {"paused": paused}
-
-        view = read(write)
+    with reader(run_dir) as (read, _):
+        read(write)
+    serving = RunFolder(run_dir).serving
     if as_json:
-        print_json({"paused": paused, "serving": view["serving"]})
+        print_json({"paused": paused, "serving": serving})
         return
     word = "paused: no more work is handed out" if paused else "resumed"
-    click.echo(word if view["serving"] else f"{word}, once the coordinator runs (it is down now)")
+    click.echo(word if serving else f"{word}, once the coordinator runs (it is down now)")

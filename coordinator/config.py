@@ -12,7 +12,11 @@ Invariants:
 
 from __future__ import annotations
 
+import fcntl
+import os
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -206,6 +210,34 @@ class RunFolder:
     @property
     def logs(self) -> Path:
         return self.path / "logs"
+
+    @property
+    def serving(self) -> bool:
+        """Whether a server holds the folder now, on this machine."""
+        try:
+            with self.hold():
+                return False
+        except UsageError:
+            return True
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Be the folder's only server; the kernel lets go at the process's end, however it ends.
+
+        Raises:
+            UsageError: another server holds it.
+        """
+        descriptor = os.open(self.path / "serve.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UsageError(
+                    f"another coordinator serves {self.path} already: stop it first"
+                ) from error
+            yield
+        finally:
+            os.close(descriptor)
 
     def settings(self) -> ServerSection:
         """The server's settings.

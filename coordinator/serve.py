@@ -89,6 +89,19 @@ async def serve_run(
     """
     stop = stop_on_signals()
     run = Run.open(folder, time.time())
+    with folder.hold():
+        await _serve(run, listen, with_anchor, leaderboard, announce, stop)
+
+
+async def _serve(
+    run: Run,
+    listen: str | None,
+    with_anchor: bool,
+    leaderboard: str | None,
+    announce: Callable[[str], None],
+    stop: asyncio.Event,
+) -> None:
+    folder = run.folder
     page = leaderboard if leaderboard is not None else run.settings.leaderboard
     database = Database(folder.database_url(run.settings))
     try:
