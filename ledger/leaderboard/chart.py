@@ -127,5 +127,5 @@ def _nice_step(rough: float) -> float:
 
 def _nice_range(low: float, high: float) -> tuple[float, float, float]:
     """A round range around the values, and the step of its grid."""
-    step = _nice_step(max(high - low, 0.04) / 4)
+    step = _nice_step(max(high - low, 0.04) / 6)
     return math.floor(low / step) * step, (math.floor(high / step) + 1) * step, step

@@ -55,6 +55,11 @@ def moment(seconds: int | None) -> str:
     return datetime.fromtimestamp(min(seconds, 253_402_300_799), UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
+def day(seconds: int) -> str:
+    """``2026-03-01``."""
+    return moment(seconds)[:10]
+
+
 def iso(seconds: int) -> str:
     """For the ``datetime`` attribute."""
     return datetime.fromtimestamp(min(seconds, 253_402_300_799), UTC).isoformat()

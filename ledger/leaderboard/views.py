@@ -52,6 +52,7 @@ _templates.filters |= {
     "percent": text.percent,
     "nats": text.nats,
     "moment": text.moment,
+    "day": text.day,
     "iso": text.iso,
     "duration": text.duration,
     "short_key": short_key,
@@ -88,7 +89,7 @@ def campaign_page(request: Request) -> Response:
             "checkpoint": reading.note,
         }
     charts = [
-        ("wide", loss_chart(points, width=760, height=280)),
+        ("wide", loss_chart(points, width=760, height=430)),
         ("narrow", loss_chart(points, width=380, height=260)),
     ]
     return _page("campaign.html", request, charts=charts, **values)

@@ -1,0 +1,55 @@
+"""The leaderboard under test, on a record whose donors have hostile names.
+
+``test_chromium.py`` needs a browser and is collected only where one is installed: the rest of
+this folder asserts the same pages without one, so a machine without Chromium still tests them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.testclient import TestClient
+
+from ledger.leaderboard.app import create_app
+
+collect_ignore = [] if shutil.which("chromium") else ["test_chromium.py"]
+
+HOSTILE_NAMES = (
+    "<script>document.title='owned'</script>",
+    "\"><img src=x onerror=document.title='owned'>",
+    "{{ 7 * 7 }}{% raw %}",
+    "' onmouseover='document.title=1",
+)
+
+
+@pytest.fixture
+def hostile(history: Any) -> tuple[str, ...]:
+    """Donors with these names, credited in one more round."""
+    numbers = [history.enrol(f"h{n}", display_name=name) for n, name in enumerate(HOSTILE_NAMES)]
+    history.enrol("anonymous")
+    history.settle(dict.fromkeys(numbers, 3), loss_nats=4.5)
+    return HOSTILE_NAMES
+
+
+@pytest.fixture
+def client(history: Any) -> Iterator[TestClient]:
+    with TestClient(create_app(history.url)) as client:
+        yield client
+
+
+@pytest.fixture
+def site(history: Any) -> Iterator[str]:
+    """The site on a real port; connections queue from the moment it is bound."""
+    server = uvicorn.Server(uvicorn.Config(create_app(history.url), log_level="error"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()

@@ -1,0 +1,352 @@
+"""Pages and API of the leaderboard, without a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+from starlette.testclient import TestClient
+
+from ledger.donors import erase_profile
+from ledger.leaderboard.app import create_app
+from ledger.leaderboard.chart import loss_chart
+from ledger.leaderboard.format import compact, credit, duration, flops
+from ledger.log import read_leaves
+from ledger.receipts import verify_receipt
+from ledger.schema import LogLeaf
+from ledger.sources import HttpSource
+from ledger.verify import verify
+from protocol.errors import BadDigest
+
+PAGES = ["/", "/donors", "/rounds", "/round/0", "/round/1", "/log", "/log/0", "/log/9", "/receipt"]
+
+
+class Page(HTMLParser):
+    """What matters of a page: its words, elements, attributes and links."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words = ""
+        self._open: list[str] = []
+        self.feed(html)
+        assert not self._open, f"unclosed: {self._open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in {"meta", "link", "img", "input"}:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+def _links(page: Page) -> set[str]:
+    return {
+        str(value)
+        for _, attributes in page.elements
+        for name, value in attributes.items()
+        if name in ("href", "src", "action")
+    }
+
+
+def test_every_page_is_well_formed_and_loads_only_its_own_files(
+    hostile: Any, client: TestClient
+) -> None:
+    donors = [row["donor"] for row in client.get("/api/v1/donors").json()["donors"]]
+    for path in [*PAGES, *(f"/donor/{donor}" for donor in donors)]:
+        answer = client.get(path)
+        assert answer.status_code == 200, path
+        assert "default-src 'self'" in answer.headers["content-security-policy"]
+        page = Page(answer.text)
+        for tag, attributes in page.elements:
+            assert tag != "style"
+            assert tag != "script" or attributes == {"src": "/static/copy.js", "defer": None}
+            assert not {"style", "onload", "onerror", "onclick", "onmouseover"} & set(attributes)
+        assert all(link.startswith(("/", "?", "#")) for link in _links(page)), path
+
+
+def test_no_link_is_dead(hostile: Any, client: TestClient) -> None:
+    seen, waiting = set(), {"/"}
+    while waiting:
+        path = waiting.pop()
+        seen.add(path)
+        answer = client.get(path)
+        assert answer.status_code == 200, path
+        if answer.headers["content-type"].startswith("text/html"):
+            found = {link for link in _links(Page(answer.text)) if link.startswith("/")}
+            waiting |= found - seen
+    assert len(seen) > 40
+
+
+def test_hostile_names_are_shown_as_text(
+    hostile: tuple[str, ...], client: TestClient, history: Any
+) -> None:
+    for path in ("/", "/donors", f"/round/{history.round - 1}"):
+        html = client.get(path).text
+        page = Page(html)
+        for name in hostile:
+            assert name in page.words
+            assert name not in html.replace("{{ 7 * 7 }}{% raw %}", "")
+    assert "onmouseover" not in str(Page(client.get("/donors").text).elements)
+    search = client.get("/donors", params={"q": '"><script>x</script>'})
+    assert "<script>x" not in search.text
+
+
+def test_an_anonymous_donor_is_shown_by_its_short_key_and_a_profile_can_be_erased(
+    hostile: Any, client: TestClient, history: Any, ledger_history: ModuleType
+) -> None:
+    anonymous = ledger_history.identity("anonymous").peer_id
+    ada = ledger_history.identity("ada").peer_id
+    words = Page(client.get("/donors").text).words
+    assert f"…{anonymous[-8:]}" in words
+    assert "Ada" in words
+    with Session(history.engine) as session, session.begin():
+        erase_profile(session, ada)
+    words = Page(client.get("/donors").text).words
+    assert "Ada" not in words
+    assert f"…{ada[-8:]}" in words
+
+
+def test_campaign_page_shows_the_fold(client: TestClient, history: Any) -> None:
+    campaign = client.get("/api/v1/campaign").json()
+    with Session(history.engine) as session:
+        leaves = [json.loads(data) for data in read_leaves(session, 0, campaign["size"])]
+    pending = sum(leaf["microcredits"] for leaf in leaves if leaf["kind"] == "credit")
+    assert campaign["pending_microcredits"] == pending > 0
+    assert campaign["tokens"] == history.merged_tokens
+    assert (campaign["settled_rounds"], campaign["skipped_rounds"]) == (2, 1)
+    assert campaign["validation_loss_micronats"] == 4_800_000
+    page = Page(client.get("/").text)
+    rect = next(a for tag, a in page.elements if tag == "rect" and a["class"] == "pending")
+    assert rect["width"] == f"{1000 * pending // 5000 / 10}%"
+    assert "4.800" in page.words
+    assert "barnraise worker join 'barnraise://example.org:7443/" in page.words
+    assert f"--root {history.manifest.root}" in page.words
+    assert len([tag for tag, _ in page.elements if tag == "polyline"]) == 2
+
+
+def test_board_sorts_searches_and_pages_with_stable_ties(hostile: Any, client: TestClient) -> None:
+    def keys(query: str) -> list[str]:
+        return [row["donor"] for row in client.get(f"/api/v1/donors?{query}").json()["donors"]]
+
+    everyone = keys("per_page=500")
+    assert len(everyone) == len(set(everyone)) == 7
+    assert [key for page in range(1, 8) for key in keys(f"per_page=1&page={page}")] == everyone
+    rows = client.get("/api/v1/donors").json()["donors"]
+    amounts = [row["pending_microcredits"] for row in rows]
+    assert amounts == sorted(amounts, reverse=True)
+    tied = [row for row in rows if row["name"] and "document.title" in row["name"]][1:]
+    assert len({row["rank"] for row in tied}) == 1
+    for sort in ("tokens", "contributions", "since", "last", "name"):
+        assert sorted(keys(f"sort={sort}")) == sorted(everyone)
+    assert keys("q=ADA") == [rows[0]["donor"]]
+    assert keys(f"q={everyone[3][-10:]}") == [everyone[3]]
+    assert keys("q=nobody-is-called-this") == []
+    assert "Nobody here." in client.get("/donors?q=nobody-is-called-this").text
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/donor/unknown", 404),
+        ("/round/99", 404),
+        ("/log/99999", 404),
+        ("/receipts/zzz.json", 404),
+        (f"/receipts/{'0' * 32}.json", 404),
+        ("/receipts/leaf-9999.json", 404),
+        ("/tile/0/000", 404),
+        ("/tile/0/%2e%2e/%2e%2e/checkpoint", 404),
+        ("/donors?page=0", 422),
+        ("/donors?sort=password", 422),
+        ("/donors?q=" + "x" * 65, 422),
+        ("/api/v1/donors/unknown", 404),
+        ("/api/v1/donors?per_page=501", 422),
+        ("/api/v1/log/leaves/9999", 404),
+        ("/docs", 404),
+    ],
+)
+def test_what_is_not_there_is_a_plain_answer(client: TestClient, path: str, status: int) -> None:
+    answer = client.get(path)
+    assert answer.status_code == status
+    if path.startswith("/api/"):
+        assert answer.json()["detail"]
+    else:
+        assert "Back to the campaign" in answer.text
+
+
+def test_etag_saves_the_body_until_the_record_grows(client: TestClient, history: Any) -> None:
+    for path in ("/", "/api/v1/donors", "/checkpoint"):
+        first = client.get(path)
+        tag = {"If-None-Match": first.headers["etag"]}
+        again = client.get(path, headers=tag)
+        assert (again.status_code, again.content) == (304, b"")
+    history.settle({0: 1})
+    assert client.get(path, headers=tag).status_code == 200
+
+
+def test_leaves_beyond_the_signed_head_are_not_shown(client: TestClient, history: Any) -> None:
+    before = client.get("/api/v1/campaign").json()
+    with Session(history.engine) as session, session.begin():
+        history.log.append(session, history.settled_leaves({0: 4}))
+    assert client.get("/api/v1/campaign").json() == before
+    history.sign()
+    assert client.get("/api/v1/campaign").json()["size"] == before["size"] + 3
+
+
+def _receipt(client: TestClient, number: int = 0) -> tuple[str, str]:
+    donor = client.get("/api/v1/donors").json()["donors"][number]["donor"]
+    links = sorted(
+        link
+        for link in _links(Page(client.get(f"/donor/{donor}").text))
+        if re.fullmatch(r"/receipts/[0-9a-f]{32}\..*", link)
+    )
+    return client.get(links[0]).text, client.get(links[0].replace(".json", ".tlog-proof")).text
+
+
+def test_receipts_are_downloaded_verified_and_checked_on_the_page(
+    client: TestClient, history: Any
+) -> None:
+    leaf, proof = _receipt(client)
+    verify_receipt(leaf.encode(), proof, root=history.manifest.root)
+    pasted = client.post("/receipt", data={"leaf": leaf, "proof": proof.replace("\n", "\r\n")})
+    assert pasted.status_code == 200
+    assert "Genuine" in Page(pasted.text).words
+    files = {"leaf_file": ("l.json", leaf), "proof_file": ("r.tlog-proof", proof)}
+    uploaded = client.post("/receipt", files=files, data={"leaf": "ignored", "proof": ""})
+    assert "Genuine" in Page(uploaded.text).words
+    forged = client.post("/receipt", data={"leaf": leaf.replace("1280", "9999"), "proof": proof})
+    assert forged.status_code == 422
+    assert "Not genuine" in Page(forged.text).words
+
+
+def test_a_receipt_convicts_a_server_that_rewrote_its_record(
+    client: TestClient, history: Any
+) -> None:
+    leaf, proof = _receipt(client)
+    with Session(history.engine) as session, session.begin():
+        row = session.query(LogLeaf).filter_by(data=leaf.encode()).one()
+        row.data = row.data.replace(b'"at_s":17', b'"at_s":16')
+    answer = client.post("/receipt", data={"leaf": leaf, "proof": proof})
+    assert "history was rewritten here" in Page(answer.text).words
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "status"),
+    [
+        (b"x" * (2 << 20), "application/x-www-form-urlencoded", 413),
+        (b"{}", "application/json", 415),
+        (b"", "application/x-www-form-urlencoded", 422),
+        (b"nonsense", "multipart/form-data; boundary=x", 422),
+        (b"nonsense", "multipart/form-data", 422),
+    ],
+)
+def test_odd_posts_are_refused(client: TestClient, content: bytes, kind: str, status: int) -> None:
+    answer = client.post("/receipt", content=content, headers={"Content-Type": kind})
+    assert answer.status_code == status
+
+
+def test_a_damaged_record_is_not_papered_over(client: TestClient, history: Any) -> None:
+    with Session(history.engine) as session, session.begin():
+        session.get_one(LogLeaf, 5).data = b"{}"
+    answer = client.get("/")
+    assert answer.status_code == 500
+    assert "The record is damaged: leaf 5" in Page(answer.text).words
+
+
+def test_before_the_first_head_the_site_says_so(
+    ledger_history: ModuleType, manifest: Any, tmp_path: Path
+) -> None:
+    empty = ledger_history.History(manifest, f"sqlite:///{tmp_path}/empty.db")
+    with TestClient(create_app(empty.url)) as client:
+        assert client.get("/").status_code == 503
+        assert client.get("/checkpoint").status_code == 503
+        empty.open()
+        assert client.get("/").status_code == 200
+        assert "The curve begins" in client.get("/").text
+    empty.close()
+
+
+def test_the_site_cannot_write(history: Any) -> None:
+    app = create_app(history.url)
+    with (
+        app.state.reader.session() as (session, _),
+        pytest.raises(OperationalError, match="readonly"),
+    ):
+        session.execute(text("DELETE FROM log_leaf"))
+    app.state.reader.close()
+
+
+def test_api_is_described_and_open_to_other_sites(client: TestClient) -> None:
+    schema = client.get("/api/v1/openapi.json").json()
+    assert set(schema["paths"]) == {
+        "/api/v1/campaign",
+        "/api/v1/donors",
+        "/api/v1/donors/{donor}",
+        "/api/v1/rounds",
+        "/api/v1/log/head",
+        "/api/v1/log/leaves/{index}",
+    }
+    assert client.get("/api/v1/rounds").headers["access-control-allow-origin"] == "*"
+    assert client.get("/api/v1/log/head").json()["checkpoint"] == client.get("/checkpoint").text
+
+
+def test_a_stranger_verifies_the_site_over_http(hostile: Any, site: str, history: Any) -> None:
+    report = verify(HttpSource(site), root=history.manifest.root)
+    assert report.board_compared
+    assert report.donors == 7
+
+
+def test_a_leaderboard_that_shows_other_totals_is_caught(
+    site: str, history: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ledger.leaderboard import models
+
+    honest = models.donor_rows
+
+    def generous(*arguments: Any) -> Any:
+        rows = honest(*arguments)
+        rows[0].pending_microcredits += 1
+        return rows
+
+    monkeypatch.setattr(models, "donor_rows", generous)
+    with pytest.raises(BadDigest, match="the leaderboard shows"):
+        verify(HttpSource(site), root=history.manifest.root)
+
+
+def test_numbers_as_people_read_them() -> None:
+    assert [compact(n) for n in (0, 9_999, 12_345, 1_234_567, 2_000_000_000)] == [
+        *("0", "9,999", "12.3 k", "1.23 M", "2 B")
+    ]
+    assert [credit(n) for n in (0, 7, 123, 57_000, 123_456, 12_345_678, 1_234_500_000)] == [
+        *("0", "0.000007", "0.000123", "0.0570", "0.123", "12.3", "1,234")
+    ]
+    assert [flops(n) for n in (0, 1_500, 2_000_000)] == ["0 GFLOP", "1.5 TFLOP", "2 PFLOP"]
+    assert [duration(s) for s in (None, 59, 600, 7_200, 864_000)] == [
+        *("–", "59 s", "10 min", "2 h", "10 days")
+    ]
+
+
+def test_chart_keeps_every_point_inside_and_thins_long_runs() -> None:
+    assert loss_chart([], width=700, height=300) is None
+    single = loss_chart([(128, 5_000_000, 0)], width=700, height=300)
+    assert single is not None
+    points = [(n * 1000, 5_000_000 + (n % 7) * 1000 - n * 100, n) for n in range(5000)]
+    chart = loss_chart(points, width=700, height=300)
+    assert chart is not None
+    places = [tuple(map(float, pair.split(","))) for pair in chart.line.split()]
+    assert len(places) == 400
+    assert all(chart.left <= x <= chart.right and chart.top <= y <= chart.bottom for x, y in places)
+    assert all(chart.top <= tick.at <= chart.bottom for tick in chart.y_ticks)
+    assert chart.dots == ()
