@@ -8,6 +8,7 @@ of at the start: nobody loses a lease because the coordinator was away.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 
 from sqlalchemy import update
@@ -55,13 +56,18 @@ class Attendance:
                 .values(
                     last_seen_s=presence.seen_at_s,
                     phase=beat.phase,
-                    phase_reason=beat.reason[:_MAX_REASON_CHARS],
+                    phase_reason=beat.reason[:_MAX_REASON_CHARS].replace("\0", ""),
                     steps_done=beat.steps_done,
-                    reported_tokens_per_s=beat.tokens_per_s,
+                    reported_tokens_per_s=finite_speed(beat.tokens_per_s),
                     client_mode=beat.client_mode,
                     multiaddrs=json.dumps(list(beat.multiaddrs)),
                 )
             )
+
+
+def finite_speed(tokens_per_s: float) -> float:
+    """A speed as somebody claims it; 0 (unknown) when it is none."""
+    return tokens_per_s if math.isfinite(tokens_per_s) and tokens_per_s > 0 else 0.0
 
 
 def decide_action(turn: Turn, heartbeat: wire.Heartbeat) -> tuple[service_pb2.Action, str]:

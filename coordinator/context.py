@@ -27,9 +27,10 @@ class EngineOptions:
     """What the organiser may tune without making another run."""
 
     tick_s: float = 0.5
-    silent_after_s: float = 45.0  # several heartbeats: then the lease is given up
+    silent_after_s: float = 30.0  # several heartbeats: then the lease is given up
     retry_after_s: float = 2.0  # what a waiting worker is told at most
     subscriber_events: int = 256  # a slower reader is dropped and must come back
+    kept_checkpoints: int = 5  # newest states whose files stay, for slow downloads and audits
     challenges_per_round: int = 1
     chunks_per_challenge: int = 1
 

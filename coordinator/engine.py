@@ -33,11 +33,12 @@ from coordinator.database import Database
 from coordinator.events import Hub
 from coordinator.keys import KeyRing
 from coordinator.queries import read_receipt, snapshot_events
-from coordinator.record import log_ended_rounds, state_to_evaluate
+from coordinator.record import keep_loss, log_ended_rounds, state_to_evaluate
 from coordinator.reports import accept_reducer_report, accept_report
 from coordinator.results import CheckedPiece, check_piece, keep_pieces, missing_chunks
-from coordinator.schema import ControlRow, StateRow
+from coordinator.schema import ControlRow
 from coordinator.turn import Turn
+from coordinator.validation import Evaluate, Validation
 from coordinator.work import enrolled, grant_work
 from ledger.log import Log
 from protocol.dataset import DatasetManifest
@@ -48,9 +49,6 @@ from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
 
 T = TypeVar("T")
-Evaluate = Callable[[settle.Vector], Awaitable[float]]
-"""Mean nats per predicted token of held-out data, for flat weights."""
-
 _PIECES_PER_TURN = 16
 _ALIVE_EVERY_S = 2.0
 """How often the time is noted, to know after a restart for how long the coordinator was away."""
@@ -95,7 +93,7 @@ class Engine:
         self._database = database
         self._checkpoints = checkpoints
         self._clock = clock
-        self._evaluate = evaluate
+        self._validation = Validation(evaluate)
         self._hub = Hub(self.context.options.subscriber_events)
         self._turns = asyncio.Lock()
         self._settle_due = asyncio.Event()
@@ -333,13 +331,17 @@ class Engine:
         self._states[after.descriptor.round] = after
         while len(self._states) > _KEPT_STATES:
             del self._states[min(self._states)]
-        evaluated = self._evaluate is None
+        evaluated = not self._validation.enabled
         await self._turn(
             lambda turn: settle.record_settled(
                 turn, inputs, after.descriptor, saved, evaluated=evaluated
             )
         )
         self._evaluation_due.set()
+        kept = await self._database.run(
+            lambda session: settle.newest_saved(session, self.context.options.kept_checkpoints)
+        )
+        await asyncio.to_thread(self._checkpoints.prune, kept)
         return True
 
     async def evaluate(self) -> bool:
@@ -349,19 +351,15 @@ class Engine:
             Whether there was one.
 
         Raises:
-            TransientError: the evaluation was killed; it is tried again.
+            TransientError: the evaluation was killed; it is tried again, a few times.
         """
         settled_rounds = await self._database.run(state_to_evaluate)
         if settled_rounds is None:
             return False
-        state = self._states.get(settled_rounds)
-        loss = None
-        if state is not None and self._evaluate is not None:
-            loss = await self._evaluate(state.weights)
+        loss = await self._validation.loss(self._states.get(settled_rounds))
 
         def keep(turn: Turn) -> None:
-            row = turn.session.get_one(StateRow, settled_rounds)
-            row.validation_loss, row.evaluated = settle.finite_or_none(loss), True
+            keep_loss(turn.session, settled_rounds, loss)
             turn.leaves_added |= log_ended_rounds(self.context, turn.session, turn.now_s)
 
         await self._turn(keep)

@@ -17,6 +17,9 @@ from ledger.credit import reducing_microcredits, training_microcredits
 from ledger.records import CreditLeaf, RoundLeaf
 from protocol.wire import records_pb2 as wire
 
+MAX_LOSS_NATS = 1e6
+"""A loss beyond it is a diverged model, and would not fit the record's integers for ever."""
+
 
 def log_ended_rounds(context: RunContext, session: Session, now_s: float) -> bool:
     """Append the leaves of ended rounds, up to one whose loss is not known yet.
@@ -114,6 +117,13 @@ def append_credit(
     indexes = context.log.append(session, [*training, *reducing])
     for row, index in zip(merged, indexes, strict=False):
         row.leaf_index = index
+
+
+def keep_loss(session: Session, settled_rounds: int, loss: float | None) -> None:
+    """A diverged model has no loss that the record could carry."""
+    row = session.get_one(StateRow, settled_rounds)
+    usable = loss is not None and 0 <= loss <= MAX_LOSS_NATS  # false for NaN
+    row.validation_loss, row.evaluated = (loss if usable else None), True
 
 
 def state_to_evaluate(session: Session) -> int | None:

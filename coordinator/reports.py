@@ -25,6 +25,9 @@ from protocol.merkle import HASH_BYTES
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
 
+_MAX_ATTEMPTS = 10
+"""RoundSpec.max_attempts is at most this."""
+
 _log = structlog.get_logger()
 
 
@@ -124,7 +127,9 @@ def accept_report(
         BadRecord: from somebody who had no part in that round, or malformed.
     """
     record = signed.record
-    roster = turn.session.get(RosterRow, (record.round, record.attempt))
+    # Bounded before it is looked up: no database holds every integer that the wire can carry.
+    known_key = record.round <= turn.machine.number and record.attempt <= _MAX_ATTEMPTS
+    roster = turn.session.get(RosterRow, (record.round, record.attempt)) if known_key else None
     if roster is None or not _took_part(read_roster(roster), signed.signer):
         raise BadRecord("a report about a reduce in which this worker had no part")
     if len(record.state_digest) != HASH_BYTES or record.worker != signed.signer:

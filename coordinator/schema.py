@@ -63,7 +63,7 @@ class WorkerRow(Base):
     last_seen_s: Mapped[float] = mapped_column(default=0.0)
     phase: Mapped[int] = mapped_column(default=0, comment="WorkerPhase as last reported")
     phase_reason: Mapped[str] = mapped_column(Text, default="")
-    steps_done: Mapped[int] = mapped_column(default=0)
+    steps_done: Mapped[int] = mapped_column(BigInteger, default=0)
     reported_tokens_per_s: Mapped[float] = mapped_column(default=0.0, comment="a hint")
     measured_tokens_per_s: Mapped[float] = mapped_column(default=0.0, comment="accepted work only")
 
@@ -209,7 +209,7 @@ class ReducerReportRow(Base):
 
     group_id: Mapped[bytes] = mapped_column(ForeignKey("rosters.group_id"), primary_key=True)
     reducer: Mapped[str] = mapped_column(String(64), primary_key=True)
-    revision: Mapped[int] = mapped_column(primary_key=True)
+    revision: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     envelope: Mapped[bytes] = mapped_column(LargeBinary)
 
 

@@ -16,13 +16,13 @@ found to be there already.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
-from sqlalchemy import select, update
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from coordinator import leases
 from coordinator.challenges import draw_challenges
@@ -37,7 +37,6 @@ from coordinator.schema import (
     AssignmentRow,
     ContributionRow,
     ReportRow,
-    ResultRow,
     StateRow,
 )
 from coordinator.turn import Turn, current_roster
@@ -141,11 +140,6 @@ def record_settled(
     for report in turn.session.scalars(reports):
         judge(report, descriptor.digest)
     draw_challenges(turn, merged)
-    turn.session.flush()
-    # The bytes have done their work; the signatures over their digests stay.
-    turn.session.execute(
-        update(ResultRow).where(ResultRow.group_id == inputs.group_id).values(encoded=None)
-    )
     _log.info(
         "round_settled",
         round=inputs.round,
@@ -182,9 +176,10 @@ def saved_state(row: StateRow) -> SavedState:
     )
 
 
-def finite_or_none(loss: float | None) -> float | None:
-    """A diverged model has no loss that integers could carry."""
-    return loss if loss is not None and math.isfinite(loss) else None
+def newest_saved(session: Session, count: int) -> list[SavedState]:
+    """Files of the newest states."""
+    rows = session.scalars(select(StateRow).order_by(StateRow.settled_rounds.desc()).limit(count))
+    return [saved_state(row) for row in rows]
 
 
 def _merged(turn: Turn) -> list[ContributionRow]:

@@ -15,7 +15,7 @@ import hashlib
 import json
 
 import structlog
-from sqlalchemy import select
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from coordinator import leases, round_state
@@ -32,6 +32,7 @@ from coordinator.schema import (
     AssignmentRow,
     ContributionRow,
     ControlRow,
+    ResultRow,
     RosterRow,
     RoundRow,
     StateRow,
@@ -224,6 +225,12 @@ class Turn:
 
     def _sign_inclusion(self, effect: round_state.SignInclusion) -> None:
         roster = self.session.get_one(RosterRow, (self.machine.number, effect.attempt))
+        merged_tokens = self.session.scalar(
+            select(func.sum(ContributionRow.tokens)).where(
+                ContributionRow.round == self.machine.number,
+                ContributionRow.worker.in_(effect.members),
+            )
+        )
         envelope = self.context.sign(
             wire.InclusionSet(
                 run_id=self.context.run_id,
@@ -231,6 +238,7 @@ class Turn:
                 attempt=effect.attempt,
                 group_id=roster.group_id,
                 members=effect.members,
+                merged_tokens=merged_tokens,
             )
         )
         roster.inclusion = envelope.SerializeToString()
@@ -270,6 +278,11 @@ class Turn:
     def _end(self) -> None:
         self.row.ended_at_s = self.now_s
         self.session.flush()
+        # The bytes have done their work; the signatures over their digests stay.
+        groups = select(RosterRow.group_id).where(RosterRow.round == self.machine.number)
+        self.session.execute(
+            update(ResultRow).where(ResultRow.group_id.in_(groups)).values(encoded=None)
+        )
         self.leaves_added |= log_ended_rounds(self.context, self.session, self.now_s)
         self.row = open_round(self.context, self.session, self.machine.number + 1, self.now_s)
         self.machine = round_state.load(self.row.machine)

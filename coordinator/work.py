@@ -10,7 +10,6 @@ Invariants:
 
 from __future__ import annotations
 
-import math
 import secrets
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ import structlog
 from sqlalchemy import select
 
 from coordinator import leases
+from coordinator.attendance import finite_speed
 from coordinator.context import to_ms
 from coordinator.round_state import Leased, Phase
 from coordinator.schema import (
@@ -118,9 +118,8 @@ def _steps(turn: Turn, worker: WorkerRow, request: wire.WorkRequest) -> int:
     duration_s = turn.machine.policy.duration_s
     deadline_s = turn.machine.deadline_s
     time_left_s = duration_s if deadline_s is None else deadline_s - turn.now_s
-    hint = request.tokens_per_s if math.isfinite(request.tokens_per_s) else 0.0
     steps = leases.steps_for(
-        speed_tokens_per_s=worker.measured_tokens_per_s or max(0.0, hint),
+        speed_tokens_per_s=worker.measured_tokens_per_s or finite_speed(request.tokens_per_s),
         time_left_s=time_left_s,
         tokens_per_step=turn.context.manifest.tokens_per_step,
         max_steps=turn.context.manifest.inner.max_steps,

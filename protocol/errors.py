@@ -6,7 +6,6 @@
     │   ├── BadRecord        well signed, but malformed, oversized or out of place
     │   ├── BadDigest        bytes do not hash to what was promised
     │   └── Conflict         two different records under one natural key (equivocation)
-    ├── TooLate              came after its round had closed: drop it, nobody is at fault
     ├── Diverged             our own arithmetic left the finite numbers: give the unit up
     ├── TransientError       a passing failure: retry, never penalise
     │   └── RateLimited      too many requests: slow down
@@ -14,6 +13,7 @@
         ├── UnknownRun       the coordinator serves another run
         ├── NotFound         no such state, blob or receipt (any more)
         ├── NotEnrolled      enrol first
+        ├── TooLate          its round has closed: drop the record, nobody is at fault
         └── UpgradeNeeded    this version of the program is too old for the run
 
 Anything else that escapes is a bug of ours and costs nobody anything.
@@ -57,12 +57,6 @@ class Conflict(PeerFault):
     reason = "CONFLICT"
 
 
-class TooLate(ProtocolError):
-    """A record came after its round had closed: drop it, nobody is at fault."""
-
-    reason = "TOO_LATE"
-
-
 class TransientError(ProtocolError):
     """A passing failure (network, timeout, restart): retry, never penalise."""
 
@@ -103,6 +97,12 @@ class NotEnrolled(UsageError):
     """The device must enrol before it may ask for this."""
 
     reason = "NOT_ENROLLED"
+
+
+class TooLate(UsageError):
+    """A record came after its round had closed: drop it, nobody is at fault."""
+
+    reason = "TOO_LATE"
 
 
 class UpgradeNeeded(UsageError):

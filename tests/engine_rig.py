@@ -15,9 +15,10 @@ import numpy as np
 from coordinator.checkpoints import CheckpointStore
 from coordinator.context import EngineOptions
 from coordinator.database import Database
-from coordinator.engine import Engine, Evaluate
+from coordinator.engine import Engine
 from coordinator.keys import KeyRing
 from coordinator.schema import WorkerRow
+from coordinator.validation import Evaluate
 from ledger.fold import Board
 from ledger.log import Log, read_leaves
 from ledger.records import EnrolLeaf

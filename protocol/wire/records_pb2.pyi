@@ -366,18 +366,20 @@ class ReducerReport(_message.Message):
     def __init__(self, run_id: _Optional[bytes] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., group_id: _Optional[bytes] = ..., reducer: _Optional[str] = ..., revision: _Optional[int] = ..., outcomes: _Optional[_Iterable[_Union[GatherOutcome, _Mapping]]] = ...) -> None: ...
 
 class InclusionSet(_message.Message):
-    __slots__ = ("run_id", "round", "attempt", "group_id", "members")
+    __slots__ = ("run_id", "round", "attempt", "group_id", "members", "merged_tokens")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     GROUP_ID_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    MERGED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     run_id: bytes
     round: int
     attempt: int
     group_id: bytes
     members: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, run_id: _Optional[bytes] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., group_id: _Optional[bytes] = ..., members: _Optional[_Iterable[str]] = ...) -> None: ...
+    merged_tokens: int
+    def __init__(self, run_id: _Optional[bytes] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., group_id: _Optional[bytes] = ..., members: _Optional[_Iterable[str]] = ..., merged_tokens: _Optional[int] = ...) -> None: ...
 
 class ResultChunk(_message.Message):
     __slots__ = ("group_id", "attempt", "chunk", "sha256", "reducer")

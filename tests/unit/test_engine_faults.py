@@ -168,7 +168,7 @@ async def test_a_silent_worker_loses_its_lease_and_the_round_closes_early(boot: 
     ada, gone = rig.enrol(2), rig.enrol(3)
     await gone.lease()
     await committed(rig, ada)
-    await rig.pass_time(40.0)
+    await rig.pass_time(25.0)
     assert rig.phase() == "TRAINING"
     await rig.pass_time(10.0)
     assert rig.phase() == "GATHER"
@@ -184,7 +184,7 @@ async def test_a_worker_that_is_heard_keeps_its_lease(boot: Any) -> None:
     ada = rig.enrol(2)
     await ada.lease()
     for _ in range(5):
-        await rig.pass_time(40.0)
+        await rig.pass_time(25.0)
         reply = await ada.beat(assignment_id=ada.assignment.assignment_id, steps_done=3)
         assert reply.action == service_pb2.ACTION_KEEP
     ada.train()
@@ -527,3 +527,71 @@ async def test_a_newcomer_hears_what_is_under_way(boot: Any) -> None:
     assert set(await rig.snapshot()) == {"run_head", "roster"}
     await rig.gather()
     assert set(await rig.snapshot()) == {"run_head", "roster", "inclusion_set"}
+
+
+# ---- hostile numbers ----
+
+
+async def test_numbers_that_no_database_holds_are_refused_or_ignored(boot: Any) -> None:
+    rig = await boot()
+    rig.enrol(1, anchor=True)
+    ada = rig.enrol(2)
+    await rig.play_round(ada)
+    for changes in ({"round": (1 << 64) - 1}, {"attempt": (1 << 32) - 1}):
+        record = wire.Report(worker=ada.name, state_digest=b"\x01" * 32, **changes)
+        with pytest.raises(BadRecord):
+            await rig.engine.report(ada.sign(record))
+    await ada.beat(tokens_per_s=float("nan"), steps_done=(1 << 32) - 1, reason="\0" * 500)
+    await rig.pass_time(1.0)
+    assert (await ada.request(speed=float("nan"))).HasField("assignment")
+
+
+# ---- validation ----
+
+
+async def test_a_broken_evaluation_does_not_hold_up_the_record_for_ever(boot: Any) -> None:
+    tries = []
+
+    async def broken(weights: Any) -> float:
+        tries.append(len(weights))
+        raise TransientError("killed")
+
+    rig = await boot(rig={"evaluate": broken})
+    rig.enrol(1, anchor=True)
+    ada = rig.enrol(2)
+    await committed(rig, ada)
+    await rig.gather()
+    await rig.submit(rig.results())
+    await rig.engine.settle()
+    pending = 2  # the first state, and the settled one
+    while pending:
+        try:
+            pending -= await rig.engine.evaluate()
+        except TransientError:
+            assert rig.board().rounds == {}
+    assert len(tries) == 6
+    assert rig.board().rounds[0].leaf.validation_loss_micronats is None
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), 1e300, -1.0])
+async def test_a_diverged_loss_is_recorded_as_none(boot: Any, loss: float) -> None:
+    async def evaluate(weights: Any) -> float:
+        return loss
+
+    rig = await boot(rig={"evaluate": evaluate})
+    rig.enrol(1, anchor=True)
+    await rig.play_round(rig.enrol(2))
+    while await rig.engine.evaluate():
+        pass
+    assert rig.board().rounds[0].leaf.validation_loss_micronats is None
+
+
+async def test_old_checkpoints_go_and_the_newest_stay(boot: Any) -> None:
+    rig = await boot(rig={"options": EngineOptions(kept_checkpoints=2, challenges_per_round=0)})
+    rig.enrol(1, anchor=True)
+    ada = rig.enrol(2)
+    for _ in range(4):
+        await rig.play_round(ada)
+    files = [path.name for path in (rig.folder / "blobs").iterdir()]
+    assert len(files) == 4  # weights and momentum of two states
+    assert f"weights-{rig.head().weights_sha256.hex()}.safetensors" in files

@@ -205,7 +205,7 @@ def upgrade() -> None:
         sa.Column("last_seen_s", sa.Double(), nullable=False),
         sa.Column("phase", sa.Integer(), nullable=False, comment="WorkerPhase as last reported"),
         sa.Column("phase_reason", sa.Text(), nullable=False),
-        sa.Column("steps_done", sa.Integer(), nullable=False),
+        sa.Column("steps_done", sa.BigInteger(), nullable=False),
         sa.Column("reported_tokens_per_s", sa.Double(), nullable=False, comment="a hint"),
         sa.Column(
             "measured_tokens_per_s", sa.Double(), nullable=False, comment="accepted work only"
@@ -322,7 +322,7 @@ def upgrade() -> None:
         "reducer_reports",
         sa.Column("group_id", sa.LargeBinary(), nullable=False),
         sa.Column("reducer", sa.String(length=64), nullable=False),
-        sa.Column("revision", sa.Integer(), nullable=False),
+        sa.Column("revision", sa.BigInteger(), nullable=False),
         sa.Column("envelope", sa.LargeBinary(), nullable=False),
         sa.ForeignKeyConstraint(
             ["group_id"], ["rosters.group_id"], name=op.f("fk_reducer_reports_group_id_rosters")
