@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -38,3 +39,39 @@ async def boot(
     yield start
     for made in rigs:
         made.database.close()
+
+
+@pytest.fixture(scope="session")
+def run_rig() -> ModuleType:
+    """``tests/run_rig.py``: a tiny run folder, a real server over it, and a client."""
+    path = Path(__file__).parent.with_name("run_rig.py")
+    spec = importlib.util.spec_from_file_location("run_rig", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def tiny_data(run_rig: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset folder; read-only."""
+    folder = tmp_path_factory.mktemp("dataset") / "data"
+    run_rig.make_dataset(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def made_run(
+    run_rig: ModuleType, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A fresh run folder; read-only: take :func:`run_folder` to change it."""
+    folder: Path = tmp_path_factory.mktemp("made") / "run"
+    run_rig.make_run(tiny_data, folder)
+    return folder
+
+
+@pytest.fixture
+def run_folder(made_run: Path, tmp_path: Path) -> Path:
+    """A run folder of the test's own."""
+    return Path(shutil.copytree(made_run, tmp_path / "run", symlinks=True))
