@@ -219,6 +219,9 @@ class Daemon:
         lease = await self._lease(node, runner, head.record.round)
         if lease is None:
             return
+        head = node.watch.head  # it may have moved while we fetched or asked
+        if head is None or head.record.round != lease.round:
+            return
         reduction = Reduction(node.session, node.swarm, node.watch, node.states, node.outbox)
         await runner.run(lease, head, reduction)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import time
 from pathlib import Path
 
 import click
@@ -14,13 +15,14 @@ from coordinator.demo import checks
 from coordinator.demo.config import DemoScale
 from coordinator.demo.display import Display
 from coordinator.demo.observer import Snapshot, unigram_entropy
-from coordinator.demo.processes import Child, Children
+from coordinator.demo.processes import Child, ChildError, Children
 from coordinator.demo.story import Story
 from protocol.dataset import open_folder
 from protocol.errors import UsageError
 from protocol.link import JoinLink
 
 _MARKER = ".barnraise-demo"
+_START_TIMEOUT_S = 120.0
 _TRAINING_TIMEOUT_S = 540.0
 
 
@@ -67,6 +69,7 @@ def _raise_a_model(
         *("coordinator", "serve", "--run-dir", str(run), "--leaderboard", f"127.0.0.1:{page_port}"),
     )
     display.say(f"coordinator and anchor are starting; leaderboard at {page}")
+    _wait_until_serving(coordinator, port)
 
     database = Database(_database_url(run))
     with display.training():
@@ -159,6 +162,23 @@ def _free_ports(count: int) -> list[int]:
     for server in sockets:
         server.close()
     return ports
+
+
+def _wait_until_serving(coordinator: Child, port: int) -> None:
+    """Until the coordinator accepts connections.
+
+    Raises:
+        ChildError: it ended, or did not within ``_START_TIMEOUT_S``.
+    """
+    end_s = time.monotonic() + _START_TIMEOUT_S
+    while coordinator.running and time.monotonic() < end_s:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return
+    raise ChildError(f"the coordinator did not start:\n{coordinator.last_lines()}")
 
 
 def _wait_for_interrupt(children: Children) -> None:
