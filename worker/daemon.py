@@ -60,6 +60,7 @@ class Daemon:
     paused: bool = False
     _trainer: Trainer | None = None
     _node: Node | None = None
+    _logged_reason: str = ""
 
     def __post_init__(self) -> None:
         self.identity = Identity.load(self.home.identity)
@@ -214,7 +215,6 @@ class Daemon:
         self.board.settled_rounds = head.record.settled_rounds
         self.board.state_digest = head.record.state_digest.hex()
         await asyncio.to_thread(self._forget_before, node, head.record.round)
-        self.board.at_work(Phase.FETCHING)
         await node.states.file(head, "weights")  # before the lease: its time is for training
         lease = await self._lease(node, runner, head.record.round)
         if lease is None:
@@ -244,15 +244,15 @@ class Daemon:
         lease_id = assignment.assignment_id
         await asyncio.to_thread(node.journal.begin, lease_id, assignment.round, reply.assignment)
         known = await asyncio.to_thread(node.journal.lease, lease_id)
-        head = node.watch.head
         if known is None or known.state == LeaseState.ENDED:
             await self._wait(node, "this round goes on without this worker", _PROBLEM_WAIT_S)
             return None
-        return known if head is not None and known.round == head.record.round else None
+        return known
 
     async def _wait(self, node: Node, reason: str, seconds: float) -> None:
-        if reason != self.board.reason:
+        if reason != self._logged_reason:
             log.info("waiting", reason=reason)
+            self._logged_reason = reason
         self.board.waiting(reason)
         if not self.finish.is_set():
             await node.watch.change(min(max(seconds, _WAIT_S[0]), _WAIT_S[1]))

@@ -229,7 +229,9 @@ class BoundedP2P(P2P):  # type: ignore[misc]
         addresses = []
         for text in multiaddrs:
             with suppress(ValueError, LookupError):
-                addresses.append(Multiaddr(text))
+                # p2pd knows whom it dials, and refuses the CID form in which hivemind would name
+                # an Ed25519 peer here.
+                addresses.append(Multiaddr(text.removesuffix(f"/p2p/{peer_id}")))
         try:
             async with asyncio.timeout(DIAL_TIMEOUT_S):
                 _, writer = await self._ask(_connect_request(peer_id, addresses))
@@ -343,7 +345,8 @@ async def _serve(
 
     async def hang_up() -> None:
         await ended.wait()
-        await reader.read(1)  # nothing may follow the end: this returns when the caller closes
+        with suppress(OSError):  # a caller that was killed closes by a reset
+            await reader.read(1)  # nothing may follow the end: returns when the caller closes
 
     async with asyncio.TaskGroup() as tasks:
         answering = tasks.create_task(_answer(writer, handler, requests(), context))
