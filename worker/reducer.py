@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Container, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -223,20 +224,28 @@ class Reducer:
         while True:
             late = await self._wait_for_change(remaining_s)
             revision += 1
-            final = late or all(inbox.decided for inbox in self.inboxes.values())
+            final = late or self.decided
             yield seal(self._report(revision), self.identity)
             if final:
                 return
+
+    @property
+    def decided(self) -> bool:
+        """Every member is complete or refused."""
+        return all(inbox.decided for inbox in self.inboxes.values())
 
     async def _wait_for_change(self, remaining_s: Callable[[], float]) -> bool:
         """Wait until there is something to report; True when the deadline has come first."""
         try:
             async with asyncio.timeout(max(0.0, remaining_s())):
                 await self._changed.wait()
-                if not all(inbox.decided for inbox in self.inboxes.values()):
-                    await asyncio.sleep(REPORT_BATCH_S)  # let others that complete now share it
         except TimeoutError:
             return True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(REPORT_BATCH_S):
+                while not self.decided:  # let others that complete now share the report
+                    self._changed.clear()
+                    await self._changed.wait()
         self._changed.clear()
         return False
 
