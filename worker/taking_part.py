@@ -216,8 +216,8 @@ class Reduction:
         inclusion: Signed[wire.InclusionSet],
         result: ReduceResult,
     ) -> None:
-        included = set(inclusion.record.members)
-        tokens = sum(m.weight for m in roster.record.members if m.worker in included)
+        # Not the sum of the roster's weights: policy may cap those.
+        tokens = inclusion.record.merged_tokens
         try:
             descriptor = await self.states.advance(
                 head, result.mean_update, head.record.merged_tokens + tokens
