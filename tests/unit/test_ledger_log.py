@@ -8,13 +8,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, event, func, select, text, update
 from sqlalchemy.orm import Session
 
 from ledger import tree
 from ledger.log import Log, latest_head
 from ledger.notes import open_checkpoint, read_checkpoint
-from ledger.records import EnrolLeaf
+from ledger.records import EnrolLeaf, RunLeaf
 from ledger.schema import LogHead, LogLeaf, LogNode, Profile
 from protocol import merkle
 from protocol.errors import BadDigest, UsageError
@@ -181,12 +181,8 @@ def test_a_second_writer_is_refused(empty: Any, monkeypatch: pytest.MonkeyPatch)
             empty.log.append(session, _leaves(1))
 
 
-def test_a_leaf_too_large_for_a_bundle_is_refused(
-    ledger_history: ModuleType, make_manifest: Any, empty: Any
-) -> None:
-    from ledger.records import RunLeaf
-
-    config = {"model_type": "llama", "note": "x" * 66_000}
+def test_a_leaf_too_large_for_a_bundle_is_refused(make_manifest: Any, empty: Any) -> None:
+    config = {**empty.manifest.model_config_json, "note": "x" * 66_000}
     big = make_manifest(model_config_json=config)
     with (
         Session(empty.engine) as session,
@@ -199,3 +195,25 @@ def test_appending_nothing_changes_nothing(empty: Any) -> None:
     with Session(empty.engine) as session:
         assert empty.log.append(session, []) == []
         assert tree.tree_size(session) == 0
+
+
+def test_reading_nodes_does_not_grow_with_the_log(empty: Any) -> None:
+    """Every query for nodes must go through the primary key: appends stay O(log n)."""
+    statements: list[tuple[str, Any]] = []
+
+    def keep(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_rest: Any) -> None:
+        if "FROM log_node" in statement:
+            statements.append((statement, parameters))
+
+    with Session(empty.engine) as session, session.begin():
+        empty.log.append(session, _leaves(300))
+        event.listen(empty.engine, "before_cursor_execute", keep)
+        tree.inclusion_proof(session, 77, 300)
+        event.remove(empty.engine, "before_cursor_execute", keep)
+        assert statements
+        for statement, parameters in statements:
+            plan = session.connection().exec_driver_sql(
+                f"EXPLAIN QUERY PLAN {statement}", parameters
+            )
+            assert all("SEARCH" in row.detail for row in plan)
+        assert session.scalar(text("SELECT count(*) FROM log_node")) < 600
