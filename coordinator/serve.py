@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from coordinator.admission import Admission, AdmissionPolicy
 from coordinator.blobs import BlobIndex
@@ -27,7 +25,6 @@ from ledger.authority import store_delegations
 from ledger.log import Log
 from protocol.dataset import DatasetManifest, folder_reader, read_manifest
 from protocol.errors import UsageError
-from protocol.identity import Identity
 from protocol.link import JoinLink
 from protocol.manifest import RunManifest
 
@@ -209,32 +206,21 @@ def _children(run: Run, bound: BoundServer, with_anchor: bool, page: str) -> lis
 
 def _anchor(run: Run, bound: BoundServer) -> Child:
     """The run's own anchor: it reaches us by loopback, whatever the public address is."""
-    home = run.folder.anchor_home
-    _give_key(run.folder.keys / ANCHOR_KEY, home)
+    home, key = run.folder.anchor_home, run.folder.keys / ANCHOR_KEY
+    if not key.exists():
+        raise UsageError(f"{key} is missing: restore it, or start with --no-anchor")
     host = bound.host if bound.host not in ("0.0.0.0", "::") else "127.0.0.1"  # noqa: S104
     link = JoinLink(host, bound.port, run.manifest.run_id, run.manifest.root)
     return Child(
         "anchor",
         (
             *("worker", "anchor", "--link", str(link), "--home", str(home.absolute())),
+            *("--identity", str(key.absolute()), "--json-logs"),
             *run.settings.anchor_arguments,
         ),
         run.folder.logs / "anchor.log",
         _CHILD_ENVIRONMENT,
     )
-
-
-def _give_key(key: Path, home: Path) -> None:
-    """Let the anchor use the identity that the run admits as its anchor."""
-    if not key.exists():
-        raise UsageError(f"{key} is missing: restore it, or start with --no-anchor")
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    target = home / "worker.key"
-    if target.exists() and Identity.load(target).peer_id != Identity.load(key).peer_id:
-        target.unlink()
-    if not target.exists():
-        shutil.copyfile(key, target)
-        target.chmod(0o600)
 
 
 def _welcome(run: Run, bound: BoundServer, page: str) -> list[str]:

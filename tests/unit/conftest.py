@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import importlib.util
+import resource
 import shutil
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -75,3 +77,19 @@ def made_run(
 def run_folder(made_run: Path, tmp_path: Path) -> Path:
     """A run folder of the test's own."""
     return Path(shutil.copytree(made_run, tmp_path / "run", symlinks=True))
+
+
+@pytest.fixture
+def full_disk() -> Callable[[int], AbstractContextManager[None]]:
+    """``with full_disk(4096):`` no file grows beyond so many bytes: writes fail half-way."""
+
+    @contextmanager
+    def limit(most_bytes: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit
