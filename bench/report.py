@@ -40,7 +40,7 @@ def write_report(name: str, rows: list[Row], *, note: str) -> Path:
     report = {
         "name": name,
         "note": note,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": " ".join(["python", *sys.orig_argv[1:]]),
         "measured_at_s": int(time.time()),
         "machine": machine(),
         "versions": {package: version(package) for package in _PACKAGES},
