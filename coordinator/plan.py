@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from coordinator.config import RunFile
 from ledger.credit import MICROCREDITS_PER_CREDIT, training_microcredits
 from protocol.dataset import DatasetManifest
 from protocol.errors import UsageError
 from protocol.identity import PeerId
-from protocol.manifest import RunManifest
+from protocol.manifest import ModelType, RunManifest
 
 _LLAMA = {
     "model_type": "llama",
@@ -234,15 +234,19 @@ def model_config(section: dict[str, Any], dataset: DatasetManifest, base: Path) 
         for field in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
             given.setdefault(field, 0.0)
     model_type = given.pop("model_type", None)
-    try:
-        full: dict[str, Any] = AutoConfig.for_model(model_type, **given).to_dict()
-    except (ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"[model] is not a configuration: {error}") from error
-    unknown = sorted(set(given) - set(full))
+    if model_type not in get_args(ModelType):
+        allowed = ", ".join(get_args(ModelType))
+        raise UsageError(f"[model] model_type {model_type!r} is not one of: {allowed}")
+    # The library keeps what it does not know; only a plain configuration tells what it does know.
+    unknown = sorted(set(given) - set(AutoConfig.for_model(model_type).to_dict()))
     if unknown:
         raise UsageError(
             f"[model] has fields that {model_type} does not know: {', '.join(unknown)}"
         )
+    try:
+        full: dict[str, Any] = AutoConfig.for_model(model_type, **given).to_dict()
+    except (ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"[model] is not a configuration: {error}") from error
     kept = {
         name: value
         for name, value in full.items()
