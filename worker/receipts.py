@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -19,8 +19,10 @@ from protocol.wire import records_pb2 as wire
 from protocol.wire.service_pb2 import HelloReply
 from worker.config import Home
 from worker.journal import Journal, StoredReceipt
-from worker.node import Node
 from worker.status import Board
+
+if TYPE_CHECKING:  # it loads torch and hivemind, which listing receipts has no use for
+    from worker.node import Node
 
 log = structlog.get_logger()
 

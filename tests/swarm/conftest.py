@@ -24,3 +24,8 @@ def load(name: str) -> ModuleType:
 @pytest.fixture(scope="session")
 def allreduce_rig() -> ModuleType:
     return load("allreduce_rig")
+
+
+@pytest.fixture(scope="session")
+def worker_rig() -> ModuleType:
+    return load("worker_rig")

@@ -22,6 +22,9 @@ from typing import Any
 import numpy as np
 
 from protocol.dataset import DatasetManifest, ShardInfo, Source
+from protocol.identity import Identity
+
+__all__ = ["Identity", "Process", "Rig", "barnraise", "open_rig"]
 
 VOCABULARY = 256
 SEQUENCE_LENGTH = 32
@@ -88,7 +91,11 @@ def write_dataset(folder: Path) -> None:
         shuffle_seed=7,
         shards=shards,
         validation=shard(64),
-        sources=(Source(name="counting", licence="CC0-1.0", files=1, documents=1, bytes=1, sha256="0" * 64),),
+        sources=(
+            Source(
+                name="counting", licence="CC0-1.0", files=1, documents=1, bytes=1, sha256="0" * 64
+            ),
+        ),
         licence="CC0-1.0",
         tokens=SEQUENCES * SEQUENCE_LENGTH,
     )
@@ -102,7 +109,8 @@ def barnraise(*arguments: str, check: bool = True) -> subprocess.CompletedProces
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
+        check=False,
     )
     if check and done.returncode:
         raise AssertionError(f"{arguments} failed:\n{done.stdout}\n{done.stderr}")
@@ -134,13 +142,13 @@ class Process:
         """Ctrl-C as a terminal sends it: to the whole process group."""
         os.killpg(self.popen.pid, signal.SIGINT)
 
-    def wait(self, timeout_s: float = 60.0) -> int:
+    def wait(self, timeout_s: float = 150.0) -> int:
         return self.popen.wait(timeout_s)
 
     def text(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def wait_for(self, pattern: str, timeout_s: float = 60.0, *, count: int = 1) -> str:
+    def wait_for(self, pattern: str, timeout_s: float = 150.0, *, count: int = 1) -> str:
         """The output's ``count``-th match; processes tell their state in their logs."""
         deadline_s = time.monotonic() + timeout_s
         while time.monotonic() < deadline_s:
