@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 import click
+import platformdirs
 
 from protocol.errors import ProtocolError, UsageError
 
@@ -52,6 +54,10 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point: errors meant for a person end in one sentence and a non-zero exit code."""
+    # Importing transformers makes torch create a cache folder, by default in the temporary one.
+    os.environ.setdefault(
+        "TORCHINDUCTOR_CACHE_DIR", str(platformdirs.user_cache_path("barnraise") / "torch")
+    )
     try:
         cli.main(prog_name="barnraise")
     except UsageError as error:

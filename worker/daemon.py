@@ -42,6 +42,7 @@ log = structlog.get_logger()
 
 _WAIT_S = (0.2, 30.0)  # bounds on what the coordinator may ask us to wait
 _PROBLEM_WAIT_S = 5.0
+_GOODBYE_S = 5.0  # for what the coordinator has not answered, before we leave
 
 
 class _Done(Exception):
@@ -158,6 +159,7 @@ class Daemon:
                 if not self.config.client_mode:
                     tasks.create_task(seed_weights(node, fetch=False))
                 await self._work(node, runner, beats)
+                await node.outbox.drain(_GOODBYE_S)
                 await last_receipts(node)
                 raise _Done
         except* _Done:

@@ -247,6 +247,8 @@ class Journal:
     def forget_rounds_before(self, round_: int) -> list[Path]:
         """End what belongs to rounds that are over.
 
+        Reports that the coordinator has not answered stay: they are valid however late they come.
+
         Returns:
             Update files to delete.
         """
@@ -254,7 +256,7 @@ class Journal:
             "SELECT assignment_id FROM lease WHERE round < ? AND state != 'ended'", round_
         )
         files = [self.end(row[0]) for row in rows]
-        self._run("DELETE FROM outbox WHERE round < ?", round_)
+        self._run("DELETE FROM outbox WHERE round < ? AND (delivered OR kind != 'report')", round_)
         self._run("DELETE FROM lease WHERE round < ? AND state = 'ended'", round_)
         return [file for file in files if file is not None]
 

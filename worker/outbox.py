@@ -10,6 +10,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import structlog
 from google.protobuf.message import Message
@@ -34,6 +35,7 @@ class Outbox:
         self._journal = journal
         self._work = asyncio.Event()
         self._work.set()  # what an earlier process left
+        self._idle = asyncio.Event()
         self._waiting: dict[str, asyncio.Future[Message]] = {}
 
     async def run(self) -> None:
@@ -51,6 +53,14 @@ class Outbox:
                     self._work.set()
                     await asyncio.sleep(backoff_s(failures, base_s=0.5))
                     break
+            if not self._work.is_set():
+                self._idle.set()
+
+    async def drain(self, within_s: float) -> None:
+        """Wait until every record has been answered, but no longer than this."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self._idle.wait()
 
     async def deliver(self, key: str, kind: str, round_: int, envelope: wire.Envelope) -> Message:
         """Post a record and wait for the coordinator's answer.
@@ -60,6 +70,7 @@ class Outbox:
         """
         await asyncio.to_thread(self._journal.post, key, kind, round_, envelope)
         future = self._waiting.setdefault(key, asyncio.get_running_loop().create_future())
+        self._idle.clear()
         self._work.set()
         try:
             return await future

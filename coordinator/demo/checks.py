@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 import urllib.request
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from coordinator.database import Database
-from coordinator.demo.observer import Snapshot, disagreements
+from coordinator.demo.observer import Snapshot, agreement
 from coordinator.demo.processes import ChildError, Children
 from coordinator.demo.story import Story
+from coordinator.round_state import Phase
 
 MIN_ROUNDS = 8
 CLEARLY_BELOW = 0.9
@@ -32,8 +32,9 @@ class Check:
 
 
 def check_rounds(snapshot: Snapshot) -> Check:
-    settled, skipped = len(snapshot.settled), len(snapshot.rounds) - len(snapshot.settled)
-    seen = f"{settled} settled, {max(0, skipped)} not"
+    settled = len(snapshot.settled)
+    skipped = sum(view.phase == Phase.SKIPPED for view in snapshot.rounds)
+    seen = f"{settled} settled, {skipped} skipped"
     return Check(f"at least {MIN_ROUNDS} rounds settled", settled >= MIN_ROUNDS, seen)
 
 
@@ -49,11 +50,11 @@ def check_loss(snapshot: Snapshot, entropy: float) -> Check:
 
 def check_agreement(database: Database) -> Check:
     with database.session() as session:
-        every, differing = disagreements(session)
+        seen = agreement(session)
     return Check(
         "every member ended every round with the coordinator's own weights digest",
-        every > 0 and differing == 0,
-        f"{every} reports, {differing} differ",
+        0 < seen.memberships == seen.agreeing,
+        f"{seen.agreeing} of {seen.memberships} reports equal, {seen.differing} differ",
     )
 
 
@@ -91,7 +92,9 @@ def check_release(folder: Path) -> tuple[Check, str]:
     """Load the released folder as any user of transformers would, and let it write."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     torch.manual_seed(1)
@@ -112,16 +115,8 @@ def check_release(folder: Path) -> tuple[Check, str]:
     return Check("the released folder loads with transformers and writes", held, seen), text
 
 
-def check_nothing_left(children: Children, before: frozenset[str]) -> Check:
-    """After the end: no process of ours, and no socket or temporary file that was not there."""
-    orphans = children.orphans()
-    left = sorted(temporary_files() - before)
-    seen = "nothing" if not orphans and not left else ", ".join([*orphans, *left])
-    return Check("no process, socket or temporary file is left", not (orphans or left), seen)
-
-
-def temporary_files() -> frozenset[str]:
-    """Names in the system's temporary folder that hivemind, torch or we could have made."""
-    folder = Path(tempfile.gettempdir())
-    marks = ("hivemind", "barnraise", "torch", "p2pd")
-    return frozenset(str(path) for path in folder.iterdir() if path.name.startswith(marks))
+def check_nothing_left(children: Children) -> Check:
+    """After the end: no process of ours, and no socket or temporary file."""
+    left = [*children.orphans(), *children.leftovers()]
+    seen = ", ".join(left) or "nothing"
+    return Check("no process, socket or temporary file is left", not left, seen)

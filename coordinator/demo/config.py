@@ -64,7 +64,7 @@ duration_s = {self.round_duration_s}
 grace_s = 6.0
 gather_s = 20.0
 broadcast_s = 20.0
-min_members = 1
+min_members = 2
 max_rounds = {self.rounds}
 
 [update]

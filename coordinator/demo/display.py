@@ -26,7 +26,7 @@ class Display:
 
     def say(self, text: str) -> None:
         elapsed_s = time.monotonic() - self._started_s
-        self.console.print(f"[dim]{elapsed_s:6.1f} s[/dim]  {escape(text)}")
+        self.console.print(f"[dim]{elapsed_s:6.1f} s[/dim]  {escape(text)}", soft_wrap=True)
 
     def show(self, snapshot: Snapshot) -> None:
         """Tell each round once, when it has ended and its loss is known."""

@@ -85,17 +85,29 @@ def observe(session: Session) -> Snapshot:
     return Snapshot(rounds, workers, losses.get(0), finished)
 
 
-def disagreements(session: Session) -> tuple[int, int]:
-    """Members' reports about settled rounds: ``(all, those the coordinator differs with)``."""
-    reports = (
-        select(func.count())
-        .select_from(ReportRow)
-        .join(RoundRow, RoundRow.number == ReportRow.round)
-        .where(RoundRow.phase == Phase.SETTLED)
+@dataclass(frozen=True)
+class Agreement:
+    """How the members' own states compare with the coordinator's, over all settled rounds."""
+
+    memberships: int  # merged contributions: each owes one report
+    agreeing: int
+    differing: int
+
+
+def agreement(session: Session) -> Agreement:
+    """Count members' reports about the rounds in which their work was merged."""
+    merged = (
+        select(ReportRow.agrees, func.count())
+        .select_from(AssignmentRow)
+        .outerjoin(
+            ReportRow,
+            (ReportRow.round == AssignmentRow.round) & (ReportRow.worker == AssignmentRow.worker),
+        )
+        .where(AssignmentRow.status == MERGED)
+        .group_by(ReportRow.agrees)
     )
-    every = session.scalar(reports) or 0
-    agreeing = session.scalar(reports.where(ReportRow.agrees.is_(True))) or 0
-    return every, every - agreeing
+    counts: dict[bool | None, int] = dict(session.execute(merged).tuples().all())
+    return Agreement(sum(counts.values()), counts.get(True, 0), counts.get(False, 0))
 
 
 def unigram_entropy(reader: SequenceReader) -> float:

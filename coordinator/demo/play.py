@@ -35,13 +35,12 @@ def play(folder: Path, *, rounds: int | None, codec: str, stay: bool, as_json: b
     scale = DemoScale(codec=codec, **({"rounds": rounds} if rounds else {}))
     display = Display(scale.rounds)
     _prepare(folder)
-    before = checks.temporary_files()
     with Children(folder) as children:
         results, text, notes = _raise_a_model(children, scale, display)
         if stay:
             display.say(f"the leaderboard stays up at {notes['leaderboard']}; Ctrl-C ends it")
             _wait_for_interrupt(children)
-    results.append(checks.check_nothing_left(children, before))
+    results.append(checks.check_nothing_left(children))
     display.verdict(results, text, notes)
     held = all(check.held for check in results)
     if as_json:

@@ -8,9 +8,11 @@ their sessions; wait again. Nothing outlives :meth:`Children.close`.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -30,9 +32,14 @@ class ChildError(ProtocolError):
     reason = "CHILD_FAILED"
 
 
-def child_environment() -> dict[str, str]:
-    """One torch thread per process: two spinning threads beside a busy process cost 5-20 times."""
+def child_environment(temporary: Path) -> dict[str, str]:
+    """One torch thread per process: two spinning threads beside a busy process cost 5-20 times.
+
+    Args:
+        temporary: the children's own temporary folder, so that what they leave can be seen.
+    """
     return os.environ | {
+        "TMPDIR": str(temporary),
         "OMP_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "PASSIVE",
         "TOKENIZERS_PARALLELISM": "false",
@@ -75,6 +82,10 @@ class Children:
 
     folder: Path
     children: list[Child] = field(default_factory=list)
+    # Not in ``folder``: a socket's path has at most 107 bytes.
+    temporary: Path = field(
+        default_factory=lambda: Path(tempfile.mkdtemp(prefix="barnraise-demo-"))
+    )
     _seen: dict[int, psutil.Process] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
@@ -98,7 +109,7 @@ class Children:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=child_environment(),
+                env=child_environment(self.temporary),
                 start_new_session=True,
             )
         child = Child(name, process, log_path)
@@ -120,7 +131,7 @@ class Children:
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
-                env=child_environment(),
+                env=child_environment(self.temporary),
                 timeout=timeout_s,
                 check=False,
             )
@@ -149,6 +160,12 @@ class Children:
             except psutil.NoSuchProcess:
                 continue
         return alive
+
+    def leftovers(self) -> list[str]:
+        """Files and sockets in the children's temporary folder; removes it."""
+        left = [str(path) for path in sorted(self.temporary.rglob("*"))]
+        shutil.rmtree(self.temporary)
+        return left
 
     def stop(self, child: Child, grace_s: float = GRACE_S) -> int:
         """End one child politely, then not.

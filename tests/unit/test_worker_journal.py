@@ -114,6 +114,18 @@ def test_rounds_that_are_over_are_forgotten_with_their_files(
     journal.close()
 
 
+def test_an_unanswered_report_outlives_its_round(journal: Journal) -> None:
+    journal.post("contribution/1", "contribution", 1, FIRST)
+    journal.post("report/1/1/me", "report", 1, FIRST)
+    journal.forget_rounds_before(2)
+    assert [entry.key for entry in journal.undelivered()] == ["report/1/1/me"]
+    journal.delivered("report/1/1/me")
+    journal.post("report/2/1/me", "report", 2, FIRST)
+    journal.forget_rounds_before(3)
+    assert [entry.key for entry in journal.undelivered()] == ["report/2/1/me"]
+    journal.close()
+
+
 def test_states_newest_first_and_momentum_is_not_lost(journal: Journal) -> None:
     journal.keep_state(CachedState(b"a", 1, b"w1", b"m1"))
     journal.keep_state(CachedState(b"b", 2, b"w2", None))
