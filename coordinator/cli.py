@@ -143,13 +143,19 @@ def serve(
     """
     import asyncio
 
-    from coordinator.config import RunFolder
+    from coordinator.config import RunFolder, split_address
+    from coordinator.ports import require_free
+
+    folder = RunFolder(run_dir)
+    settings = folder.settings()
+    with folder.hold():  # said at once, not after the imports
+        require_free(*split_address(listen or settings.listen))
+    configure_logging(verbose=verbose)
     from coordinator.serve import serve_run
 
-    configure_logging(verbose=verbose)
     asyncio.run(
         serve_run(
-            RunFolder(run_dir),
+            folder,
             listen=listen,
             with_anchor=not no_anchor,
             leaderboard=leaderboard,

@@ -16,6 +16,7 @@ from coordinator.engine import Engine
 from coordinator.evaluation import Evaluator
 from coordinator.init import join_link
 from coordinator.keys import ANCHOR_KEY, KeyRing
+from coordinator.ports import join_address
 from coordinator.requests import Rate, RequestGuard
 from coordinator.schema import ControlRow
 from coordinator.server import BoundServer, run_until_stopped, start_server, stop_on_signals
@@ -224,7 +225,7 @@ def _anchor(run: Run, bound: BoundServer) -> Child:
 
 
 def _welcome(run: Run, bound: BoundServer, page: str) -> list[str]:
-    address = f"{bound.host}:{bound.port}"
+    address = join_address(bound.host, bound.port)
     lines = [
         f"Serving {run.manifest.name} on {address}. Ctrl-C stops.",
         f"Join link: {join_link(run.file, run.manifest, address)}",

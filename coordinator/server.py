@@ -16,9 +16,7 @@ Nothing needs this order to be safe: after kill -9 the next start finds the same
 from __future__ import annotations
 
 import asyncio
-import errno
 import signal
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,6 +28,7 @@ from grpc_reflection.v1alpha import reflection
 from coordinator.config import split_address
 from coordinator.engine import Engine
 from coordinator.grpc_status import ErrorInterceptor
+from coordinator.ports import join_address, require_free
 from coordinator.service import CoordinatorService
 from coordinator.supervise import Child
 from protocol.certificate import TlsCredentials
@@ -94,7 +93,7 @@ async def start_server(
         UsageError: the address cannot be used.
     """
     host, port = split_address(listen)
-    _probe(host, port)
+    require_free(host, port)
     server = grpc.aio.server(
         interceptors=[ErrorInterceptor()],
         options=_OPTIONS,
@@ -108,7 +107,7 @@ async def start_server(
     )
     credentials = grpc.ssl_server_credentials([(tls.private_key_pem, tls.certificate_pem)])
     try:
-        bound = server.add_secure_port(_join(host, port), credentials)
+        bound = server.add_secure_port(join_address(host, port), credentials)
     except RuntimeError as error:
         raise UsageError(f"cannot listen on {listen}: {error}") from error
     await server.start()
@@ -146,28 +145,3 @@ def stop_on_signals() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     return stop
-
-
-def _probe(host: str, port: int) -> None:
-    """Bind and let go: gRPC's own message does not say what is wrong.
-
-    Raises:
-        UsageError: in words for a person.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-    except OSError as error:
-        address = _join(host, port)
-        if error.errno == errno.EADDRINUSE:
-            raise UsageError(
-                f"{address} is in use: another coordinator or program listens there; stop it, or "
-                "choose another port with --listen"
-            ) from error
-        raise UsageError(f"cannot listen on {address}: {error.strerror}; see --listen") from error
-
-
-def _join(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
