@@ -208,6 +208,10 @@ class RunFolder:
         return self.path / "anchor"
 
     @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation"
+
+    @property
     def logs(self) -> Path:
         return self.path / "logs"
 

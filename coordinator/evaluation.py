@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,17 +36,22 @@ _STOP_GRACE_S = 5.0
 class Evaluator:
     """A warm child process that evaluates states of one run. Methods block; thread-safe."""
 
-    def __init__(self, manifest: RunManifest, sequences: npt.NDArray[np.int64]) -> None:
+    def __init__(
+        self, manifest: RunManifest, sequences: npt.NDArray[np.int64], folder: Path
+    ) -> None:
         """Prepare; the process starts with the first evaluation.
 
         Args:
             manifest: the run's.
             sequences: held-out sequences, ``[n, sequence_length]``.
+            folder: for the files that pass between the processes; made, emptied of what a killed
+                process left, and removed by :meth:`close`.
         """
-        self._folder = tempfile.TemporaryDirectory(prefix="barnraise-evaluation-")
-        self._weights = Path(self._folder.name) / "weights.npy"
-        (Path(self._folder.name) / "manifest.json").write_bytes(manifest.canonical())
-        np.save(Path(self._folder.name) / "sequences.npy", sequences, allow_pickle=False)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700, parents=True)
+        self._folder = folder
+        (folder / "manifest.json").write_bytes(manifest.canonical())
+        np.save(folder / "sequences.npy", sequences, allow_pickle=False)
         self._process: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
 
@@ -72,13 +78,17 @@ class Evaluator:
         with self._lock:
             process = self._running()
             assert process.stdin is not None and process.stdout is not None
-            np.save(self._weights, weights, allow_pickle=False)
             try:
+                np.save(self._folder / "weights.npy", weights, allow_pickle=False)
                 process.stdin.write("evaluate\n")
                 process.stdin.flush()
                 answer = process.stdout.readline()
-            except OSError:
+            except BrokenPipeError:
                 answer = ""
+            except OSError as error:
+                raise TransientError(
+                    f"cannot write to {self._folder}: {error.strerror}; free space there"
+                ) from error
             if not answer:
                 code = self._stop()
                 raise TransientError(f"the evaluation ended with exit code {code}: see the log")
@@ -92,13 +102,13 @@ class Evaluator:
             self._process.terminate()
         with self._lock:
             self._stop()
-            self._folder.cleanup()
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _running(self) -> subprocess.Popen[str]:
         if self._process is None or self._process.poll() is not None:
             self._stop()
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "coordinator.evaluation", self._folder.name],
+                [sys.executable, "-m", "coordinator.evaluation", str(self._folder)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -128,7 +138,10 @@ def validation_loss(
     sequences: npt.NDArray[np.int64],
 ) -> float:
     """Evaluate once, in a process of its own; see :meth:`Evaluator.loss`."""
-    with Evaluator(manifest, sequences) as evaluator:
+    with (
+        tempfile.TemporaryDirectory(prefix="barnraise-evaluation-") as scratch,
+        Evaluator(manifest, sequences, Path(scratch) / "evaluation") as evaluator,
+    ):
         return evaluator.loss(weights)
 
 

@@ -107,7 +107,7 @@ async def _serve(
         sequences = folder_reader(folder.data, run.dataset).validation(
             run.settings.validation_sequences
         )
-        with Evaluator(run.manifest, sequences) as evaluator:
+        with Evaluator(run.manifest, sequences, folder.evaluation) as evaluator:
             checkpoints = CheckpointStore(folder.blobs_url(run.settings), run.manifest)
             log = Log(run.manifest.origin, run.keys.log)
             engine = Engine(

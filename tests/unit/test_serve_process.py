@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
-from coordinator.evaluation import Evaluator
+from coordinator.evaluation import Evaluator, validation_loss
 from coordinator.supervise import Child
 from protocol.errors import TransientError
 from protocol.manifest import RunManifest
@@ -87,10 +87,11 @@ def test_what_a_person_did_wrong_ends_with_a_sentence(run_folder: Path, tmp_path
     assert "not a run folder" in nothing.stderr
 
 
-def test_the_child_s_loss_is_the_model_s(manifest: RunManifest) -> None:
+def test_the_child_s_loss_is_the_model_s(manifest: RunManifest, tmp_path: Path) -> None:
     sequences = np.random.default_rng(1).integers(0, 256, (4, 32))
     weights = initial_weights(manifest)
-    with Evaluator(manifest, sequences) as evaluator:
+    folder = tmp_path / "evaluation"
+    with Evaluator(manifest, sequences, folder) as evaluator:
         first = evaluator.loss(weights)
         process = evaluator._process
         assert process is not None
@@ -99,17 +100,17 @@ def test_the_child_s_loss_is_the_model_s(manifest: RunManifest) -> None:
         process.kill()
         process.wait()
         assert evaluator.loss(weights) == first
-        folder = Path(evaluator._folder.name)
     assert not folder.exists()
+    assert validation_loss(manifest, weights, sequences) == first
     assert abs(first - evaluate(manifest, weights, sequences)) < 1e-4
 
 
 def test_an_evaluation_that_dies_is_a_passing_failure(
-    manifest: RunManifest, monkeypatch: pytest.MonkeyPatch
+    manifest: RunManifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with (
-        Evaluator(manifest, np.zeros((1, 32), np.int64)) as evaluator,
+        Evaluator(manifest, np.zeros((1, 32), np.int64), tmp_path / "evaluation") as evaluator,
         pytest.raises(TransientError, match="exit code 1"),
     ):
         evaluator.loss(np.zeros(1, np.float32))
