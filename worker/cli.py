@@ -129,7 +129,9 @@ def anchor(
     Example:
       barnraise worker anchor --link "$LINK" --home anchor --listen /ip4/0.0.0.0/tcp/31337
     """
-    config = WorkerConfig(link=link, listen=tuple(listen), announce=tuple(announce), device="cpu")
+    config = WorkerConfig(
+        link=link, listen=tuple(listen), announce=tuple(announce), device="cpu", name="anchor"
+    )
     _limit_threads(1)
     _log_to_stderr(json_logs)
     from worker.anchor import Anchor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 
+import click
 import uvicorn
 
 from ledger.leaderboard.app import create_app
@@ -24,6 +25,9 @@ def serve(database_url: str, host: str, port: int) -> None:
             f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --listen"
         ) from error
     with listener:
+        port = listener.getsockname()[1]  # port 0 asks for any free one
+        shown = f"[{host}]" if family == socket.AF_INET6 else host
+        click.echo(f"leaderboard at http://{shown}:{port}/; Ctrl-C ends it", err=True)
         config = uvicorn.Config(
             create_app(database_url), log_level="warning", server_header=False, access_log=False
         )
