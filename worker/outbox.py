@@ -58,9 +58,17 @@ class Outbox:
 
     async def drain(self, within_s: float) -> None:
         """Wait until every record has been answered, but no longer than this."""
+        self._idle.clear()
+        self._work.set()
         with suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 await self._idle.wait()
+
+    async def post(self, key: str, kind: str, round_: int, envelope: wire.Envelope) -> None:
+        """Keep a record for delivery without waiting for its answer."""
+        await asyncio.to_thread(self._journal.post, key, kind, round_, envelope)
+        self._idle.clear()
+        self._work.set()
 
     async def deliver(self, key: str, kind: str, round_: int, envelope: wire.Envelope) -> Message:
         """Post a record and wait for the coordinator's answer.
@@ -68,11 +76,9 @@ class Outbox:
         Raises:
             PeerFault, UsageError: refused for good.
         """
-        await asyncio.to_thread(self._journal.post, key, kind, round_, envelope)
         future = self._waiting.setdefault(key, asyncio.get_running_loop().create_future())
-        self._idle.clear()
-        self._work.set()
         try:
+            await self.post(key, kind, round_, envelope)
             return await future
         finally:
             self._waiting.pop(key, None)

@@ -238,8 +238,12 @@ class Reduction:
             state_digest=digest,
         )
         key = report_key(record.round, record.attempt, record.worker)
-        sending = self._deliver_report(key, record.round, seal(record, self.session.identity))
+        envelope = seal(record, self.session.identity)
+        if self.watch.head_beyond(record.round) is not None:
+            await self.outbox.post(key, REPORT, record.round, envelope)
+            return
         # While the coordinator is away the report waits in the outbox, not here.
+        sending = self._deliver_report(key, record.round, envelope)
         await unless(sending, self.watch.until(lambda: self.watch.head_beyond(record.round)))
 
     async def _deliver_report(self, key: str, round_: int, envelope: wire.Envelope) -> None:
