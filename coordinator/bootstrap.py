@@ -51,7 +51,13 @@ async def load_or_create(
         await database.run(lambda session: _complete(context, session, first, now_s))
         return state
     descriptor, saved = stored
-    weights, momentum = await asyncio.to_thread(checkpoints.load, saved)
+    try:
+        weights, momentum = await asyncio.to_thread(checkpoints.load, saved)
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"the run's newest state is not in the checkpoint store ({error}): restore the blobs "
+            "and the database from the same backup, or correct [server] blobs in run.toml"
+        ) from error
     state = await asyncio.to_thread(_checked, context, descriptor, weights, momentum)
     await database.run(lambda session: _complete(context, session, None, now_s))
     return state

@@ -25,11 +25,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from protocol.errors import BadRecord, UsageError
 from protocol.identity import PublicKey
+from protocol.link import JoinLink
 from protocol.manifest import (
     AdamWSpec,
     MuonSpec,
     OuterSpec,
     RoundSpec,
+    RunManifest,
     UpdateSpec,
     VerificationSpec,
     explain_validation,
@@ -263,6 +265,27 @@ class RunFolder:
                 f"{self.path} is not a run folder: make one with 'barnraise coordinator init', "
                 "or name it with --run-dir"
             )
+
+    def read_manifest(self) -> RunManifest:
+        """The manifest as ``init`` wrote it.
+
+        Raises:
+            UsageError: this is not a run folder, or the file was damaged or edited.
+        """
+        self.require()
+        rule = (
+            "it is what the run is and must stay as 'init' wrote it: restore it from a backup, or "
+            "make a new run with 'barnraise coordinator init'"
+        )
+        try:
+            manifest = RunManifest.parse(self.manifest.read_bytes())
+        except UsageError as error:
+            raise UsageError(f"{self.manifest} cannot be used: {error}\n{rule}") from error
+        if self.join_link.exists():
+            joined = JoinLink.parse(self.join_link.read_text(errors="replace")).run_id
+            if joined != manifest.run_id:
+                raise UsageError(f"{self.manifest} was changed: {rule}")
+        return manifest
 
     def database_url(self, settings: ServerSection) -> str:
         """The database URL, with a relative SQLite path put into the folder."""

@@ -22,10 +22,10 @@ from typing import Any, TypeVar
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import Session
 
-from protocol.errors import TransientError
+from protocol.errors import TransientError, UsageError
 
 T = TypeVar("T")
 
@@ -66,19 +66,34 @@ class Database:
         """One transaction on the calling thread, for command-line programs.
 
         Raises:
-            TransientError: the database was locked or away; nothing was changed.
+            TransientError: the database was locked, full or away; nothing was changed.
+            UsageError: its file is damaged.
         """
-        try:
-            with Session(self.engine) as session, session.begin():
-                yield session
-        except OperationalError as error:
-            raise TransientError(f"the database is not available: {error.orig}") from error
+        with self._explained(), Session(self.engine) as session, session.begin():
+            yield session
+
+    def require(self) -> None:
+        """Insist that a SQLite file is there: connecting would make an empty one.
+
+        Raises:
+            UsageError: it is not.
+        """
+        url = self.engine.url
+        if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
+            raise UsageError(
+                f"the database {url.database} is missing: restore it from a backup, or correct "
+                "[server] database in run.toml"
+            )
 
     def upgrade(self) -> None:
-        """Bring the tables to the newest revision; makes them in an empty database."""
+        """Bring the tables to the newest revision; makes them in an empty database.
+
+        Raises:
+            TransientError, UsageError: as :meth:`session`.
+        """
         config = Config()
         config.set_main_option("script_location", str(_MIGRATIONS))
-        with self.engine.connect() as connection:
+        with self._explained(), self.engine.connect() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 
@@ -86,6 +101,24 @@ class Database:
         """Finish what was begun, then let go of thread and connections."""
         self._writer.shutdown(wait=True)
         self.engine.dispose()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OperationalError as error:
+            raise TransientError(
+                f"the database is not available: {error.orig}; nothing was changed. Check the "
+                "space and the permissions of its disk, then try again"
+            ) from error
+        except DatabaseError as error:
+            # The class itself is what SQLite says of a damaged file; its other subclasses are bugs.
+            if type(error) is not DatabaseError:
+                raise
+            raise UsageError(
+                f"the database {self.engine.url.render_as_string()} is damaged ({error.orig}): "
+                "stop the coordinator and restore the file from a backup"
+            ) from error
 
 
 def _connect(url: str) -> Engine:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
 from protocol.certificate import TlsCredentials, check_certificate, issue_certificate
@@ -93,12 +94,13 @@ class KeyRing:
         Old delegations are kept as long as they hold: records under them stay valid.
 
         Raises:
-            UsageError: the root key is not in the folder.
+            UsageError: the root key is not in the folder, or is another run's.
         """
         if self.root is None:
             raise UsageError(
                 f"renewing needs the root key: put it at {directory / ROOT_KEY} for a moment"
             )
+        self._check_root(directory)
         window = {"not_before_s": now_s - _CLOCK_SKEW_S, "not_after_s": now_s + valid_s}
         tls = issue_certificate(self.root, run_id=self.run_id, serial=_serial(), **window)
         added = tuple(
@@ -185,18 +187,29 @@ class KeyRing:
                 "'barnraise coordinator renew-keys' while root.key is in the keys folder"
             ) from error
         except ValueError as error:
-            raise UsageError(f"keys/{TLS_CERTIFICATE} is damaged: {error}") from error
+            raise UsageError(
+                f"keys/{TLS_CERTIFICATE} is damaged: restore it from a backup, or make a new one "
+                "with 'barnraise coordinator renew-keys'"
+            ) from error
+        _check_tls_key(self.tls.private_key_pem, certificate)
+        self._check_root(Path("keys"))
+
+    def _check_root(self, directory: Path) -> None:
         if self.root is not None and self.root.peer_id != self.root_id:
-            raise UsageError(f"keys/{ROOT_KEY} is not the root key of this run")
+            raise UsageError(
+                f"{directory / ROOT_KEY} is not the root key of this run: put the one there that "
+                f"'init' made, with the fingerprint {self.root_id}"
+            )
 
     def revoke(self, directory: Path, serial: int, reason: str) -> KeyRing:
         """Sign and store the revocation of one delegation.
 
         Raises:
-            UsageError: the root key is not in the folder.
+            UsageError: the root key is not in the folder, or is another run's.
         """
         if self.root is None:
             raise UsageError(f"revoking needs the root key at {directory / ROOT_KEY}")
+        self._check_root(directory)
         record = wire.Revocation(run_id=self.run_id, serial=serial, reason=reason)
         ring = KeyRing(
             self.run_id,
@@ -267,6 +280,19 @@ def _envelopes(documents: Iterable[dict[str, Any]]) -> tuple[wire.Envelope, ...]
     return tuple(envelope_from_json(document) for document in documents)
 
 
+def _check_tls_key(private_key_pem: bytes, certificate: x509.Certificate) -> None:
+    try:
+        key = serialization.load_pem_private_key(private_key_pem, password=None)
+        fits = key.public_key() == certificate.public_key()
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        fits = False
+    if not fits:
+        raise UsageError(
+            f"keys/{TLS_KEY} is damaged or not the key of {TLS_CERTIFICATE}: restore both from "
+            "one backup, or make new ones with 'barnraise coordinator renew-keys'"
+        )
+
+
 def _not_after_s(envelope: wire.Envelope) -> int:
     return wire.Delegation.FromString(envelope.payload).not_after_s
 
@@ -280,7 +306,9 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+        raise UsageError(
+            f"cannot read {path}: {error.strerror}; restore it from a backup"
+        ) from error
 
 
 def _write_private(path: Path, data: bytes) -> None:

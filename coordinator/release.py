@@ -89,13 +89,14 @@ def release(folder: RunFolder, out: Path, *, round_: int | None = None) -> Relea
     if out.exists():
         raise UsageError(f"{out} exists already: choose another folder with --out")
     settings = folder.settings()
-    manifest = RunManifest.parse(folder.manifest.read_bytes())
+    manifest = folder.read_manifest()
     dataset = read_manifest(folder.data)
     keys = KeyRing.load(
         folder.keys, run_id=manifest.run_id, root_id=manifest.root, now_s=time.time()
     )
     store = CheckpointStore(folder.blobs_url(settings), manifest)
     database = Database(folder.database_url(settings))
+    database.require()
     try:
         with database.session() as session:
             chosen = _choose(session, round_)

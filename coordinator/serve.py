@@ -54,7 +54,7 @@ class Run:
             UsageError: a part is missing, damaged or does not belong to the others.
         """
         folder.require()
-        manifest = RunManifest.parse(folder.manifest.read_bytes())
+        manifest = folder.read_manifest()
         dataset = read_manifest(folder.data)
         if dataset.digest.hex() != manifest.dataset_sha256:
             raise UsageError(
@@ -177,6 +177,7 @@ def _prepare_database(database: Database, run: Run) -> None:
     Raises:
         UsageError: the database belongs to another run.
     """
+    database.require()
     database.upgrade()
     with database.session() as session:
         control = session.get(ControlRow, 1)

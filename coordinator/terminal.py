@@ -33,12 +33,12 @@ def reader(run_dir: Path) -> Iterator[tuple[Read, RunManifest]]:
     """A function that runs a query in a transaction, and the run's manifest."""
     from coordinator.config import RunFolder
     from coordinator.database import Database
-    from protocol.manifest import RunManifest
 
     folder = RunFolder(run_dir)
     settings = folder.settings()
-    manifest = RunManifest.parse(folder.manifest.read_bytes())
+    manifest = folder.read_manifest()
     database = Database(folder.database_url(settings))
+    database.require()
 
     def read(query: Callable[[Session], T]) -> T:
         with database.session() as session:

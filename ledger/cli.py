@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from sqlalchemy import create_engine, inspect
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
 from sqlalchemy.orm import Session
 
 from ledger.credit import MICROCREDITS_PER_CREDIT
@@ -154,8 +154,11 @@ def _open_session(url: str) -> Iterator[Session]:
             if not inspect(session.connection()).has_table(LogLeaf.__tablename__):
                 raise UsageError(f"{engine.url.render_as_string()} holds no public record")
             yield session
-    except OperationalError as error:
-        raise UsageError(f"cannot read the database: {error.orig}") from error
+    except DatabaseError as error:
+        raise UsageError(
+            f"cannot read the database {file or url}: {error.orig}; if it is damaged, restore it "
+            "from a backup"
+        ) from error
     finally:
         engine.dispose()
 

@@ -152,13 +152,16 @@ def verify_shard(path: Path, shard: ShardInfo) -> None:
         size = path.stat().st_size
     except OSError as error:
         raise BadDigest(
-            f"shard {path} cannot be read ({error.strerror}): fetch it again"
+            f"shard {path} cannot be read ({error.strerror}): restore it from a copy"
         ) from error
     if size != shard.bytes:
-        raise BadDigest(f"shard {path} has {size} bytes, not {shard.bytes}: fetch it again")
+        raise BadDigest(f"shard {path} has {size} bytes, not {shard.bytes}: restore it from a copy")
     found = file_sha256(path)
     if found != shard.sha256:
-        raise BadDigest(f"shard {path} hashes to {found}, not {shard.sha256}: fetch it again")
+        raise BadDigest(
+            f"shard {path} is damaged (it hashes to {found[:16]}...): restore it from a copy, or "
+            "build the dataset again"
+        )
 
 
 class SequenceReader:

@@ -27,6 +27,7 @@ _PUBLIC_PREFIX = bytes([0x08, 0x01, 0x12, 32])
 _PRIVATE_PREFIX = bytes([0x08, 0x01, 0x12, 64])
 _MULTIHASH_PREFIX = bytes([0x00, len(_PUBLIC_PREFIX) + 32])
 _MAX_PEER_ID_CHARS = 64
+_RESTORE = "restore it from a backup (a worker without one moves it away and joins again)"
 
 
 class PublicKey:
@@ -131,7 +132,7 @@ class Identity:
         """Write the libp2p identity file with mode 0600; never overwrites.
 
         Raises:
-            UsageError: the file exists already.
+            UsageError: the file exists already, or the disk is full; no part of it is left.
         """
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -139,10 +140,18 @@ class Identity:
             raise UsageError(
                 f"there is a key at {path} already; move it away to make a new one"
             ) from error
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(self.libp2p_bytes())
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(self.libp2p_bytes())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            # Half a key would stand in the way of a whole one.
+            path.unlink()
+            raise UsageError(
+                f"cannot write the key {path}: {error.strerror}; free space on that disk and try "
+                "again"
+            ) from error
 
     @classmethod
     def load(cls, path: Path) -> Identity:
@@ -154,11 +163,13 @@ class Identity:
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise UsageError(f"cannot read the key {path}: {error.strerror}") from error
+            raise UsageError(f"cannot read the key {path}: {error.strerror}; {_RESTORE}") from error
         if len(data) != len(_PRIVATE_PREFIX) + 64 or not data.startswith(_PRIVATE_PREFIX):
-            raise UsageError(f"{path} is not an Ed25519 libp2p identity file")
+            raise UsageError(f"{path} is not an Ed25519 libp2p identity file: {_RESTORE}")
         seed, public = data[4:36], data[36:]
         identity = cls.from_seed(seed)
         if identity.public.raw != public:
-            raise UsageError(f"{path} is damaged: its public half does not fit its private half")
+            raise UsageError(
+                f"{path} is damaged, its public half does not fit its private half: {_RESTORE}"
+            )
         return identity

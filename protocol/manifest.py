@@ -244,7 +244,7 @@ def explain_validation(what: str, error: ValidationError) -> str:
     for problem in error.errors():
         field = ".".join(str(step) for step in problem["loc"]) or "(whole)"
         if problem["type"] == "extra_forbidden":
-            message = "unknown field: this version does not understand it; upgrade barnraise"
+            message = "unknown field: check its spelling, or upgrade barnraise"
         else:
             message = problem["msg"]
         lines.append(f"  {field}: {message}")

@@ -46,7 +46,10 @@ def find_files(options: BuildOptions) -> list[InputFile]:
             raise UsageError(_nothing_found(item))
         files.extend(sorted(found, key=lambda file: file.name))
     if not sum(file.bytes for file in files):
-        raise UsageError(f"the corpus is empty: all {len(files)} input files have 0 bytes")
+        raise UsageError(
+            f"the corpus is empty: each of the {len(files)} input files has 0 bytes; add text or "
+            "name other files"
+        )
     return files
 
 

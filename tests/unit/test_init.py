@@ -104,7 +104,7 @@ def _damage_shard(data: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "error", "words"),
     [
-        (_damage_shard, BadDigest, "hashes to"),
+        (_damage_shard, BadDigest, "is damaged"),
         (lambda data: (data / "tokenizer.json").unlink(), BadDigest, "tokenizer"),
         (lambda data: (data / "tokenizer.json").write_text("{}"), BadDigest, "tokenizer"),
         (lambda data: (data / "dataset.json").unlink(), UsageError, "data build"),
@@ -152,7 +152,7 @@ def test_a_manifest_that_was_edited_is_noticed_at_the_start(run_folder: Path) ->
     manifest = run_folder / "manifest.json"
     text = manifest.read_text()
     manifest.write_text(text.replace('"name":"tiny"', '"name":"mine"'))
-    with pytest.raises(UsageError, match="another run"):
+    with pytest.raises(UsageError, match="was changed"):
         Run.open(RunFolder(run_folder), time.time())
     manifest.write_text(text.replace('{"campaign"', '{"bonus":1,"campaign"'))
     with pytest.raises(UsageError, match=r"bonus: unknown field"):
