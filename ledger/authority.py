@@ -22,11 +22,11 @@ import rfc8785
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from ledger.notes import NoteKey, decode_base64
 from ledger.schema import DelegationRow
 from protocol.envelope import open_envelope, parse_envelope
 from protocol.errors import BadRecord, BadSignature
 from protocol.identity import PeerId, PublicKey
+from protocol.notes import NoteKey, decode_base64
 from protocol.trust import TrustStore
 from protocol.wire import records_pb2 as wire
 

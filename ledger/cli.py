@@ -18,13 +18,14 @@ from sqlalchemy.orm import Session
 
 from ledger.credit import MICROCREDITS_PER_CREDIT
 from ledger.log import latest_head
-from ledger.receipts import MAX_RECEIPT_BYTES, verify_receipt
+from ledger.receipts import verify_receipt
 from ledger.schema import LogLeaf
 from ledger.sources import DatabaseSource, HttpSource, Source, directory_source
 from ledger.tiles import export_tiles
 from ledger.verify import Report, verify
 from protocol.errors import BadRecord, UsageError
 from protocol.identity import PublicKey
+from protocol.tlog import MAX_PROOF_BYTES
 
 _DB_HELP = "Database URL, for example sqlite:///run/coordinator.db"
 
@@ -209,11 +210,11 @@ def _check_fingerprint(root: str) -> None:
 def _read_file(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_RECEIPT_BYTES + 1)
+            data = file.read(MAX_PROOF_BYTES + 1)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    if len(data) > MAX_RECEIPT_BYTES:
-        raise UsageError(f"{path} is over {MAX_RECEIPT_BYTES} bytes: not a receipt")
+    if len(data) > MAX_PROOF_BYTES:
+        raise UsageError(f"{path} is over {MAX_PROOF_BYTES} bytes: not a receipt")
     return data
 
 

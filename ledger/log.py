@@ -21,13 +21,13 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from ledger import tree
-from ledger.notes import Checkpoint, NoteKey, open_checkpoint, read_checkpoint, sign_checkpoint
 from ledger.records import CreditLeaf, EnrolLeaf, Leaf, RoundLeaf
 from ledger.schema import LogHead, LogLeaf, LogNode
 from protocol import merkle
 from protocol.errors import BadDigest, BadSignature, UsageError
 from protocol.identity import Identity
 from protocol.limits import MAX_LEAF_BYTES
+from protocol.notes import Checkpoint, NoteKey, open_checkpoint, read_checkpoint, sign_checkpoint
 
 logger = structlog.get_logger()
 

@@ -1,19 +1,11 @@
 """Receipts: a leaf and the proof that a signed head holds it, verifiable offline.
 
-The proof is a C2SP tlog-proof file (``c2sp.org/tlog-proof@v1``)::
-
-    c2sp.org/tlog-proof@v1
-    extra BASE64          the log key's delegations (ledger.authority), so that the run's
-    index N               root fingerprint alone is enough to believe the head
-    BASE64 ...            audit path, leaf to root
-
-    <checkpoint>          signed note
+The proof is a C2SP tlog-proof file (:mod:`protocol.tlog`). Its ``extra`` line holds the log key's
+delegations (:mod:`ledger.authority`), so the run's root fingerprint alone is enough to believe it.
 """
 
 from __future__ import annotations
 
-import base64
-import re
 from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
@@ -21,15 +13,11 @@ from sqlalchemy.orm import Session
 from ledger import tree
 from ledger.authority import Delegations, load_delegations, log_keys
 from ledger.log import latest_head, read_leaves
-from ledger.notes import Checkpoint, NoteKey, decode_base64, open_checkpoint, read_checkpoint
 from ledger.records import Leaf, parse_leaf
-from protocol import merkle
 from protocol.errors import BadDigest, BadRecord, TransientError
 from protocol.identity import PeerId
-
-MAGIC = "c2sp.org/tlog-proof@v1"
-MAX_RECEIPT_BYTES = 1 << 18
-_MAX_PATH = 64
+from protocol.notes import Checkpoint, NoteKey, read_checkpoint
+from protocol.tlog import Proof
 
 
 @dataclass(frozen=True)
@@ -38,50 +26,6 @@ class Receipt:
 
     leaf: bytes
     proof: str
-
-
-@dataclass(frozen=True)
-class Proof:
-    """A tlog-proof file, taken apart; nothing verified."""
-
-    index: int
-    path: tuple[bytes, ...]
-    checkpoint: str  # the signed note
-    extra: bytes | None
-
-    def text(self) -> str:
-        """The file."""
-        lines = [MAGIC]
-        if self.extra is not None:
-            lines.append(f"extra {base64.b64encode(self.extra).decode()}")
-        lines.append(f"index {self.index}")
-        lines += [base64.b64encode(step).decode() for step in self.path]
-        return "\n".join(lines) + "\n\n" + self.checkpoint
-
-    @classmethod
-    def parse(cls, text: str) -> Proof:
-        """Take a file apart.
-
-        Raises:
-            BadRecord: oversized or malformed.
-        """
-        if len(text) > MAX_RECEIPT_BYTES:
-            raise BadRecord(f"a receipt is at most {MAX_RECEIPT_BYTES} bytes")
-        head, separator, checkpoint = text.partition("\n\n")
-        lines = head.split("\n")
-        if not separator or lines[0] != MAGIC:
-            raise BadRecord(f"not a receipt: its first line is not {MAGIC!r}")
-        del lines[0]
-        extra = None
-        if lines and lines[0].startswith("extra "):
-            extra = decode_base64(lines.pop(0).removeprefix("extra "))
-        match = re.fullmatch(r"index (0|[1-9][0-9]{0,18})", lines[0] if lines else "")
-        if match is None:
-            raise BadRecord("not a receipt: no index line")
-        if len(lines) - 1 > _MAX_PATH:
-            raise BadRecord("the receipt's proof is too long for any tree")
-        path = tuple(decode_base64(line) for line in lines[1:])
-        return cls(int(match[1]), path, checkpoint, extra)
 
 
 @dataclass(frozen=True)
@@ -141,11 +85,7 @@ def verify_receipt(
     else:
         assert root is not None
         keys = _delegated_keys(taken, root, parsed)
-    checkpoint = open_checkpoint(taken.checkpoint, keys)
-    merkle.verify_inclusion(
-        merkle.leaf_hash(leaf), taken.index, checkpoint.size, taken.path, checkpoint.root
-    )
-    return VerifiedReceipt(parsed, taken.index, checkpoint)
+    return VerifiedReceipt(parsed, taken.index, taken.verify(leaf, keys))
 
 
 def _delegated_keys(taken: Proof, root: PeerId, leaf: Leaf) -> list[NoteKey]:

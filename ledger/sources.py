@@ -21,11 +21,11 @@ from sqlalchemy.orm import Session
 from ledger import tree
 from ledger.authority import MAX_DELEGATIONS_BYTES, Delegations, load_delegations
 from ledger.log import latest_head, read_leaves
-from ledger.notes import MAX_NOTE_BYTES
 from ledger.tiles import MAX_BUNDLE_BYTES, TILE_HEIGHT, TILE_WIDTH, Tile, tiles_of, unpack_entries
 from protocol.errors import BadDigest, BadRecord, TransientError, UsageError
 from protocol.identity import PeerId
 from protocol.merkle import HASH_BYTES
+from protocol.notes import MAX_NOTE_BYTES
 
 Node = tuple[int, int, bytes]
 """(level, position, hash)"""

@@ -19,9 +19,9 @@ from sqlalchemy.orm import Session
 
 from ledger.authority import load_delegations
 from ledger.log import latest_head, read_leaves
-from ledger.notes import read_checkpoint
 from ledger.schema import LogNode
 from protocol.errors import BadDigest, BadRecord, UsageError
+from protocol.notes import read_checkpoint
 
 TILE_WIDTH = 256
 TILE_HEIGHT = 8

@@ -22,12 +22,12 @@ from typing import Literal
 from ledger import tree
 from ledger.authority import log_keys
 from ledger.fold import Board
-from ledger.notes import Checkpoint, NoteKey, open_checkpoint, read_checkpoint
 from ledger.sources import PublishedBoard, Source
 from protocol import merkle
 from protocol.errors import BadDigest, BadRecord, BadSignature
 from protocol.identity import PeerId
 from protocol.manifest import RunManifest
+from protocol.notes import Checkpoint, NoteKey, open_checkpoint, read_checkpoint
 
 Trust = Literal["given root", "given key", "root named by the record"]
 Progress = Callable[[int, int], None]

@@ -1,129 +1,92 @@
-"""Receipts as C2SP ``tlog-proof`` files: reading and checking, for those who keep no log.
+"""Receipts' proofs as C2SP ``tlog-proof`` files::
 
-Formats: ``c2sp.org/tlog-proof@v1``, ``c2sp.org/tlog-checkpoint``, ``c2sp.org/signed-note`` with
-Ed25519 keys. The log's key bears the origin as its name.
+    c2sp.org/tlog-proof@v1
+    extra BASE64          optional: whatever helps to believe the head
+    index N
+    BASE64 ...            audit path, leaf to root
 
-Invariant: nothing of a proof is believed before the checkpoint's signature by a key that the caller
+    <checkpoint>          signed note (:mod:`protocol.notes`)
+
+Invariant: nothing of a proof is believed before the head's signature by a key that the caller
 named has been verified over its exact text.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
-import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from protocol import merkle
-from protocol.errors import BadRecord, BadSignature
-from protocol.identity import PublicKey
+from protocol.errors import BadRecord
+from protocol.notes import Checkpoint, NoteKey, decode_base64, open_checkpoint
 
-_MAGIC = "c2sp.org/tlog-proof@v1"
-_MAX_PROOF_CHARS = 1 << 18
-_MAX_STEPS = 64
-_MAX_SIGNATURES = 64
-_ED25519 = b"\x01"
-_KEY_ID_BYTES = 4
-_NUMBER = r"(0|[1-9][0-9]{0,18})"
+MAGIC = "c2sp.org/tlog-proof@v1"
+MAX_PROOF_BYTES = 1 << 18
+_MAX_PATH = 64
 
 
 @dataclass(frozen=True)
 class Proof:
-    """A proof file, taken apart; nothing verified."""
+    """A tlog-proof file, taken apart; nothing verified."""
 
     index: int
     path: tuple[bytes, ...]
-    origin: str
-    size: int
-    root: bytes
-    signed_text: bytes
-    signatures: tuple[tuple[str, bytes], ...]  # (name, key id || signature)
+    checkpoint: str  # the signed note
+    extra: bytes | None
 
-    def verify(self, leaf: bytes, origin: str, keys: Iterable[PublicKey]) -> PublicKey:
-        """Check that a leaf is in the log that ``origin`` names.
+    def text(self) -> str:
+        """The file."""
+        lines = [MAGIC]
+        if self.extra is not None:
+            lines.append(f"extra {base64.b64encode(self.extra).decode()}")
+        lines.append(f"index {self.index}")
+        lines += [base64.b64encode(step).decode() for step in self.path]
+        return "\n".join(lines) + "\n\n" + self.checkpoint
+
+    @classmethod
+    def parse(cls, text: str) -> Proof:
+        """Take a file apart.
+
+        Raises:
+            BadRecord: oversized or malformed.
+        """
+        if len(text) > MAX_PROOF_BYTES:
+            raise BadRecord(f"a receipt is at most {MAX_PROOF_BYTES} bytes")
+        head, separator, checkpoint = text.partition("\n\n")
+        lines = head.split("\n")
+        if not separator or lines[0] != MAGIC:
+            raise BadRecord(f"not a receipt: its first line is not {MAGIC!r}")
+        del lines[0]
+        extra = None
+        if lines and lines[0].startswith("extra "):
+            extra = decode_base64(lines.pop(0).removeprefix("extra "))
+        match = re.fullmatch(r"index (0|[1-9][0-9]{0,18})", lines[0] if lines else "")
+        if match is None:
+            raise BadRecord("not a receipt: no index line")
+        if len(lines) - 1 > _MAX_PATH:
+            raise BadRecord("the receipt's proof is too long for any tree")
+        path = tuple(decode_base64(line) for line in lines[1:])
+        return cls(int(match[1]), path, checkpoint, extra)
+
+    def verify(self, leaf: bytes, keys: Sequence[NoteKey]) -> Checkpoint:
+        """Check that a leaf is in a log whose key the caller believes.
 
         Args:
             leaf: the leaf's bytes.
-            keys: log keys that the caller believes.
+            keys: log keys that the caller believes, each named after its log's origin.
 
         Returns:
-            The key that signed the checkpoint.
+            The head that holds the leaf.
 
         Raises:
-            BadSignature: not this log, or not signed by one of the keys.
+            BadRecord: the head is malformed.
+            BadSignature: the head is not signed by one of the keys, for the log it names.
             BadDigest: the leaf is not in that tree.
         """
-        if self.origin != origin:
-            raise BadSignature(f"a proof of the log {self.origin[:80]!r}, not of {origin!r}")
-        signer = self._signer(keys)
-        merkle.verify_inclusion(merkle.leaf_hash(leaf), self.index, self.size, self.path, self.root)
-        return signer
-
-    def _signer(self, keys: Iterable[PublicKey]) -> PublicKey:
-        for key in keys:
-            for name, blob in self.signatures:
-                if name == self.origin and blob[:_KEY_ID_BYTES] == key_id(name, key):
-                    key.verify(blob[_KEY_ID_BYTES:], self.signed_text)
-                    return key
-        raise BadSignature("the head in the receipt is not signed by a log key of this run")
-
-
-def key_id(name: str, key: PublicKey) -> bytes:
-    """First 4 bytes of SHA-256(name || LF || 0x01 || key) (signed-note)."""
-    return hashlib.sha256(name.encode() + b"\n" + _ED25519 + key.raw).digest()[:_KEY_ID_BYTES]
-
-
-def parse_proof(text: str) -> Proof:
-    """Take a proof file apart.
-
-    Raises:
-        BadRecord: oversized or malformed.
-    """
-    if len(text) > _MAX_PROOF_CHARS:
-        raise BadRecord(f"a receipt is at most {_MAX_PROOF_CHARS} characters")
-    head, found, note = text.partition("\n\n")
-    lines = head.split("\n")
-    if not found or lines.pop(0) != _MAGIC:
-        raise BadRecord(f"not a receipt: it does not begin with {_MAGIC}")
-    if lines and lines[0].startswith("extra "):
-        del lines[0]
-    match = re.fullmatch(f"index {_NUMBER}", lines[0]) if lines else None
-    if match is None or len(lines) - 1 > _MAX_STEPS:
-        raise BadRecord("not a receipt: no index, or too long a path")
-    path = tuple(_base64(line) for line in lines[1:])
-    signed_text, signatures = _split_note(note)
-    origin, size, root = _checkpoint(signed_text)
-    return Proof(int(match[1]), path, origin, size, root, signed_text.encode(), signatures)
-
-
-def _split_note(note: str) -> tuple[str, tuple[tuple[str, bytes], ...]]:
-    cut = note.rfind("\n\n")  # the last empty line divides text from signatures
-    lines = note[cut + 2 : -1].split("\n")
-    if cut < 0 or not note.endswith("\n") or len(lines) > _MAX_SIGNATURES:
-        raise BadRecord("the receipt's head is not a signed note")
-    signatures = []
-    for line in lines:
-        match = re.fullmatch(r"— (\S{1,255}) ([A-Za-z0-9+/=]{8,8192})", line)
-        if match is None:
-            raise BadRecord("the receipt's head has a malformed signature line")
-        signatures.append((match[1], _base64(match[2])))
-    return note[: cut + 1], tuple(signatures)
-
-
-def _checkpoint(text: str) -> tuple[str, int, bytes]:
-    lines = text.split("\n")
-    if len(lines) < 4 or not lines[0] or not re.fullmatch(_NUMBER, lines[1]):
-        raise BadRecord("the receipt's head is not a checkpoint")
-    root = _base64(lines[2])
-    if len(root) != merkle.HASH_BYTES:
-        raise BadRecord("the receipt's head has a root that is not a SHA-256")
-    return lines[0], int(lines[1]), root
-
-
-def _base64(text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise BadRecord("the receipt holds something that is not base64") from error
+        checkpoint = open_checkpoint(self.checkpoint, keys)
+        merkle.verify_inclusion(
+            merkle.leaf_hash(leaf), self.index, checkpoint.size, self.path, checkpoint.root
+        )
+        return checkpoint

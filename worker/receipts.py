@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from protocol import tlog
 from protocol.envelope import parse_envelope
-from protocol.errors import BadRecord, NotFound, PeerFault, TransientError, UsageError
+from protocol.errors import BadRecord, BadSignature, NotFound, PeerFault, TransientError, UsageError
 from protocol.identity import PublicKey
 from protocol.manifest import RunManifest
+from protocol.notes import NoteKey
+from protocol.tlog import Proof
 from protocol.trust import TrustStore
 from protocol.wire import records_pb2 as wire
 from protocol.wire.service_pb2 import HelloReply
@@ -46,19 +48,17 @@ def verify(receipt: StoredReceipt, manifest: RunManifest, trust: TrustStore) -> 
 
     Steps, all of which must hold:
 
-    1. the checkpoint's origin is the run's, its signature by a log key of the run, and the leaf in
-       its tree;
-    2. the run's root key had delegated that log key at the leaf's time;
-    3. the leaf is a credit leaf of this run and for this assignment.
+    1. the checkpoint's origin is the run's, its signature by a log key that the run's root key had
+       delegated at the leaf's time, and the leaf in its tree;
+    2. the leaf is a credit leaf of this run and for this assignment.
 
     Raises:
         PeerFault: one does not.
     """
     leaf = _leaf(receipt.leaf)
-    proof = tlog.parse_proof(receipt.proof)
-    keys = [PublicKey(raw) for raw in trust.delegated(wire.KEY_PURPOSE_LOG)]
-    signer = proof.verify(receipt.leaf, manifest.origin, keys)
-    trust.require(wire.KEY_PURPOSE_LOG, signer.raw, _number(leaf, "at_s"))
+    proof = Proof.parse(receipt.proof)
+    keys = _log_keys(trust, manifest.origin, _number(leaf, "at_s"))
+    head = proof.verify(receipt.leaf, keys)
     if leaf.get("kind") != "credit" or leaf.get("run_id") != manifest.run_id.hex():
         raise BadRecord("the receipt is not for credit of this run")
     if leaf.get("assignment_id") != receipt.assignment_id.hex():
@@ -68,8 +68,17 @@ def verify(receipt: StoredReceipt, manifest: RunManifest, trust: TrustStore) -> 
         tokens=_number(leaf, "tokens"),
         microcredits=_number(leaf, "microcredits"),
         index=proof.index,
-        tree_size=proof.size,
+        tree_size=head.size,
     )
+
+
+def _log_keys(trust: TrustStore, origin: str, at_s: float) -> list[NoteKey]:
+    keys = []
+    for raw in trust.delegated(wire.KEY_PURPOSE_LOG):
+        with suppress(BadSignature):
+            trust.require(wire.KEY_PURPOSE_LOG, raw, at_s)
+            keys.append(NoteKey(origin, PublicKey(raw)))
+    return keys
 
 
 def _leaf(data: bytes) -> dict[str, object]:

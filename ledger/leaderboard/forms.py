@@ -12,10 +12,11 @@ from starlette.requests import Request
 
 from ledger.leaderboard.reader import Reading
 from ledger.log import read_leaves
-from ledger.receipts import MAX_RECEIPT_BYTES, VerifiedReceipt, verify_receipt
+from ledger.receipts import VerifiedReceipt, verify_receipt
 from protocol.errors import BadRecord, ProtocolError
+from protocol.tlog import MAX_PROOF_BYTES
 
-_MAX_BODY_BYTES = 4 * MAX_RECEIPT_BYTES
+_MAX_BODY_BYTES = 4 * MAX_PROOF_BYTES
 _FIELDS = ("leaf", "proof")
 
 
@@ -38,7 +39,7 @@ async def read_form(request: Request) -> dict[str, str]:
     async for part in request.stream():
         body += part
         if len(body) > _MAX_BODY_BYTES:
-            raise HTTPException(413, f"A receipt is at most {MAX_RECEIPT_BYTES:,} bytes.")
+            raise HTTPException(413, f"A receipt is at most {MAX_PROOF_BYTES:,} bytes.")
     kind = request.headers.get("content-type", "")
     if kind.startswith("application/x-www-form-urlencoded"):
         pasted = parse_qs(body.decode(errors="replace"), max_num_fields=8)

@@ -21,9 +21,9 @@ from starlette.exceptions import HTTPException
 
 from ledger.fold import Board
 from ledger.log import latest_head, read_leaves
-from ledger.notes import Checkpoint, read_checkpoint
 from ledger.schema import RunPage
 from protocol.identity import PeerId
+from protocol.notes import Checkpoint, read_checkpoint
 
 _SERVICE_UNAVAILABLE = 503
 

@@ -15,11 +15,11 @@ from starlette.exceptions import HTTPException
 
 from ledger.authority import load_delegations
 from ledger.leaderboard.reader import Reader
-from ledger.notes import read_checkpoint
 from ledger.receipts import Receipt, make_receipt
 from ledger.schema import LogLeaf
 from ledger.tiles import TILE_WIDTH, Tile, read_tile
 from protocol.errors import BadRecord, TransientError
+from protocol.notes import read_checkpoint
 
 router = APIRouter(include_in_schema=False)
 

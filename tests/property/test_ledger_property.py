@@ -16,7 +16,6 @@ from sqlalchemy.orm import Session
 from ledger import tree
 from ledger.fold import fold
 from ledger.log import Log, latest_head, read_leaves
-from ledger.notes import open_checkpoint
 from ledger.records import EnrolLeaf, RoundLeaf
 from ledger.schema import Base
 from ledger.sources import DatabaseSource
@@ -24,6 +23,7 @@ from ledger.tiles import Tile
 from ledger.verify import verify
 from protocol import merkle
 from protocol.identity import Identity
+from protocol.notes import open_checkpoint
 
 KEY = Identity.from_seed(b"k" * 32)
 

@@ -13,12 +13,12 @@ from sqlalchemy.orm import Session
 
 from ledger import tree
 from ledger.log import Log, latest_head
-from ledger.notes import open_checkpoint, read_checkpoint
 from ledger.records import EnrolLeaf, RunLeaf
 from ledger.schema import LogHead, LogLeaf, LogNode, Profile
 from protocol import merkle
 from protocol.errors import BadDigest, UsageError
 from protocol.identity import Identity
+from protocol.notes import open_checkpoint, read_checkpoint
 
 
 def _leaves(count: int, first: int = 0) -> list[EnrolLeaf]:

@@ -10,7 +10,10 @@ import rfc8785
 from pydantic import ValidationError
 
 from ledger.donors import clean_name, short_key
-from ledger.notes import (
+from ledger.records import CreditLeaf, EnrolLeaf, RoundLeaf, RunLeaf, parse_leaf
+from protocol.errors import BadRecord, BadSignature
+from protocol.identity import Identity
+from protocol.notes import (
     Checkpoint,
     NoteKey,
     open_checkpoint,
@@ -19,9 +22,6 @@ from ledger.notes import (
     sign_note,
     split_note,
 )
-from ledger.records import CreditLeaf, EnrolLeaf, RoundLeaf, RunLeaf, parse_leaf
-from protocol.errors import BadRecord, BadSignature
-from protocol.identity import Identity
 
 KEY = Identity.from_seed(b"w" * 32)
 CREDIT = {

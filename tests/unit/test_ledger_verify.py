@@ -16,8 +16,7 @@ from sqlalchemy.orm import Session
 from ledger.authority import Delegations, load_delegations, log_keys, store_delegations
 from ledger.cli import cli
 from ledger.log import read_leaves
-from ledger.notes import Checkpoint, NoteKey, read_checkpoint, sign_checkpoint
-from ledger.receipts import Proof, make_receipt, verify_receipt
+from ledger.receipts import make_receipt, verify_receipt
 from ledger.records import CreditLeaf, parse_leaf
 from ledger.schema import DelegationRow, LogLeaf, LogNode
 from ledger.sources import DatabaseSource, directory_source
@@ -26,6 +25,8 @@ from ledger.verify import Report, verify
 from protocol import merkle
 from protocol.errors import BadDigest, BadRecord, BadSignature, ProtocolError, TransientError
 from protocol.identity import Identity, PublicKey
+from protocol.notes import Checkpoint, NoteKey, read_checkpoint, sign_checkpoint
+from protocol.tlog import Proof
 from protocol.trust import delegate
 from protocol.wire import records_pb2 as wire
 

@@ -1,4 +1,4 @@
-"""Receipts read with the small parser are the ones that the log writes."""
+"""Proofs of the log: read, verified, and refused when anything was changed."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import pytest
 from sqlalchemy.orm import Session
 
 from ledger.receipts import make_receipt
-from protocol import tlog
 from protocol.errors import BadDigest, BadRecord, BadSignature
 from protocol.identity import Identity
+from protocol.notes import NoteKey, read_checkpoint
+from protocol.tlog import Proof
 
 
 @pytest.fixture
@@ -23,24 +24,25 @@ def receipt(history: Any, ledger_history: ModuleType) -> tuple[bytes, str, str, 
 
 def test_a_receipt_of_the_log_verifies(receipt: tuple[bytes, str, str, Identity]) -> None:
     leaf, text, origin, key = receipt
-    other = Identity.generate().public
-    proof = tlog.parse_proof(text)
-    assert proof.verify(leaf, origin, [other, key.public]) == key.public
+    mine, other = NoteKey(origin, key.public), NoteKey(origin, Identity.generate().public)
+    proof = Proof.parse(text)
+    assert proof.text() == text
+    assert proof.verify(leaf, [other, mine]).origin == origin
     with pytest.raises(BadSignature):
-        proof.verify(leaf, origin, [other])
+        proof.verify(leaf, [other])
     with pytest.raises(BadSignature):
-        proof.verify(leaf, "another.example", [key.public])
+        proof.verify(leaf, [NoteKey("another.example", key.public)])
     with pytest.raises(BadDigest):
-        proof.verify(leaf + b" ", origin, [key.public])
+        proof.verify(leaf + b" ", [mine])
 
 
 def test_a_changed_head_does_not_verify(receipt: tuple[bytes, str, str, Identity]) -> None:
     leaf, text, origin, key = receipt
-    size = tlog.parse_proof(text).size
+    size = read_checkpoint(Proof.parse(text).checkpoint).size
     changed = text.replace(f"\n{size}\n", f"\n{size + 1}\n")
     assert changed != text
     with pytest.raises(BadSignature):
-        tlog.parse_proof(changed).verify(leaf, origin, [key.public])
+        Proof.parse(changed).verify(leaf, [NoteKey(origin, key.public)])
 
 
 @pytest.mark.parametrize(
@@ -56,4 +58,4 @@ def test_a_changed_head_does_not_verify(receipt: tuple[bytes, str, str, Identity
 )
 def test_what_is_not_a_receipt_is_refused(text: str) -> None:
     with pytest.raises(BadRecord):
-        tlog.parse_proof(text)
+        Proof.parse(text).verify(b"leaf", [])
