@@ -4,7 +4,7 @@ Guarantees of :meth:`Child.run`, also when it is cancelled:
 
 1. the child gets SIGTERM and ``STOP_GRACE_S`` to end; then its whole session gets SIGKILL;
 2. it is waited for, so no zombie stays;
-3. should the server itself be killed, the kernel ends the child (:mod:`coordinator.leash`).
+3. should the server itself be killed, the kernel ends the child (:mod:`protocol.leash`).
 
 Children have a session of their own: Ctrl-C at the terminal reaches the server only, which
 then stops them in its order.
@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
+
+from protocol.leash import leashed
 
 STOP_GRACE_S = 10.0
 _FIRST_DELAY_S = 1.0
@@ -59,8 +61,7 @@ class Child:
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("ab") as log:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "coordinator.leash", str(os.getpid())),
-                *(sys.executable, "-m", "barnraise", *self.arguments),
+                *leashed((sys.executable, "-m", "barnraise", *self.arguments)),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

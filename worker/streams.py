@@ -36,6 +36,7 @@ from hivemind.proto import p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr
 
 from protocol.errors import BadRecord, ProtocolError, TransientError
+from protocol.leash import leashed
 from worker.frames import MAX_FRAME_BYTES
 
 log = structlog.get_logger()
@@ -182,6 +183,11 @@ class BoundedP2P(P2P):  # type: ignore[misc]
                 super().__init__()
                 self._sockets = sockets
                 made.append(self)
+
+            @staticmethod
+            def _make_process_args(*args: Any, **options: Any) -> list[str]:
+                # p2pd itself would notice a daemon killed with -9 only after half a minute.
+                return leashed(P2P._make_process_args(*args, **options))
 
         started: BoundedP2P | None = None
         try:

@@ -138,9 +138,10 @@ async def test_a_child_is_restarted_and_reaped(tmp_path: Path) -> None:
 
 def test_a_leashed_process_dies_with_its_parent(tmp_path: Path) -> None:
     program = (
-        "import os, subprocess, sys, time\n"
-        "subprocess.Popen([sys.executable, '-m', 'coordinator.leash', str(os.getpid()),"
-        " sys.executable, '-c', 'import time; print(1, flush=True); time.sleep(600)'])\n"
+        "import subprocess, sys, time\n"
+        "from protocol.leash import leashed\n"
+        "subprocess.Popen(leashed([sys.executable, '-c',"
+        " 'import time; print(1, flush=True); time.sleep(600)']))\n"
         "time.sleep(600)"
     )
     parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
