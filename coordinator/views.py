@@ -199,7 +199,9 @@ def render_workers(views: Sequence[View]) -> Table:
     for column in ("worker", "donor", "device", "doing", "tokens/s", "merged", "seen"):
         table.add_column(column)
     for view in views:
-        doing = view["phase"] + (f": {view['reason']}" if view["reason"] else "")
+        phase, reason = view["phase"], view["reason"]
+        # "waiting: waiting for ..." says one thing twice.
+        doing = reason if reason.startswith(phase) else phase + (f": {reason}" if reason else "")
         kind = view["device_class"] + (" anchor" if view["anchor"] else "")
         table.add_row(
             short_key(view["worker"]),

@@ -80,7 +80,8 @@ def join(
     if not yes and not click.confirm("\nJoin this run?"):
         raise UsageError("not joined; nothing was started")
     config.save(home.config)
-    click.echo(f"\nJoined. Start with: barnraise worker run --home {home.path}")
+    usual = home == resolve_home(None, os.environ)
+    click.echo("\nJoined. Start with: barnraise worker run" + ("" if usual else f" --home {home.path}"))
 
 
 @cli.command()
@@ -231,11 +232,18 @@ def doctor(home: Home, as_json: bool) -> None:
 @cli.command()
 @_home_option
 @click.option("--json", "as_json", is_flag=True)
-def receipts(home: Home, as_json: bool) -> None:
+@click.option(
+    "--save",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Also write them there, as files that 'barnraise ledger receipt check' takes.",
+)
+def receipts(home: Home, as_json: bool, save: Path | None) -> None:
     """List receipts, each verified against the run's log key, offline."""
     WorkerConfig.load(home.config)
-    from worker.receipts import list_receipts
+    from worker.receipts import list_receipts, save_receipts
 
+    if save is not None:
+        save_receipts(home, save)
     rows = list_receipts(home)
     if as_json:
         click.echo(json.dumps(rows, indent=2))
@@ -245,9 +253,9 @@ def receipts(home: Home, as_json: bool) -> None:
                 f"round {row['round']:>5}  {row['tokens']:>10} tokens  "
                 f"{row['microcredits']:>14} µcredits  {row['state']}"
             )
-        click.echo(
-            f"{sum(1 for row in rows if row['state'] == 'verified')} of {len(rows)} verified"
-        )
+        verified = [row for row in rows if row["state"] == "verified"]
+        total = sum(row["microcredits"] for row in verified) / 1_000_000
+        click.echo(f"{len(verified)} of {len(rows)} verified: {total:.6f} credits")
     if any(row["state"].startswith("refused") for row in rows):
         sys.exit(_EXIT_CHECKS_FAILED)
 
@@ -268,6 +276,9 @@ def _limit_threads(threads: int) -> None:
 def _log_to_stderr(as_json: bool) -> None:
     import structlog
 
+    # A person at a terminal has 80 columns; a log file needs the date.
+    person = sys.stderr.isatty() and not as_json
+    stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S" if person else "iso", utc=not person)
     renderer: Any = (
         structlog.processors.JSONRenderer()
         if as_json
@@ -276,7 +287,7 @@ def _log_to_stderr(as_json: bool) -> None:
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            stamp,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger("info"),

@@ -65,9 +65,10 @@ def _check_other_run(home: Home, config: WorkerConfig) -> None:
 def describe(offer: Offer, home: Home) -> str:
     """The facts of a run and what this machine would give, in words for a person."""
     manifest, config = offer.manifest, offer.config
+    title = manifest.campaign.title
     inbound = "none (client mode)" if config.client_mode else ", ".join(config.listen)
     lines = [
-        f"run          {manifest.name}: {manifest.campaign.title}",
+        f"run          {manifest.name}" + ("" if title == manifest.name else f": {title}"),
         *([f"             {manifest.description}"] if manifest.description else []),
         f"model        {manifest.model_config_json['model_type']}, "
         f"released under {manifest.licence}",

@@ -6,6 +6,7 @@ import asyncio
 import json
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -154,6 +155,28 @@ def list_receipts(home: Home) -> list[dict[str, Any]]:
         trust = TrustStore(manifest.run_id, manifest.root)
         trust.add(_stored(journal, "delegations"), _stored(journal, "revocations"))
         return [_row(receipt, manifest, trust) for receipt in journal.receipts()]
+    finally:
+        journal.close()
+
+
+def save_receipts(home: Home, folder: Path) -> None:
+    """Write each receipt that is held as ``<assignment>.tlog-proof`` and ``.json``; blocking.
+
+    Raises:
+        UsageError: the worker never ran here, or the folder cannot be written.
+    """
+    if not home.journal.exists():
+        raise UsageError("no receipts yet: the worker has never run here")
+    journal = Journal(home.journal)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for receipt in journal.receipts():
+            if receipt.leaf:
+                name = folder / receipt.assignment_id.hex()
+                name.with_suffix(".json").write_bytes(receipt.leaf)
+                name.with_suffix(".tlog-proof").write_text(receipt.proof, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error.strerror}") from error
     finally:
         journal.close()
 

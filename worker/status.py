@@ -92,8 +92,10 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
     if status["loss"] is not None and status["steps_done"]:
         unit += f", loss {status['loss']:.3f}"
     eta = status["eta_s"]
-    doing = status["phase"] + (f": {status['reason']}" if status["reason"] else "")
-    flags = [name for name in ("paused", "finishing") if status[name]]
+    phase, reason = status["phase"], status["reason"]
+    # "waiting: waiting for ..." says one thing twice.
+    doing = reason if reason.startswith(phase) else phase + (f": {reason}" if reason else "")
+    flags = [name for name in ("paused", "finishing") if status[name] and name not in doing]
     return [
         ("doing", doing + (f" ({', '.join(flags)})" if flags else "")),
         ("round", f"{status['round']} ({status['settled_rounds']} settled)"),
