@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from coordinator.admission import Admission, AdmissionPolicy
 from coordinator.blobs import BlobIndex
 from coordinator.checkpoints import CheckpointStore
-from coordinator.config import RunFile, RunFolder, ServerSection
+from coordinator.config import RunFile, RunFolder, ServerSection, split_address
 from coordinator.database import Database
 from coordinator.engine import Engine
 from coordinator.evaluation import Evaluator
@@ -120,7 +120,7 @@ async def _serve(
                 evaluate=lambda weights: asyncio.to_thread(evaluator.loss, weights),
             )
             await engine.start()
-            service = make_service(run, engine, database, checkpoints, log, public_url=page)
+            service = make_service(run, engine, database, checkpoints, log, public_url=_page_url(run, page))
             bound = await start_server(service, run.keys.tls, listen or run.settings.listen)
             try:
                 children = _children(run, bound, with_anchor, page)
@@ -165,7 +165,7 @@ def make_service(
             delegations=run.keys.delegations,
             revocations=run.keys.revocations,
             min_client_version=settings.min_client_version,
-            public_url=settings.public_url or (f"http://{public_url}" if public_url else ""),
+            public_url=settings.public_url or public_url,
         ),
         clock=clock,
     )
@@ -225,6 +225,16 @@ def _anchor(run: Run, bound: BoundServer) -> Child:
     )
 
 
+def _page_url(run: Run, page: str) -> str:
+    """Where people find the leaderboard; nobody can visit a wildcard address."""
+    if run.settings.public_url or not page:
+        return run.settings.public_url
+    host, port = split_address(page)
+    if host in ("0.0.0.0", "::"):  # noqa: S104
+        host = join_link(run.file, run.manifest).host
+    return f"http://{join_address(host, port)}"
+
+
 def _welcome(run: Run, bound: BoundServer, page: str) -> list[str]:
     address = join_address(bound.host, bound.port)
     lines = [
@@ -232,5 +242,5 @@ def _welcome(run: Run, bound: BoundServer, page: str) -> list[str]:
         f"Join link: {join_link(run.file, run.manifest, address)}",
     ]
     if page:
-        lines.append(f"Leaderboard: {run.settings.public_url or f'http://{page}'}")
+        lines.append(f"Leaderboard: {_page_url(run, page)}")
     return lines

@@ -80,8 +80,8 @@ def join(
     if not yes and not click.confirm("\nJoin this run?"):
         raise UsageError("not joined; nothing was started")
     config.save(home.config)
-    usual = home == resolve_home(None, os.environ)
-    click.echo("\nJoined. Start with: barnraise worker run" + ("" if usual else f" --home {home.path}"))
+    where = "" if home == resolve_home(None, os.environ) else f" --home {home.path}"
+    click.echo(f"\nJoined. Start with: barnraise worker run{where}")
 
 
 @cli.command()
