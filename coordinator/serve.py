@@ -120,7 +120,9 @@ async def _serve(
                 evaluate=lambda weights: asyncio.to_thread(evaluator.loss, weights),
             )
             await engine.start()
-            service = make_service(run, engine, database, checkpoints, log, public_url=_page_url(run, page))
+            service = make_service(
+                run, engine, database, checkpoints, log, public_url=_page_url(run, page)
+            )
             bound = await start_server(service, run.keys.tls, listen or run.settings.listen)
             try:
                 children = _children(run, bound, with_anchor, page)
