@@ -26,6 +26,7 @@ from sqlalchemy.orm import Session
 from coordinator.database import Database
 from coordinator.requests import Buckets, Clock, Rate, address_of
 from coordinator.schema import WorkerRow
+from coordinator.uncancelled import to_the_end
 from ledger.donors import clean_name, set_profile
 from ledger.log import Log
 from ledger.records import EnrolLeaf
@@ -96,15 +97,20 @@ class Admission:
             ),
             self._signer,
         )
-        first = await self._database.run(self._keep(enrolment, admission, peer))
+        first = await to_the_end(self._keep_and_sign(self._keep(enrolment, admission, peer)))
         if first:
-            await self._database.run(self._record.sign_head)
             _log.info("worker_enrolled", worker=enrolment.worker, anchor=enrolment.anchor)
         return service_pb2.EnrolReply(
             admitted=True,
             message="welcome" if first else "welcome back",
             admission=admission,
         )
+
+    async def _keep_and_sign(self, keep: Callable[[Session], bool]) -> bool:
+        first = await self._database.run(keep)
+        if first:
+            await self._database.run(self._record.sign_head)
+        return first
 
     def _keep(
         self, enrolment: wire.Enrolment, admission: wire.Envelope, peer: str
@@ -180,6 +186,8 @@ def check_texts(enrolment: wire.Enrolment) -> None:
     ):
         if len(value) > most:
             raise BadRecord(f"{name} has {len(value)} characters, allowed are {most}")
+    if not enrolment.client_version.isprintable():
+        raise BadRecord("client_version holds characters that cannot be printed")
     check_multiaddrs(enrolment.multiaddrs, enrolment.worker)
 
 
@@ -224,6 +232,7 @@ def anchor_addresses(session: Session, *, seen_since_s: float) -> list[str]:
     rows = session.scalars(
         select(WorkerRow)
         .where(WorkerRow.anchor, WorkerRow.last_seen_s >= seen_since_s)
+        .where(WorkerRow.blocked_reason.is_(None))
         .order_by(WorkerRow.worker)
     )
     return [
@@ -231,6 +240,12 @@ def anchor_addresses(session: Session, *, seen_since_s: float) -> list[str]:
         for row in rows
         for address in json.loads(row.multiaddrs)
     ]
+
+
+def dismiss_anchors(session: Session, listed: Collection[PeerId]) -> None:
+    """Whoever is an anchor no longer by the organiser's list is a plain device from now on."""
+    for row in session.scalars(select(WorkerRow).where(WorkerRow.anchor)):
+        row.anchor = row.worker in listed
 
 
 def _check_row(row: WorkerRow, enrolment: wire.Enrolment) -> None:

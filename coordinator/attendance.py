@@ -1,14 +1,15 @@
 """Who was heard of, and when.
 
-Heartbeats change memory only; the next tick writes what changed in one transaction, so that a
-thousand workers cost one disk flush and not a thousand. After a restart everybody counts as heard
-of at the start: nobody loses a lease because the coordinator was away.
+Heartbeats change memory only; the next tick takes what changed on the event loop and writes it in
+one transaction, so that a thousand workers cost one disk flush and not a thousand. After a restart
+everybody counts as heard of at the start: nobody loses a lease because the coordinator was away.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sqlalchemy import update
@@ -23,7 +24,9 @@ _MAX_REASON_CHARS = 200
 
 
 @dataclass(frozen=True)
-class _Presence:
+class Presence:
+    """What a worker last said, and when."""
+
     seen_at_s: float
     heartbeat: wire.Heartbeat
 
@@ -34,35 +37,40 @@ class Attendance:
     def __init__(self, started_at_s: float) -> None:
         self._started_at_s = started_at_s
         self._seen: dict[str, float] = {}
-        self._unwritten: dict[str, _Presence] = {}
+        self._unwritten: dict[str, Presence] = {}
 
     def note(self, heartbeat: wire.Heartbeat, now_s: float) -> None:
         """A worker was heard of."""
         self._seen[heartbeat.worker] = now_s
-        self._unwritten[heartbeat.worker] = _Presence(now_s, heartbeat)
+        self._unwritten[heartbeat.worker] = Presence(now_s, heartbeat)
 
     def silent_since_s(self, worker: str, leased_at_s: float) -> float:
         """When a worker with a lease was last heard of, or could have been."""
         return max(self._seen.get(worker, 0.0), leased_at_s, self._started_at_s)
 
-    def write(self, session: Session) -> None:
-        """Store what changed since the last time."""
+    def take(self) -> dict[str, Presence]:
+        """What changed since the last time, for :func:`write_presence`."""
         unwritten, self._unwritten = self._unwritten, {}
-        for worker, presence in unwritten.items():
-            beat = presence.heartbeat
-            session.execute(
-                update(WorkerRow)
-                .where(WorkerRow.worker == worker)
-                .values(
-                    last_seen_s=presence.seen_at_s,
-                    phase=beat.phase,
-                    phase_reason=beat.reason[:_MAX_REASON_CHARS].replace("\0", ""),
-                    steps_done=beat.steps_done,
-                    reported_tokens_per_s=finite_speed(beat.tokens_per_s),
-                    client_mode=beat.client_mode,
-                    multiaddrs=json.dumps(list(beat.multiaddrs)),
-                )
+        return unwritten
+
+
+def write_presence(session: Session, unwritten: Mapping[str, Presence]) -> None:
+    """Store what :meth:`Attendance.take` gave."""
+    for worker, presence in unwritten.items():
+        beat = presence.heartbeat
+        session.execute(
+            update(WorkerRow)
+            .where(WorkerRow.worker == worker)
+            .values(
+                last_seen_s=presence.seen_at_s,
+                phase=beat.phase,
+                phase_reason=beat.reason[:_MAX_REASON_CHARS].replace("\0", ""),
+                steps_done=beat.steps_done,
+                reported_tokens_per_s=finite_speed(beat.tokens_per_s),
+                client_mode=beat.client_mode,
+                multiaddrs=json.dumps(list(beat.multiaddrs)),
             )
+        )
 
 
 def finite_speed(tokens_per_s: float) -> float:

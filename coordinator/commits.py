@@ -8,7 +8,9 @@ Steps (protocol.md section 2, verification.md layer 1); the caller has checked t
 4. run, round, state digest, codec, layout and training specification are the assignment's and
    the manifest's;
 5. the sequences are a prefix of the lease in whole batches, and tokens are what they hold;
-6. the numbers are finite and the root is a hash.
+6. the numbers are ones that float32 arithmetic can give, and the root is a hash.
+
+A device that was blocked after it got its lease contributes no more.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from coordinator.schema import (
     WorkerRow,
 )
 from coordinator.turn import Turn
+from coordinator.work import enrolled
 from protocol.envelope import Signed
 from protocol.errors import BadRecord, Conflict, ProtocolError, TooLate
 from protocol.merkle import HASH_BYTES
@@ -36,6 +39,8 @@ from protocol.wire import service_pb2
 
 _SPEED_SMOOTHING = 0.5
 """Weight of the newest round in a worker's measured speed."""
+
+_FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 
 _log = structlog.get_logger()
 
@@ -51,6 +56,7 @@ def accept_contribution(
     Raises:
         BadRecord: it does not fit its assignment or the manifest.
         TooLate: its round has closed, or its lease was given up.
+        UsageError: the organiser blocked the device.
     """
     record = signed.record
     assignment = turn.session.get(AssignmentRow, record.assignment_id)
@@ -62,6 +68,7 @@ def accept_contribution(
             return service_pb2.CommitReply(first=False)
         keep_evidence(turn.session, "contribution", known.envelope, signed, turn.now_s)
         return Conflict("another contribution to this assignment is kept: both are evidence now")
+    enrolled(turn.session, signed.signer)
     check_contribution(turn, assignment, record)
     if assignment.round != turn.machine.number or not turn.machine.accepts_commits:
         raise TooLate(f"round {assignment.round} closed before this contribution came")
@@ -100,10 +107,11 @@ def check_contribution(turn: Turn, assignment: AssignmentRow, record: wire.Contr
         raise BadRecord(f"steps must be between 1 and the {given.steps} that were leased")
     if len(record.commitment_root) != HASH_BYTES:
         raise BadRecord("commitment_root is not a SHA-256")
-    if not (math.isfinite(record.update_norm) and record.update_norm >= 0):
+    # False for NaN too.
+    if not 0 <= record.update_norm <= _FLOAT32_MAX * math.sqrt(layout.elements):
         raise BadRecord("update_norm is not a finite length")
-    if not math.isfinite(record.mean_loss):
-        raise BadRecord("mean_loss is not finite")
+    if not 0 <= record.mean_loss <= _FLOAT32_MAX:
+        raise BadRecord("mean_loss is not finite, or below zero")
 
 
 def _keep(turn: Turn, assignment: AssignmentRow, signed: Signed[wire.Contribution]) -> None:

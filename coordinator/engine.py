@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 
 from coordinator import bootstrap, round_state, settle
 from coordinator.admission import check_multiaddrs
-from coordinator.attendance import Attendance, decide_action
+from coordinator.attendance import Attendance, decide_action, write_presence
 from coordinator.challenges import accept_answer, open_challenges
 from coordinator.checkpoints import CheckpointStore
 from coordinator.clockwork import let_time_pass
@@ -35,9 +35,10 @@ from coordinator.keys import KeyRing
 from coordinator.queries import read_receipt, snapshot_events
 from coordinator.record import keep_loss, log_ended_rounds, state_to_evaluate
 from coordinator.reports import accept_reducer_report, accept_report
-from coordinator.results import CheckedPiece, check_piece, keep_pieces, missing_chunks
+from coordinator.results import CheckedPiece, bounded, check_piece, keep_pieces, missing_chunks
 from coordinator.schema import ControlRow
 from coordinator.turn import Turn
+from coordinator.uncancelled import to_the_end
 from coordinator.validation import Evaluate, Validation
 from coordinator.work import enrolled, grant_work
 from ledger.log import Log
@@ -100,6 +101,7 @@ class Engine:
         self._evaluation_due = asyncio.Event()
         self._attendance = Attendance(clock())
         self._states: dict[int, settle.ModelState] = {}  # by settled rounds, newest last
+        self._unsigned = False  # leaves are committed that no signed head covers yet
 
     # ---- life ----
 
@@ -157,11 +159,13 @@ class Engine:
     async def tick(self) -> None:
         """Let time pass: deadlines, silent workers, the organiser's pause, presence."""
 
+        unwritten = self._attendance.take()
+
         def pass_time(turn: Turn) -> None:
             control = turn.session.get_one(ControlRow, 1)
-            if turn.now_s - control.alive_at_s >= _ALIVE_EVERY_S:
+            if abs(turn.now_s - control.alive_at_s) >= _ALIVE_EVERY_S:
                 control.alive_at_s = turn.now_s
-            self._attendance.write(turn.session)
+            write_presence(turn.session, unwritten)
             let_time_pass(turn, self._attendance, paused=control.paused)
 
         await self._turn(pass_time)
@@ -227,7 +231,7 @@ class Engine:
         """
         accepted, batch = 0, list[CheckedPiece]()
         try:
-            async for piece in pieces:
+            async for piece in bounded(pieces, self.context.layout.count):
                 batch.append(await asyncio.to_thread(check_piece, self.context, piece))
                 if len(batch) == _PIECES_PER_TURN:
                     full, batch = batch, []
@@ -251,7 +255,7 @@ class Engine:
         check_multiaddrs(record.multiaddrs, record.worker)
 
         def answer(turn: Turn) -> service_pb2.HeartbeatReply:
-            enrolled(turn, record.worker)
+            enrolled(turn.session, record.worker)
             action, reason = decide_action(turn, record)
             return service_pb2.HeartbeatReply(
                 action=action,
@@ -277,10 +281,7 @@ class Engine:
         )
 
     async def set_paused(self, paused: bool) -> None:
-        """No new leases, or leases again; the running round finishes either way.
-
-        The same as writing ``control.paused``, which a tick takes note of.
-        """
+        """No new leases, or leases again: as by ``control.paused``, which a tick takes note of."""
 
         def write(turn: Turn) -> None:
             turn.session.get_one(ControlRow, 1).paused = paused
@@ -325,6 +326,9 @@ class Engine:
             return False
         before = self._states[inputs.settled_rounds]
         after = await asyncio.to_thread(settle.compute, self.context, before, inputs)
+        if after is None:
+            await self._turn(settle.refuse)
+            return False
         saved = await asyncio.to_thread(
             self._checkpoints.save, after.weights, after.momentum, after.descriptor
         )
@@ -375,13 +379,20 @@ class Engine:
             turn = Turn(self.context, session, self._clock())
             return turn, work(turn)
 
-        async with self._turns:
+        async def commit_and_tell() -> T | ProtocolError:
             turn, result = await self._database.run(once)
-            if turn.leaves_added:
-                await self._database.run(self.context.log.sign_head)
+            self._unsigned |= turn.leaves_added
             self._hub.publish(turn.events)
             if turn.settle_due:
                 self._settle_due.set()
+            if self._unsigned:
+                await self._database.run(self.context.log.sign_head)
+                self._unsigned = False
+            return result
+
+        async with self._turns:
+            # A client that hangs up after the commit must not take the news of it along.
+            result = await to_the_end(commit_and_tell())
         if isinstance(result, ProtocolError):
             raise result
         return result

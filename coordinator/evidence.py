@@ -14,13 +14,16 @@ from protocol.envelope import Signed
 
 Record = TypeVar("Record", bound=Message)
 
+MOST_PAIRS = 4
+"""Pairs kept about one record: the first convicts, and nobody may fill the database with more."""
+
 _log = structlog.get_logger()
 
 
 def keep_evidence(
     session: Session, kind: str, first: bytes, second: Signed[Record], now_s: float
 ) -> None:
-    """Store a pair of contradicting records, once.
+    """Store a pair of contradicting records, once, and at most a few about one first record.
 
     Args:
         session: the caller's transaction; it must commit.
@@ -30,8 +33,11 @@ def keep_evidence(
         now_s: the coordinator's clock.
     """
     data = second.envelope.SerializeToString()
-    same = select(EvidenceRow.id).where(EvidenceRow.kind == kind, EvidenceRow.second == data)
-    if session.scalar(same) is None:
+    seen = select(EvidenceRow.second).where(
+        EvidenceRow.kind == kind, EvidenceRow.signer == second.signer, EvidenceRow.first == first
+    )
+    known = session.scalars(seen).all()
+    if data not in known and len(known) < MOST_PAIRS:
         session.add(
             EvidenceRow(kind=kind, signer=second.signer, first=first, second=data, seen_at_s=now_s)
         )

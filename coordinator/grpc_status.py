@@ -2,8 +2,10 @@
 
 Every handler raises; nothing else in the coordinator knows a status code. An error travels as a
 status, a stable reason (``google.rpc.ErrorInfo`` with domain ``barnraise``) and the sentence that
-tells a person what to do. Anything that is not one of ours is a bug: it is logged with its
-traceback here and answered as INTERNAL without its text, which might tell a stranger too much.
+tells a person what to do. Bytes that are no message are a peer's fault like any other: the library
+would answer UNKNOWN and log a traceback for each. Anything that is not one of ours is a bug: it is
+logged with its traceback here and answered as INTERNAL without its text, which might tell a
+stranger too much.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 import grpc
 import structlog
 from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -86,6 +89,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             return handler
         method = handler_call_details.method.rsplit("/", 1)[-1]
         make, behaviour = _parts(handler)
+        behaviour = _parsed_stream(behaviour) if handler.request_streaming else _parsed(behaviour)
         if handler.response_streaming:
             wrapped = _stream(method, behaviour)
         else:
@@ -96,7 +100,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             )
         return make(
             wrapped,
-            request_deserializer=handler.request_deserializer,
+            request_deserializer=_lenient(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
 
@@ -109,6 +113,54 @@ def _parts(handler: grpc.RpcMethodHandler) -> tuple[Callable[..., Any], Callable
     if handler.response_streaming:
         return grpc.unary_stream_rpc_method_handler, handler.unary_stream
     return grpc.unary_unary_rpc_method_handler, handler.unary_unary
+
+
+class _NoMessage:
+    """Stands for a request whose bytes do not parse, until somebody can answer that."""
+
+
+def _lenient(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def parse_or_mark(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except DecodeError:
+            return _NoMessage()
+
+    return parse_or_mark
+
+
+def _insist(request: Any) -> Any:
+    if isinstance(request, _NoMessage):
+        raise BadRecord("the request is not a message of this call")
+    return request
+
+
+def _parsed(behaviour: Callable[..., Any]) -> Callable[..., Any]:
+    if inspect.isasyncgenfunction(behaviour):
+
+        async def replies(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+            async with aclosing(behaviour(_insist(request), context)) as inner:
+                async for reply in inner:
+                    yield reply
+
+        return replies
+
+    async def reply(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        return await behaviour(_insist(request), context)
+
+    return reply
+
+
+def _parsed_stream(behaviour: Callable[..., Any]) -> Callable[..., Any]:
+    async def parsed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async for request in requests:
+            yield _insist(request)
+
+    async def reply(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> Any:
+        async with aclosing(parsed(requests)) as messages:  # type: ignore[type-var]
+            return await behaviour(messages, context)
+
+    return reply
 
 
 def _unary(

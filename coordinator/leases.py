@@ -48,8 +48,8 @@ def steps_for(
     """
     if speed_tokens_per_s <= 0:
         return max_steps
-    steps = math.floor(speed_tokens_per_s * max(0.0, time_left_s) * _SAFETY / tokens_per_step)
-    return min(max_steps, steps)
+    steps = speed_tokens_per_s * max(0.0, time_left_s) * _SAFETY / tokens_per_step
+    return math.floor(min(max_steps, steps))  # bounded first: a claimed speed may give infinity
 
 
 def take(session: Session, assignment_id: bytes, wanted: int, batches_per_epoch: int) -> Lease:

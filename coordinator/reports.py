@@ -11,8 +11,10 @@ Invariants:
 
 from __future__ import annotations
 
+from typing import Any
+
 import structlog
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from coordinator.evidence import keep_evidence
 from coordinator.results import missing_chunks
@@ -27,6 +29,8 @@ from protocol.wire import service_pb2
 
 _MAX_ATTEMPTS = 10
 """RoundSpec.max_attempts is at most this."""
+
+_SPARE_REPORTS = 64
 
 _log = structlog.get_logger()
 
@@ -52,13 +56,16 @@ def accept_reducer_report(
     share = next((r for r in roster.reducers if r.reducer == signed.signer), None)
     if share is None or record.reducer != signed.signer:
         raise BadRecord("a report from somebody who reduces nothing in this group")
+    if (record.round, record.attempt) != (roster.round, roster.attempt):
+        raise BadRecord("a report that names another round or attempt than its group's")
     key = (record.group_id, record.reducer, record.revision)
     known = turn.session.get(ReducerReportRow, key)
     data = signed.envelope.SerializeToString()
-    if known is not None and known.envelope != data:
+    if known is not None and not _same_record(known.envelope, signed):
         keep_evidence(turn.session, "reducer_report", known.envelope, signed, turn.now_s)
         return Conflict("another report with this revision is kept: both are evidence now")
     if known is None:
+        _require_few(turn, roster, record)
         turn.session.add(
             ReducerReportRow(
                 group_id=record.group_id,
@@ -74,6 +81,20 @@ def accept_reducer_report(
     if roster_row.inclusion is not None:
         reply.inclusion_set.ParseFromString(roster_row.inclusion)
     return reply
+
+
+def _same_record(envelope: bytes, signed: Signed[Any]) -> bool:
+    """Whether the signed bytes are the same; their signature may well be another."""
+    return wire.Envelope.FromString(envelope).payload == signed.envelope.payload
+
+
+def _require_few(turn: Turn, roster: wire.Roster, record: wire.ReducerReport) -> None:
+    """A report tells of somebody new, or comes after a restart: there are not many of them."""
+    kept = select(func.count()).where(
+        ReducerReportRow.group_id == record.group_id, ReducerReportRow.reducer == record.reducer
+    )
+    if (turn.session.scalar(kept) or 0) >= 2 * len(roster.members) + _SPARE_REPORTS:
+        raise BadRecord("more reports about this group than it has members")
 
 
 def read_roster(row: RosterRow) -> wire.Roster:
@@ -138,7 +159,7 @@ def accept_report(
     assert row is not None, "a roster belongs to a round"
     data = signed.envelope.SerializeToString()
     known = turn.session.get(ReportRow, (record.round, record.attempt, record.worker))
-    if known is not None and known.envelope != data:
+    if known is not None and not _same_record(known.envelope, signed):
         keep_evidence(turn.session, "report", known.envelope, signed, turn.now_s)
         return Conflict("another report about this reduce is kept: both are evidence now")
     if known is None:

@@ -106,7 +106,7 @@ class NonceCache:
         self._expiry.append((now + 2 * REQUEST_FRESHNESS_MS / 1000, key))
 
     def _forget(self, now: float) -> None:
-        while self._expiry and self._expiry[0][0] <= now:
+        while self._expiry and self._expiry[0][0] < now:
             self._seen.discard(self._expiry.popleft()[1])
 
 

@@ -13,7 +13,7 @@ Whoever holds a piece may bring it: the signature decides, not the messenger.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -39,6 +39,22 @@ class CheckedPiece:
 
     signed: Signed[wire.ResultChunk]
     encoded: bytes
+
+
+async def bounded(
+    pieces: AsyncIterator[service_pb2.ResultPiece], most: int
+) -> AsyncIterator[service_pb2.ResultPiece]:
+    """The pieces of one upload, one for each chunk of the vector at most.
+
+    Raises:
+        BadRecord: there are more.
+    """
+    taken = 0
+    async for piece in pieces:
+        taken += 1
+        if taken > most:
+            raise BadRecord("more results in one stream than the vector has chunks")
+        yield piece
 
 
 def check_piece(context: RunContext, piece: service_pb2.ResultPiece) -> CheckedPiece:

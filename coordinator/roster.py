@@ -3,6 +3,8 @@
 Rules (protocol.md section 7): anchors and publicly reachable members share the chunks evenly; what
 one donor may hold is capped at a quarter, and what the cap leaves over goes to the anchors. Where
 there is no anchor the cap gives way as far as it must. The last attempt uses anchors only.
+
+However many there are, at most :data:`MAX_REDUCERS` share: a roster must fit into one record.
 """
 
 from __future__ import annotations
@@ -10,6 +12,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+
+MAX_REDUCERS = 64
+"""With the most and longest addresses they take 256 KiB of the roster, a quarter of a record; the
+members take the rest. Reports, which go by members and reducers, stay small too."""
 
 _DONOR_SHARE = 4
 """One donor holds at most 1/4 of the chunks, anchors apart."""
@@ -58,6 +64,7 @@ def choose_reducers(
         able = [c for c in able if c.anchor]
     able = [c for c in able if c.worker not in avoid] or able
     able.sort(key=lambda c: not c.anchor)  # anchors first; stable
+    able = able[:MAX_REDUCERS]
     counts = _counts(able[:chunk_count], chunk_count)
     shares, first = [], 0
     for candidate, count in zip(able, counts, strict=False):

@@ -39,6 +39,7 @@ from coordinator.round_state import (
     Round,
     Settle,
     SettleDone,
+    SettleRefused,
     SignInclusion,
     SignRoster,
     Skip,
@@ -186,7 +187,8 @@ def _reducer_reported(state: Round, event: ReducerReported, now_s: float) -> Ste
         raise ImpossibleEvent(f"{event.reducer} is no reducer of this attempt")
     held = dict(state.complete)
     before = held.get(event.reducer, ())
-    held[event.reducer] = tuple(w for w in state.committed if w in before + event.complete)
+    known = frozenset((*before, *event.complete))
+    held[event.reducer] = tuple(w for w in state.committed if w in known)
     after = replace(state, complete=tuple(held.items()))
     if after.complete_everywhere() == after.committed:
         return _include(after, now_s)
@@ -235,6 +237,12 @@ def _settled(state: Round, _: SettleDone, __: float) -> Step:
     return replace(state, phase=Phase.SETTLED, deadline_s=None), (FreeLeases(),)
 
 
+def _settle_refused(state: Round, event: SettleRefused, _: float) -> Step:
+    if not state.settling:
+        raise ImpossibleEvent("a settle was refused that was not due")
+    return _skip(replace(state, settling=False), event.reason)
+
+
 def _restarted(state: Round, event: Restarted, _: float) -> Step:
     """protocol.md section 7: open deadlines move by the downtime. A settle begins anew."""
     if event.downtime_s < 0:
@@ -279,6 +287,7 @@ _HANDLERS: dict[tuple[Phase, type], Callable[[Round, Any, float], Step]] = {
     (Phase.BROADCAST, ReducerDelivered): _delivered,
     (Phase.BROADCAST, Tick): _broadcast_until_deadline,
     (Phase.BROADCAST, SettleDone): _settled,
+    (Phase.BROADCAST, SettleRefused): _settle_refused,
 }
 for _phase in (p for p in Phase if TRANSITIONS[p]):
     _HANDLERS |= {

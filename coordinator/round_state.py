@@ -80,11 +80,10 @@ class Round:
         held = dict(self.complete)
         if not self.reducers:
             return ()
-        return tuple(
-            worker
-            for worker in self.committed
-            if all(worker in held.get(reducer, ()) for reducer in self.reducers)
+        everywhere = frozenset(self.committed).intersection(
+            *(held.get(reducer, ()) for reducer in self.reducers)
         )
+        return tuple(worker for worker in self.committed if worker in everywhere)
 
 
 # ---- events ----
@@ -138,6 +137,13 @@ class SettleDone:
 
 
 @dataclass(frozen=True)
+class SettleRefused:
+    """The new state would not be one that anybody can train from."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Restarted:
     """The coordinator was away: nobody is to lose time by it."""
 
@@ -163,6 +169,7 @@ Event = (
     | ReducerReported
     | ReducerDelivered
     | SettleDone
+    | SettleRefused
     | Restarted
     | Paused
     | Resumed

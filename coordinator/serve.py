@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from coordinator.admission import Admission, AdmissionPolicy
+from coordinator.admission import Admission, AdmissionPolicy, dismiss_anchors
 from coordinator.blobs import BlobIndex
 from coordinator.checkpoints import CheckpointStore
 from coordinator.config import RunFile, RunFolder, ServerSection, split_address
@@ -26,6 +26,7 @@ from ledger.authority import store_delegations
 from ledger.log import Log
 from protocol.dataset import DatasetManifest, folder_reader, read_manifest
 from protocol.errors import UsageError
+from protocol.identity import PeerId
 from protocol.link import JoinLink
 from protocol.manifest import RunManifest
 
@@ -147,9 +148,7 @@ def make_service(
 ) -> CoordinatorService:
     """The servicer of a run, with the organiser's limits."""
     settings, run_id = run.settings, run.manifest.run_id
-    own = () if run.keys.anchor_id is None else (run.keys.anchor_id,)
-    anchors = frozenset((*settings.anchors, *own))
-    policy = AdmissionPolicy(run_id, settings.min_client_version, anchors)
+    policy = AdmissionPolicy(run_id, settings.min_client_version, _anchors(run))
     limits = settings.limits
     return CoordinatorService(
         engine=engine,
@@ -189,6 +188,13 @@ def _prepare_database(database: Database, run: Run) -> None:
                 "backup, or correct the setting"
             )
         store_delegations(session, run.keys.delegations, run.keys.revocations)
+        dismiss_anchors(session, _anchors(run))
+
+
+def _anchors(run: Run) -> frozenset[PeerId]:
+    """The anchors that the organiser lists, and the run's own."""
+    own = () if run.keys.anchor_id is None else (run.keys.anchor_id,)
+    return frozenset((*run.settings.anchors, *own))
 
 
 def _children(run: Run, bound: BoundServer, with_anchor: bool, page: str) -> list[Child]:

@@ -27,10 +27,10 @@ from coordinator.checkpoints import MOMENTUM, WEIGHTS
 from coordinator.database import Database
 from coordinator.engine import Engine
 from coordinator.requests import RequestGuard, address_of
-from coordinator.schema import StateRow, WorkerRow
+from coordinator.schema import StateRow
+from coordinator.work import enrolled
 from protocol.envelope import Signed
-from protocol.errors import BadRecord, NotEnrolled, NotFound, RateLimited, TransientError
-from protocol.identity import PeerId
+from protocol.errors import BadRecord, NotFound, RateLimited, TransientError
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
 from protocol.wire.service_pb2_grpc import CoordinatorServicer
@@ -176,7 +176,7 @@ class CoordinatorService(CoordinatorServicer):
         worker = self._open(request, wire.WatchRequest, context).signer
         task = asyncio.current_task()
         assert task is not None
-        await self._database.run(lambda session: require_enrolled(session, worker))
+        await self._database.run(lambda session: enrolled(session, worker))
         with self._one_more("watch", worker):
             self._watchers.add(task)
             try:
@@ -233,16 +233,6 @@ class CoordinatorService(CoordinatorServicer):
             self._open_streams[name] -= 1
             if not self._open_streams[name]:
                 del self._open_streams[name]
-
-
-def require_enrolled(session: Session, worker: PeerId) -> None:
-    """Insist on a device that was admitted.
-
-    Raises:
-        NotEnrolled: it was not.
-    """
-    if session.get(WorkerRow, worker) is None:
-        raise NotEnrolled("this device is not enrolled in the run: enrol first")
 
 
 def state_file(session: Session, digest: bytes, part: service_pb2.StatePart) -> tuple[str, bytes]:

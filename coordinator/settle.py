@@ -31,7 +31,7 @@ from coordinator.context import RunContext
 from coordinator.record import append_credit
 from coordinator.reports import judge, read_roster
 from coordinator.results import held_chunks
-from coordinator.round_state import SettleDone
+from coordinator.round_state import SettleDone, SettleRefused
 from coordinator.schema import (
     MERGED,
     AssignmentRow,
@@ -85,10 +85,20 @@ def read_inputs(turn: Turn) -> SettleInputs | None:
     )
 
 
-def compute(context: RunContext, before: ModelState, inputs: SettleInputs) -> ModelState:
-    """Decode the mean and take the outer step; blocks, so call it in a thread."""
+def compute(context: RunContext, before: ModelState, inputs: SettleInputs) -> ModelState | None:
+    """Decode the mean and take the outer step; blocks, so call it in a thread.
+
+    Returns:
+        None if the step leaves the finite numbers: no machine could train from such a state, nor
+        load it again.
+    """
     mean = decode_update(inputs.chunks, context.layout, context.manifest.update.codec)
-    weights, momentum = outer_step(before.weights, before.momentum, mean, context.manifest.outer)
+    with np.errstate(over="ignore", invalid="ignore"):
+        weights, momentum = outer_step(
+            before.weights, before.momentum, mean, context.manifest.outer
+        )
+    if not (np.isfinite(weights).all() and np.isfinite(momentum).all()):
+        return None
     descriptor = describe(
         weights,
         momentum,
@@ -97,6 +107,12 @@ def compute(context: RunContext, before: ModelState, inputs: SettleInputs) -> Mo
         chunk_elements=context.layout.chunk_elements,
     )
     return ModelState(descriptor, weights, momentum)
+
+
+def refuse(turn: Turn) -> None:
+    """Give the round up: its mean leads out of the finite numbers."""
+    _log.error("round_diverged", round=turn.machine.number)
+    turn.apply(SettleRefused("the mean of its updates is too large for the model"))
 
 
 def record_settled(

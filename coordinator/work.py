@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import structlog
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from coordinator import leases
 from coordinator.attendance import finite_speed
@@ -51,7 +52,7 @@ def grant_work(turn: Turn, request: wire.WorkRequest) -> service_pb2.WorkReply:
         NotEnrolled: the device is not known.
         UsageError: the organiser blocked it.
     """
-    worker = enrolled(turn, request.worker)
+    worker = enrolled(turn.session, request.worker)
     head = wire.Envelope.FromString(turn.row.head)
     row = turn.session.scalars(
         select(AssignmentRow).where(
@@ -72,14 +73,14 @@ def grant_work(turn: Turn, request: wire.WorkRequest) -> service_pb2.WorkReply:
     return service_pb2.WorkReply(assignment=_assign(turn, worker, steps), run_head=head)
 
 
-def enrolled(turn: Turn, worker: str) -> WorkerRow:
-    """The row of an admitted worker.
+def enrolled(session: Session, worker: str) -> WorkerRow:
+    """The row of a device that was admitted and is still welcome.
 
     Raises:
         NotEnrolled: the device is not known.
         UsageError: the organiser blocked it.
     """
-    row = turn.session.get(WorkerRow, worker)
+    row = session.get(WorkerRow, worker)
     if row is None:
         raise NotEnrolled("this device is not enrolled in the run: enrol first")
     if row.blocked_reason is not None:

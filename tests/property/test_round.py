@@ -27,6 +27,7 @@ from coordinator.round_state import (
     Round,
     Settle,
     SettleDone,
+    SettleRefused,
     SignInclusion,
     SignRoster,
     Skip,
@@ -55,6 +56,7 @@ SAMPLES: dict[type, Event] = {
         ReducerReported("r", ("a", "b")),
         ReducerDelivered("r"),
         SettleDone(),
+        SettleRefused("too large"),
         Restarted(5.0),
         Paused(),
         Resumed(),
@@ -90,7 +92,7 @@ def test_every_pair_is_handled_or_refused(phase: Phase, kind: type) -> None:
     state = in_phase(phase)
     if kind is ReducerReported and phase is Phase.GATHER:
         state = replace(state, reducers=("r",))
-    if kind is SettleDone:
+    if kind in (SettleDone, SettleRefused):
         state = replace(state, settling=True)
     if (phase, kind) not in LISTED:
         with pytest.raises(ImpossibleEvent):
@@ -116,6 +118,7 @@ def test_every_event_is_in_the_table_and_ended_rounds_take_none() -> None:
         (in_phase(Phase.GATHER), ReducerReported("stranger", ())),
         (in_phase(Phase.BROADCAST), ReducerDelivered("stranger")),
         (in_phase(Phase.BROADCAST), SettleDone()),
+        (in_phase(Phase.BROADCAST), SettleRefused("too large")),
         (in_phase(Phase.TRAINING), Restarted(-1.0)),
     ],
 )
@@ -141,7 +144,7 @@ def possible(state: Round, draw: random.Random) -> Event:
             events += [ReducerReported(reducer, some), ReducerReported(reducer, state.committed)]
     if state.phase is Phase.BROADCAST:
         if state.settling:
-            events += [SettleDone()]
+            events += [SettleDone(), SettleRefused("too large")]
         events += [ReducerDelivered(r) for r in state.reducers if r not in state.delivered]
     return draw.choice(events)
 

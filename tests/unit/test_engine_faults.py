@@ -424,6 +424,7 @@ async def test_reducer_reports_are_checked(boot: Any) -> None:
     def report(statement: wire.Envelope | None, **changes: Any) -> wire.ReducerReport:
         outcome = wire.GatherOutcome(worker=ada.name, complete=True, statement=statement)
         fields = {"group_id": group, "reducer": anchor.name, "revision": 1, "round": roster.round}
+        fields["attempt"] = roster.attempt
         return wire.ReducerReport(**{**fields, **changes}, outcomes=[outcome])
 
     share = roster.reducers[0]
@@ -434,6 +435,9 @@ async def test_reducer_reports_are_checked(boot: Any) -> None:
     with pytest.raises(BadRecord):
         await rig.engine.reducer_report(anchor.sign(report(about_another)))
     good = rig.statement(roster, group, share, ada.name)
+    for elsewhere in ({"attempt": 2}, {"round": roster.round + 1}):
+        with pytest.raises(BadRecord, match="another round or attempt"):
+            await rig.engine.reducer_report(anchor.sign(report(good, **elsewhere)))
     with pytest.raises(BadRecord, match="does not exist"):
         await rig.engine.reducer_report(anchor.sign(report(good, group_id=b"\x00" * 20)))
     with pytest.raises(BadRecord, match="reduces nothing"):
