@@ -1,0 +1,60 @@
+"""What a volunteer reads and keeps: the status panel, receipts as files."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from protocol.errors import UsageError
+from worker.config import Home
+from worker.journal import Journal
+from worker.receipts import save_receipts
+from worker.status import Board, Phase, render
+
+
+def shown(board: Board) -> str:
+    out = StringIO()
+    Console(file=out, width=80).print(render(board.snapshot()))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("phase", "reason", "paused", "expected"),
+    [
+        (Phase.TRAINING, "", False, "training "),
+        (Phase.TRAINING, "", True, "training (paused) "),
+        (Phase.WAITING, "waiting for the round to close", False, "waiting for the round to close "),
+        (Phase.WAITING, "starting", False, "waiting: starting "),
+        (Phase.PAUSED, "paused by you", True, "paused by you "),
+    ],
+)
+def test_doing_says_each_thing_once(phase: Phase, reason: str, paused: bool, expected: str) -> None:
+    board = Board(worker="w", run="r", paused=paused)
+    board.waiting(reason, phase)
+    line = next(line for line in shown(board).splitlines() if "doing" in line)
+    assert expected in line
+    assert line.count("waiting") <= 1
+    assert line.count("paused") <= 1
+
+
+def test_receipts_become_two_files_each(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    journal = Journal(home.journal)
+    for assignment_id in (b"a" * 16, b"b" * 16):
+        journal.expect_receipt(assignment_id, 3, 64, patience_s=0)
+    journal.keep_receipt(b"a" * 16, b'{"v":1}', "the proof — \n")
+    journal.close()
+
+    save_receipts(home, tmp_path / "new" / "receipts")
+
+    files = {file.name: file.read_bytes() for file in (tmp_path / "new" / "receipts").iterdir()}
+    name = (b"a" * 16).hex()  # the other one is awaited
+    assert files == {f"{name}.json": b'{"v":1}', f"{name}.tlog-proof": "the proof — \n".encode()}
+
+
+def test_no_receipts_before_the_first_run(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="never run"):
+        save_receipts(Home(tmp_path), tmp_path / "receipts")
