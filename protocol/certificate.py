@@ -126,7 +126,8 @@ def check_certificate(der: bytes, link: JoinLink, now_s: float) -> bytes:
     except PeerFault as error:
         raise BadSignature(
             f"the server at {link.address} is not vouched for by the root key in your link "
-            f"({error}); check the link with the organiser, and do not join if it is right"
+            f"({error}): ask the organiser for the current link; if yours is right, somebody else "
+            "answers at that address, so do not join"
         ) from error
     if not isinstance(public_key, ec.EllipticCurvePublicKey):
         raise BadSignature("the certificate's key has the wrong form")

@@ -83,8 +83,11 @@ async def fetch_certificate(link: JoinLink) -> bytes:
     return bytes(certificate)
 
 
-async def open_channel(link: JoinLink) -> grpc.aio.Channel:
-    """A channel that trusts the link's coordinator and nobody else.
+async def trusted_certificate(link: JoinLink) -> bytes:
+    """The server's certificate, vouched for by the link's root key.
+
+    Returns:
+        The certificate as PEM.
 
     Raises:
         UsageError: the server is not vouched for by the link's root key.
@@ -92,9 +95,13 @@ async def open_channel(link: JoinLink) -> grpc.aio.Channel:
     """
     der = await fetch_certificate(link)
     try:
-        pem = check_certificate(der, link, time.time())
+        return check_certificate(der, link, time.time())
     except BadSignature as error:
         raise UsageError(str(error)) from error
+
+
+def open_channel(link: JoinLink, pem: bytes) -> grpc.aio.Channel:
+    """A channel that trusts this certificate and no other."""
     return grpc.aio.secure_channel(
         link.address,
         grpc.ssl_channel_credentials(root_certificates=pem),

@@ -161,7 +161,7 @@ class WorkerConfig:
             ) from error
         except (OSError, ValueError) as error:
             raise UsageError(
-                f"{path} is damaged ({error}); repair it or join the run again"
+                f"{path} is damaged ({error}): repair it, or delete it and join the run again"
             ) from error
         return cls(**_typed(raw, path))
 

@@ -14,9 +14,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from protocol.errors import ProtocolError
+from protocol.errors import ProtocolError, UsageError
 from protocol.identity import Identity
-from worker.channel import fetch_certificate, open_channel
+from worker.channel import fetch_certificate, trusted_certificate
 from worker.config import Home, WorkerConfig
 from worker.control import ask
 from worker.node import pick_device
@@ -25,6 +25,7 @@ from worker.swarm import Swarm
 
 _MAX_CLOCK_ERROR_S = 60.0
 _MIN_FREE_BYTES = 1 << 30
+_NOT_RUNNING = "not running"
 _SPEED_SIZE = 512
 _SPEED_S = 0.5
 
@@ -53,7 +54,7 @@ async def examine(home: Home, config: WorkerConfig) -> AsyncIterator[Check]:
     except ProtocolError as error:
         yield Check("hello", False, str(error), "ask the organiser for the current join link")
     try:
-        async for check in _network(config, identity, session):
+        async for check in _network(home, config, identity, session):
             yield check
     finally:
         if session is not None:
@@ -67,7 +68,8 @@ def _key(home: Home) -> Check:
     try:
         identity = Identity.load(home.identity)
     except ProtocolError as error:
-        return Check("key", False, str(error), "run 'barnraise worker join LINK' again")
+        fix = "move the file away if it is there, then run 'barnraise worker join LINK' again"
+        return Check("key", False, str(error), fix)
     return Check("key", True, identity.peer_id)
 
 
@@ -83,11 +85,10 @@ async def _reachable(config: WorkerConfig) -> Check:
 
 async def _pinned(config: WorkerConfig) -> Check:
     try:
-        channel = await open_channel(config.join_link)
+        await trusted_certificate(config.join_link)
     except ProtocolError as error:
         fix = "do not go on; get the join link from the organiser by a way that you trust"
         return Check("certificate", False, str(error), fix)
-    await channel.close()
     return Check("certificate", True, f"vouched for by {config.join_link.root}")
 
 
@@ -99,11 +100,14 @@ def _clock(session: Session) -> Check:
 
 
 async def _network(
-    config: WorkerConfig, identity: Identity, session: Session | None
+    home: Home, config: WorkerConfig, identity: Identity, session: Session | None
 ) -> AsyncIterator[Check]:
     if session is None:
         return
     anchors = list(session.greeting.anchors)
+    # A worker that runs holds its own port.
+    running = await asyncio.to_thread(_running, home)
+    listen = ("/ip4/0.0.0.0/tcp/0",) if running.detail != _NOT_RUNNING else config.listen
     with tempfile.TemporaryDirectory(prefix="barnraise-doctor-") as folder:
         path = Path(folder) / "doctor.key"
         identity.save(path)
@@ -115,9 +119,12 @@ async def _network(
                 trust=session.trust,
                 initial_peers=[],
                 client_mode=False,
-                listen=("/ip4/0.0.0.0/tcp/0",),
+                listen=listen,
                 clock_ms=session.now_ms,
             )
+        except UsageError as error:
+            yield Check("p2pd", False, str(error), f"correct listen in {home.config}")
+            return
         except ProtocolError as error:
             fix = "p2pd comes with hivemind: reinstall barnraise; allow it in the firewall"
             yield Check("p2pd", False, str(error), fix)
@@ -184,5 +191,5 @@ def _running(home: Home) -> Check:
     try:
         status = ask(home, "status")["status"]
     except ProtocolError:
-        return Check("daemon", True, "not running")
+        return Check("daemon", True, _NOT_RUNNING)
     return Check("daemon", True, f"running: {status['phase']} {status['reason']}".rstrip())

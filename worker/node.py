@@ -94,23 +94,13 @@ async def open_node(
         await asyncio.to_thread(home.manifest.write_bytes, manifest.canonical())
         blobs = BlobStore(home.blobs, home.scratch)
         peers = await _anchors(session, identity.peer_id, board, patient=not anchor)
-        board.waiting("joining the swarm")
-        with deaf_to_ctrl_c():
-            swarm = await Swarm.create(
-                identity_path=identity_path,
-                identity=identity,
-                run_id=config.join_link.run_id,
-                trust=session.trust,
-                initial_peers=peers,
-                client_mode=config.client_mode,
-                listen=config.listen,
-                announce=config.announce,
-                clock_ms=session.now_ms,
-            )
+        swarm, peers = await _join_swarm(config, identity, identity_path, session, board, peers)
         stack.push_async_callback(swarm.shutdown)
         swarm.serve_blobs(blobs.known)
         watch, states = Watch(session), StateCache(manifest, session, blobs, journal)
         watch.swarm = states.swarm = swarm
+        outbox = Outbox(session, journal)
+        watch.on_connected = outbox.retry_now
         states.anchor_ids = tuple(peer.rsplit("/p2p/", 1)[-1] for peer in peers)
         device = await asyncio.to_thread(pick_device, config.device)
         enrolment = await _enrolment(config, identity, swarm, device, anchor)
@@ -126,7 +116,7 @@ async def open_node(
             states=states,
             blobs=blobs,
             journal=journal,
-            outbox=Outbox(session, journal),
+            outbox=outbox,
             device=device,
             anchor=anchor,
             admission=admission,
@@ -204,6 +194,46 @@ async def _anchors(session: Session, own_id: str, board: Board, *, patient: bool
         await asyncio.sleep(backoff_s(failures, base_s=0.5, limit_s=3.0))
         failures += 1
         await _patiently(session.hello, board)
+
+
+async def _join_swarm(
+    config: WorkerConfig,
+    identity: Identity,
+    identity_path: Path,
+    session: Session,
+    board: Board,
+    peers: list[str],
+) -> tuple[Swarm, list[str]]:
+    """Enter by the anchors, however long it takes until one answers; returns those it was.
+
+    Raises:
+        UsageError: this machine cannot listen as it should.
+    """
+    failures = 0
+    while True:
+        board.waiting("joining the swarm")
+        try:
+            with deaf_to_ctrl_c():
+                return await Swarm.create(
+                    identity_path=identity_path,
+                    identity=identity,
+                    run_id=config.join_link.run_id,
+                    trust=session.trust,
+                    initial_peers=peers,
+                    client_mode=config.client_mode,
+                    listen=config.listen,
+                    announce=config.announce,
+                    clock_ms=session.now_ms,
+                ), peers
+        except TransientError as error:
+            if board.reason != str(error):
+                log.warning("waiting for the swarm", problem=str(error))
+            board.waiting(str(error))
+        await asyncio.sleep(backoff_s(failures, base_s=0.5))
+        failures += 1
+        # A restarted anchor has other addresses.
+        greeting = await _patiently(session.hello, board)
+        peers = [peer for peer in greeting.anchors if not peer.endswith(identity.peer_id)]
 
 
 async def _enrolment(

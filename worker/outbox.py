@@ -36,6 +36,7 @@ class Outbox:
         self._work = asyncio.Event()
         self._work.set()  # what an earlier process left
         self._idle = asyncio.Event()
+        self._reachable = asyncio.Event()
         self._waiting: dict[str, asyncio.Future[Message]] = {}
 
     async def run(self) -> None:
@@ -51,10 +52,20 @@ class Outbox:
                     failures += 1
                     log.info("will deliver later", key=entry.key, error=str(error))
                     self._work.set()
-                    await asyncio.sleep(backoff_s(failures, base_s=0.5))
+                    await self._pause(backoff_s(failures, base_s=0.5))
                     break
             if not self._work.is_set():
                 self._idle.set()
+
+    def retry_now(self) -> None:
+        """The coordinator answers again: a round may close before a long back-off ends."""
+        self._reachable.set()
+
+    async def _pause(self, seconds: float) -> None:
+        self._reachable.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._reachable.wait()
 
     async def drain(self, within_s: float) -> None:
         """Wait until every record has been answered, but no longer than this."""

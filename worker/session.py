@@ -32,7 +32,7 @@ from protocol.trust import TrustStore
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2 as api
 from protocol.wire.service_pb2_grpc import CoordinatorStub
-from worker.channel import call, open_channel, translate
+from worker.channel import CALL_TIMEOUT_S, call, open_channel, translate, trusted_certificate
 from worker.download import download
 
 Record = TypeVar("Record", bound=Message)
@@ -60,12 +60,11 @@ class Greeting:
 class Session:
     """One connection to the coordinator of one run. Open it with :meth:`connect`."""
 
-    def __init__(self, link: JoinLink, identity: Identity, channel: grpc.aio.Channel) -> None:
+    def __init__(self, link: JoinLink, identity: Identity, pem: bytes) -> None:
         self.link = link
         self.identity = identity
         self.trust = TrustStore(link.run_id, link.root)
-        self._channel = channel
-        self._stub = CoordinatorStub(channel)  # type: ignore[no-untyped-call]
+        self._use(pem)
         self._clock_offset_s = time.time() - time.monotonic()
         self.clock_error_s = 0.0
         self.greeting: Greeting
@@ -78,7 +77,7 @@ class Session:
             UsageError: wrong root fingerprint, unknown run, unsupported version.
             TransientError: the coordinator does not answer.
         """
-        session = cls(link, identity, await open_channel(link))
+        session = cls(link, identity, await trusted_certificate(link))
         try:
             await session.hello()
         except BaseException:
@@ -88,6 +87,26 @@ class Session:
 
     async def close(self) -> None:
         await self._channel.close(grace=None)
+
+    async def follow_certificate(self) -> None:
+        """Trust the certificate that the server shows now, when the organiser renewed its keys.
+
+        Raises:
+            UsageError: it is not vouched for by the link's root key.
+            TransientError: the server does not answer.
+        """
+        pem = await trusted_certificate(self.link)
+        if pem == self._pem:
+            return
+        old = self._channel
+        self._use(pem)
+        # Calls under way fail by themselves; cancelling them would look like our own shutdown.
+        await old.close(grace=CALL_TIMEOUT_S)
+
+    def _use(self, pem: bytes) -> None:
+        self._pem = pem
+        self._channel = open_channel(self.link, pem)
+        self._stub = CoordinatorStub(self._channel)  # type: ignore[no-untyped-call]
 
     # ---- clock -------------------------------------------------------------------------
 
@@ -202,6 +221,18 @@ class Session:
     async def report(self, envelope: wire.Envelope) -> api.ReportReply:
         reply: api.ReportReply = await call(lambda t: self._stub.Report(envelope, timeout=t))
         return reply
+
+    async def answer_challenge(self, answer: wire.ChallengeAnswer) -> bool:
+        """Show chunks of a committed update.
+
+        Returns:
+            Whether they lead to the commitment.
+        """
+        envelope = seal(answer, self.identity)
+        reply: api.ChallengeReply = await call(
+            lambda t: self._stub.AnswerChallenge(envelope, timeout=t)
+        )
+        return reply.valid
 
     async def submit_results(self, pieces: Iterable[api.ResultPiece]) -> api.SubmitResultsReply:
         held = list(pieces)

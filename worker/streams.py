@@ -35,7 +35,7 @@ from hivemind.p2p.p2p_daemon_bindings.utils import (
 from hivemind.proto import p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr
 
-from protocol.errors import BadRecord, ProtocolError, TransientError
+from protocol.errors import BadRecord, ProtocolError, TransientError, UsageError
 from protocol.leash import leashed
 from worker.frames import MAX_FRAME_BYTES
 
@@ -171,6 +171,7 @@ class BoundedP2P(P2P):  # type: ignore[misc]
 
         Raises:
             TransientError: it did not start; the message says what to look at.
+            UsageError: it cannot listen there.
         """
         sockets = socket_directory(peer_id)
         made: list[BoundedP2P] = []
@@ -206,9 +207,14 @@ class BoundedP2P(P2P):  # type: ignore[misc]
                 startup_timeout=STARTUP_TIMEOUT_S,
             )
         except (P2PDaemonError, OSError, asyncio.IncompleteReadError) as error:
+            if "failed to listen" in str(error):
+                raise UsageError(
+                    f"cannot listen on {', '.join(listen)}: the port is in use, or the address is"
+                    " not this machine's. Choose another with --listen, or end the other program"
+                ) from error
             raise TransientError(
                 f"the peer-to-peer daemon did not start: {error}. Check that the anchors of the"
-                " run can be reached, that the listening port is free, and try again"
+                " run can be reached"
             ) from error
         finally:
             if started is None and made:

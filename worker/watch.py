@@ -32,6 +32,10 @@ log = structlog.get_logger()
 Found = TypeVar("Found")
 _KEPT_ROUNDS = 2
 
+RECONNECT_S = 5.0
+"""Longest wait between two attempts to reach a coordinator that is away: well within a round's
+grace, so that what was trained meanwhile still counts."""
+
 
 class Watch:
     """Keeps the event stream open; :meth:`run` never returns."""
@@ -46,6 +50,7 @@ class Watch:
         self.round = 0
         self.phase_deadline_ms = 0
         self.connected = False
+        self.on_connected: Callable[[], None] = lambda: None
         self.problem = ""
         self.swarm: Swarm | None = None
 
@@ -61,7 +66,7 @@ class Watch:
             except (TransientError, PeerFault, UsageError) as error:
                 self._connection(False, str(error))
             await self._ask_swarm()
-            await asyncio.sleep(backoff_s(failures, base_s=0.5))
+            await asyncio.sleep(backoff_s(failures, base_s=0.5, limit_s=RECONNECT_S))
             failures += 1
             await self._greet_again()
 
@@ -169,6 +174,7 @@ class Watch:
         if connected != self.connected:
             if connected:
                 log.info("watching the run")
+                self.on_connected()
             else:
                 log.warning("lost the coordinator, trying again", problem=problem)
             self.connected = connected
@@ -198,7 +204,11 @@ class Watch:
     async def _greet_again(self) -> None:
         """New delegations, clock and head after a reconnect."""
         try:
-            greeting = await self._session.hello()
+            try:
+                greeting = await self._session.hello()
+            except TransientError:
+                await self._session.follow_certificate()
+                greeting = await self._session.hello()
             if greeting.run_head is not None:
                 self.offer_head(greeting.run_head.envelope)
         except (TransientError, PeerFault, UsageError) as error:
