@@ -248,6 +248,13 @@ def dismiss_anchors(session: Session, listed: Collection[PeerId]) -> None:
         row.anchor = row.worker in listed
 
 
+def forget_addresses(session: Session, worker: PeerId) -> None:
+    """Send nobody to a peer that is down: it tells its new addresses when it enrols."""
+    row = session.get(WorkerRow, worker)
+    if row is not None:
+        row.multiaddrs = "[]"
+
+
 def _check_row(row: WorkerRow, enrolment: wire.Enrolment) -> None:
     if row.blocked_reason:
         raise UsageError(f"the organiser blocked this device: {row.blocked_reason}")

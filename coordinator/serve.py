@@ -7,7 +7,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from coordinator.admission import Admission, AdmissionPolicy, dismiss_anchors
+from coordinator.admission import (
+    Admission,
+    AdmissionPolicy,
+    dismiss_anchors,
+    forget_addresses,
+)
 from coordinator.blobs import BlobIndex
 from coordinator.checkpoints import CheckpointStore
 from coordinator.config import RunFile, RunFolder, ServerSection, split_address
@@ -104,7 +109,7 @@ async def _serve(
     page = leaderboard if leaderboard is not None else run.settings.leaderboard
     database = Database(folder.database_url(run.settings))
     try:
-        _prepare_database(database, run)
+        _prepare_database(database, run, starts_anchor=with_anchor and run.settings.anchor)
         sequences = folder_reader(folder.data, run.dataset).validation(
             run.settings.validation_sequences
         )
@@ -172,8 +177,8 @@ def make_service(
     )
 
 
-def _prepare_database(database: Database, run: Run) -> None:
-    """Upgrade the tables and check whose they are.
+def _prepare_database(database: Database, run: Run, *, starts_anchor: bool) -> None:
+    """Upgrade the tables, check whose they are, drop what the last server's end made untrue.
 
     Raises:
         UsageError: the database belongs to another run.
@@ -189,6 +194,8 @@ def _prepare_database(database: Database, run: Run) -> None:
             )
         store_delegations(session, run.keys.delegations, run.keys.revocations)
         dismiss_anchors(session, _anchors(run))
+        if run.keys.anchor_id is not None and starts_anchor:
+            forget_addresses(session, run.keys.anchor_id)
 
 
 def _anchors(run: Run) -> frozenset[PeerId]:
