@@ -99,10 +99,14 @@ def run(home: Home, threads: int | None, until_finished: bool, json_logs: bool) 
     config = WorkerConfig.load(home.config).with_options(threads=threads)
     _limit_threads(config.threads)
     _log_to_stderr(json_logs)
-    from worker.daemon import Daemon
+    from worker.trainer import Trainer
 
     async def live() -> None:
-        await Daemon(home, config, until_finished).run()
+        async with Trainer(config.threads) as trainer:
+            await trainer.start()
+            from worker.daemon import Daemon  # loads for seconds, while the trainer does
+
+            await Daemon(home, config, trainer, until_finished).run()
 
     _run(live())
 

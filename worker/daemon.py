@@ -6,9 +6,9 @@ What ends it:
 * *stop* (or Ctrl-C twice, or SIGTERM): at once. What was trained is in the journal and is
   committed at the next start if its round is still open.
 
-Shutdown, in this order, each step even if one before it failed: tasks are cancelled; trainer
-killed and reaped; swarm shut down (p2pd reaped); gRPC channel; journal; control socket removed;
-lock freed. It takes seconds at most: no step waits for the network.
+Shutdown, in this order, each step even if one before it failed: tasks are cancelled; swarm
+shut down (p2pd reaped); gRPC channel; journal; control socket removed; lock freed; trainer killed
+and reaped (by its owner). It takes seconds at most: no step waits for the network.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from worker.journal import Lease, LeaseState
 from worker.node import Node, open_node
 from worker.race import unless
 from worker.receipts import collect_receipts, last_receipts, store_trust
-from worker.round_runner import RECEIPT_PATIENCE_S, RoundRunner, end_leases, speed_hint
+from worker.round_runner import RECEIPT_PATIENCE_S, RoundRunner, end_leases
 from worker.status import Board, Phase
 from worker.taking_part import Reduction
 from worker.trainer import Trainer
@@ -42,6 +42,7 @@ log = structlog.get_logger()
 
 _WAIT_S = (0.2, 30.0)  # bounds on what the coordinator may ask us to wait
 _PROBLEM_WAIT_S = 5.0
+_PAUSED = "paused"
 _GOODBYE_S = 5.0  # for what the coordinator has not answered, before we leave
 
 
@@ -51,15 +52,18 @@ class _Done(Exception):
 
 @dataclass
 class Daemon:
-    """One worker in one home folder. :meth:`run` is its whole life."""
+    """One worker in one home folder. :meth:`run` is its whole life.
+
+    The trainer is its caller's, who starts it early: both load for seconds.
+    """
 
     home: Home
     config: WorkerConfig
+    trainer: Trainer
     until_finished: bool = False
     finish: asyncio.Event = field(default_factory=asyncio.Event)
     stop: asyncio.Event = field(default_factory=asyncio.Event)
-    paused: bool = False
-    _trainer: Trainer | None = None
+    paused: bool | None = None  # None: as the journal says
     _node: Node | None = None
     _logged_reason: str = ""
 
@@ -101,9 +105,20 @@ class Daemon:
         self._wake()
 
     def _set_paused(self, paused: bool) -> None:
-        self.paused = self.board.paused = paused
+        self.paused = paused
         log.info("paused" if paused else "resumed")
+        self._remember_pause()
         self._wake()
+
+    def _remember_pause(self) -> None:
+        """A pause stays over a restart: an owner who said so once need not say it again."""
+        if self._node is not None:
+            journal = self._node.journal
+            if self.paused is None:
+                self.paused = journal.get(_PAUSED) == "yes"
+            else:
+                journal.put(_PAUSED, "yes" if self.paused else "no")
+        self.board.paused = bool(self.paused)
 
     def _on_interrupt(self) -> None:
         if self.finish.is_set():
@@ -138,17 +153,17 @@ class Daemon:
         if node is None:
             return
         try:
-            async with Trainer(self.config.threads, self.home.manifest) as trainer:
-                self._node, self._trainer = node, trainer
-                self.board.public_url = node.session.greeting.public_url
-                await asyncio.to_thread(store_trust, node.journal, node.session.greeting.reply)
-                await self._tasks(node, trainer)
+            self._node = node
+            self._remember_pause()
+            self.board.public_url = node.session.greeting.public_url
+            await asyncio.to_thread(store_trust, node.journal, node.session.greeting.reply)
+            await self._tasks(node)
         finally:
-            self._node = self._trainer = None
+            self._node = None
             await node_opening.__aexit__(None, None, None)
 
-    async def _tasks(self, node: Node, trainer: Trainer) -> None:
-        runner = self._runner(node, trainer)
+    async def _tasks(self, node: Node) -> None:
+        runner = self._runner(node)
         beats = Heartbeats(node, self.board, runner)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -165,7 +180,7 @@ class Daemon:
         except* _Done:
             log.info("work ended", units=self.board.units_committed)
 
-    def _runner(self, node: Node, trainer: Trainer) -> RoundRunner:
+    def _runner(self, node: Node) -> RoundRunner:
         manifest = node.session.greeting.manifest
         return RoundRunner(
             home=self.home,
@@ -178,7 +193,7 @@ class Daemon:
             data=DataSource(manifest, node.session, node.blobs),
             outbox=node.outbox,
             journal=node.journal,
-            trainer=trainer,
+            trainer=self.trainer,
             board=self.board,
         )
 
@@ -194,11 +209,9 @@ class Daemon:
             except (TransientError, PeerFault, UsageError) as error:
                 await self._wait(node, str(error), _PROBLEM_WAIT_S)
 
-    async def _warm_up(self, node: Node, runner: RoundRunner) -> bool:
-        """What takes seconds once, and would else be taken from the first unit's time."""
+    async def _warm_up(self, runner: RoundRunner) -> bool:
         self.board.waiting("loading the training code")
-        await runner.trainer.warm_up()
-        await node.states.warm_up()
+        await runner.warm_up()
         return True
 
     async def _one_unit(self, node: Node, runner: RoundRunner, beats: Heartbeats) -> None:
@@ -211,7 +224,7 @@ class Daemon:
         if head is None:
             await self._wait(node, "the run has no state yet", _PROBLEM_WAIT_S)
             return
-        if not await unless(self._warm_up(node, runner), self.finish.wait()):
+        if not await unless(self._warm_up(runner), self.finish.wait()):
             return
         self.board.round = head.record.round
         self.board.settled_rounds = head.record.settled_rounds
@@ -233,7 +246,7 @@ class Daemon:
             if lease.round == round_ and lease.state == LeaseState.TRAINED:
                 log.info("going on with the unit trained before the restart", round=round_)
                 return lease
-        reply = await node.session.request_work(speed_hint(node.journal))
+        reply = await node.session.request_work(runner.speed_hint())
         if reply.HasField("run_head") and reply.run_head.payload:
             node.watch.offer_head(reply.run_head)
         if reply.HasField("wait"):
@@ -273,7 +286,7 @@ class Daemon:
                 node.journal.expect_receipt(
                     lease.assignment_id, lease.round, 0, patience_s=RECEIPT_PATIENCE_S
                 )
-        end_leases(node.journal, over)
+        end_leases(node.journal, over, self.home.updates)
         node.journal.forget_rounds_before(round_)
 
 

@@ -7,15 +7,13 @@ Invariants:
 * The Contribution says what was really done: the first h steps of the lease.
 * A lease that the journal calls trained is never trained again: its record is signed already, and
   a second one for the same assignment would be equivocation.
-* Whatever ends a round here (refusal, deadline, abandonment), the lease ends in the journal and its
-  update file is deleted.
+* Whatever ends a round here (refusal, deadline, abandonment), the lease ends in the journal.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +23,7 @@ import structlog
 from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import BadRecord, PeerFault, ProtocolError, UsageError
 from protocol.manifest import TRAINING_SPEC, RunManifest
-from protocol.update import ChunkLayout, EncodedUpdate
+from protocol.update import EncodedUpdate
 from protocol.wire import records_pb2 as wire
 from worker.config import Home, WorkerConfig
 from worker.data_source import DataSource
@@ -36,7 +34,8 @@ from worker.session import Session
 from worker.state_cache import StateCache
 from worker.status import Board, Phase
 from worker.taking_part import Outcome, Reduction
-from worker.trainer import Device, Job, Progress, Trained, Trainer, update_file
+from worker.trainer import Device, Job, Progress, Trained, Trainer, WarmUp
+from worker.updates import adopt_update, prune_updates, read_update
 from worker.watch import Watch
 
 log = structlog.get_logger()
@@ -92,6 +91,45 @@ class RoundRunner:
         outcome = await reduction.follow(head, update, listen=False)
         await self._settle(lease, outcome)
         return outcome
+
+    async def warm_up(self) -> None:
+        """Load what a unit needs, and learn how fast this machine is if no unit has told yet.
+
+        Both take seconds once, and would else be taken from the first unit's time.
+
+        Raises:
+            TransientError, UsageError: nothing can be trained here now; says why.
+        """
+        await self.states.warm_up()  # beside the trainer's own loading, which goes on meanwhile
+        known = await asyncio.to_thread(self.speed_hint)
+        tokens_per_s = await self.trainer.warm_up(
+            WarmUp(
+                manifest=str(self.home.manifest),
+                threads=self.config.threads,
+                device=self.device,
+                micro_batch_sequences=self.config.micro_batch_sequences,
+                autocast_bf16=self.config.autocast_bf16,
+                measure=known == 0.0,
+            )
+        )
+        if tokens_per_s > 0:
+            log.info("speed measured", tokens_per_s=round(tokens_per_s))
+            await asyncio.to_thread(self.journal.put, self._speed_key, repr(tokens_per_s))
+
+    def speed_hint(self) -> float:
+        """Tokens per second of the last unit or warm-up here, blocking; 0 when there was none."""
+        text = self.journal.get(self._speed_key)
+        value = float(text) if text else 0.0
+        return value if math.isfinite(value) and value >= 0 else 0.0
+
+    @property
+    def _speed_key(self) -> str:
+        """The journal is of one run; another device or setting has another speed."""
+        config = self.config
+        return (
+            f"tokens_per_s/{self.device}/{config.threads}/{config.micro_batch_sequences}"
+            f"/{int(config.autocast_bf16)}"
+        )
 
     def open_assignment(self, lease: Lease) -> Signed[wire.Assignment]:
         """The verified assignment of a lease.
@@ -180,12 +218,10 @@ class RoundRunner:
 
     def _keep(self, output: Path, lease: Lease, record: wire.Assignment, trained: Trained) -> Lease:
         """Update file first, then one transaction with the signed Contribution (see journal)."""
-        final = update_file(self.home.updates, lease.assignment_id)
-        output.replace(final)
-        _sync_folder(final.parent)
+        final = adopt_update(output, self.home.updates, lease.assignment_id)
         contribution = self._contribution(record, trained)
         self.journal.trained(lease.assignment_id, seal(contribution, self.session.identity), final)
-        self.journal.put("tokens_per_s", repr(trained.tokens_per_s))
+        self.journal.put(self._speed_key, repr(trained.tokens_per_s))
         kept = self.journal.lease(lease.assignment_id)
         assert kept is not None and kept.state == LeaseState.TRAINED
         return kept
@@ -217,9 +253,10 @@ class RoundRunner:
     async def _commit(self, lease: Lease) -> EncodedUpdate:
         assert lease.contribution is not None and lease.update_path is not None
         contribution = open_envelope(lease.contribution, wire.Contribution).record
-        update = await asyncio.to_thread(
-            read_update, lease.update_path, contribution, self.manifest
-        )
+        elements = contribution.vector_elements
+        update = await asyncio.to_thread(read_update, lease.update_path, elements, self.manifest)
+        if update is None or update.root != contribution.commitment_root:
+            raise Abandoned("the trained update is gone, or was damaged on disk")
         self.board.at_work(Phase.COMMITTING)
         refusal = await unless(
             self._deliver(lease), self._round_over(lease.round, lease.assignment_id)
@@ -257,7 +294,7 @@ class RoundRunner:
                 contribution.tokens,
                 patience_s=RECEIPT_PATIENCE_S,
             )
-        await asyncio.to_thread(end_leases, self.journal, [lease])
+        await asyncio.to_thread(end_leases, self.journal, [lease], self.home.updates)
         self.board.peers = outcome.peers
         self.board.assignment_id, self.board.steps, self.board.steps_done = "", 0, 0
 
@@ -268,51 +305,15 @@ class RoundRunner:
         board.deadline_in_s = self.session.seconds_until(record.deadline_ms)
 
 
-def read_update(
-    path: Path, contribution: wire.Contribution, manifest: RunManifest
-) -> EncodedUpdate:
-    """Read an encoded update back and check it against its commitment; blocking.
+def end_leases(journal: Journal, leases: Sequence[Lease], updates: Path) -> None:
+    """Mark leases ended and delete update files that nobody will ask for; blocking.
 
-    Raises:
-        Abandoned: the file is missing or damaged: what was committed cannot be delivered.
+    Args:
+        updates: the folder of update files.
     """
-    layout = ChunkLayout(contribution.vector_elements, manifest.update.chunk_elements)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise Abandoned(f"the trained update is gone: {error.strerror}") from error
-    chunks, start = [], 0
-    for chunk in range(layout.count):
-        size = layout.encoded_bytes(manifest.update.codec, chunk)
-        chunks.append(data[start : start + size])
-        start += size
-    update = EncodedUpdate.of(tuple(chunks))
-    if start != len(data) or update.root != contribution.commitment_root:
-        raise Abandoned("the trained update was damaged on disk")
-    return update
-
-
-def end_leases(journal: Journal, leases: Sequence[Lease]) -> None:
-    """Mark leases ended and delete their update files; blocking."""
     for lease in leases:
-        path = journal.end(lease.assignment_id)
-        if path is not None:
-            path.unlink(missing_ok=True)
-
-
-def speed_hint(journal: Journal) -> float:
-    """Tokens per second of the last unit trained here; 0 when none was."""
-    text = journal.get("tokens_per_s")
-    value = float(text) if text else 0.0
-    return value if math.isfinite(value) and value >= 0 else 0.0
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)  # else a power cut could undo the rename
-    finally:
-        os.close(descriptor)
+        journal.end(lease.assignment_id)
+    prune_updates(updates, {lease.update_path for lease in journal.open_leases()})
 
 
 def _short(record: wire.Assignment) -> str:

@@ -105,6 +105,12 @@ class StateCache:
         """Load what knowing the model's parameters takes: seconds, better spent before a lease."""
         await asyncio.to_thread(self._spec_now)
 
+    def elements(self) -> int:
+        """Elements of the model's flat vector; blocking."""
+        from protocol.model import element_count
+
+        return element_count(self._spec_now())
+
     async def advance(
         self, head: Signed[wire.RunHead], mean_update: FloatVector, merged_tokens: int
     ) -> StateDescriptor:
@@ -156,12 +162,9 @@ class StateCache:
 
     def _zeros(self, wanted: _Wanted) -> Path | None:
         """Before the first outer step momentum is zero: make it, do not fetch it."""
-        from protocol.model import element_count
-
-        spec = self._spec_now()
         temporary = self._blobs.scratch / "momentum.zeros"
         try:
-            write_vector(temporary, np.zeros(element_count(spec), np.float32), spec)
+            write_vector(temporary, np.zeros(self.elements(), np.float32), self._spec_now())
         except OSError as error:
             raise TransientError(f"cannot write {temporary}: {error.strerror}") from error
         sha256 = self._blobs.adopt(temporary)

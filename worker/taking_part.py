@@ -23,6 +23,7 @@ from protocol.envelope import Signed, seal
 from protocol.errors import BadDigest, BadRecord, PeerFault, TransientError, UsageError
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2 as api
+from worker.channel import backoff_s
 from worker.journal import report_key
 from worker.outbox import REPORT, Outbox
 from worker.race import unless
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _LAST_MOMENT_S = 2.0
+_REPORT_AGAIN_S = 2.0  # at most: the gather waits for it
 
 
 @dataclass
@@ -158,13 +160,24 @@ class Reduction:
 
     async def _send_reports(self, group: GroupReduce) -> None:
         async for report in group.reports():
+            await self._send_report(report)
+
+    async def _send_report(self, report: wire.Envelope) -> None:
+        """Send until it is answered: it may be the last one, and no roster waits for a person."""
+        failures = 0
+        while True:
             try:
                 reply = await self.session.reducer_report(report)
-                if reply.HasField("inclusion_set") and reply.inclusion_set.payload:
-                    self.watch.offer_inclusion(reply.inclusion_set)
-            except (TransientError, PeerFault, UsageError) as error:
-                # The next revision says it all again.
-                log.warning("reducer report not taken", error=str(error))
+                break
+            except TransientError as error:
+                log.info("will report again", error=str(error))
+                await asyncio.sleep(backoff_s(failures, base_s=0.5, limit_s=_REPORT_AGAIN_S))
+                failures += 1
+            except (PeerFault, UsageError) as error:
+                log.warning("reducer report refused", error=str(error))
+                return
+        if reply.HasField("inclusion_set") and reply.inclusion_set.payload:
+            self.watch.offer_inclusion(reply.inclusion_set)
 
     async def _finish(
         self, group: GroupReduce, inclusion: Signed[wire.InclusionSet]

@@ -2,8 +2,9 @@
 
 Invariants:
 
-* One process, one job at a time. It stays between jobs (loading torch takes seconds) and is
-  always reaped: by :meth:`Trainer.close`, or by itself when the daemon's pipe closes.
+* One process, one job at a time. It stays between jobs (loading torch takes seconds, so start it
+  before anything else) and is always reaped: by :meth:`Trainer.close`, or by itself when the
+  daemon's pipe closes.
 * A stop is honoured at a step boundary: the first h steps are a valid unit. A kill leaves nothing
   but a file in the scratch folder.
 """
@@ -16,7 +17,6 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import structlog
@@ -52,6 +52,18 @@ class Job:
 
 
 @dataclass(frozen=True)
+class WarmUp:
+    """What a first unit would meet: loaded beforehand and, if asked for, timed."""
+
+    manifest: str
+    threads: int
+    device: Device
+    micro_batch_sequences: int = 0
+    autocast_bf16: bool = False
+    measure: bool = True
+
+
+@dataclass(frozen=True)
 class Trained:
     """What came out; the encoded chunks are in the job's output file."""
 
@@ -80,9 +92,9 @@ class Trainer:
     """Owns the trainer process. Use as an async context manager, or call :meth:`close`."""
 
     threads: int
-    manifest: Path  # canonical run manifest
     progress: Progress = field(default_factory=Progress)
     _process: asyncio.subprocess.Process | None = None
+    _warm: bool = False
 
     @property
     def pid(self) -> int | None:
@@ -94,13 +106,40 @@ class Trainer:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def warm_up(self) -> None:
-        """Start the process and wait until it has loaded what it needs.
+    async def start(self) -> None:
+        """Start the process and do not wait: it loads torch beside what the daemon does."""
+        if self._process is None or self._process.returncode is not None:
+            await self._reap()
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-P",  # never import from the folder that the volunteer happens to be in
+                "-m",
+                "worker.trainer_process",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                limit=_MAX_LINE_BYTES,
+                env=_environment(self.threads),
+                # Its own session: the terminal's Ctrl-C is for the daemon to interpret.
+                start_new_session=True,
+            )
+            log.info("trainer started", pid=self._process.pid, threads=self.threads)
+
+    async def warm_up(self, what: WarmUp) -> float:
+        """Wait until the process has loaded what a unit needs; at once when it has already.
+
+        Returns:
+            Tokens per second, roughly; 0 when that was not measured now.
 
         Raises:
             TransientError: it died.
+            ProtocolError: a batch does not fit into memory, or the model does not train at all.
         """
-        await self._started()
+        await self.start()
+        if self._warm:
+            return 0.0
+        event = await self._ask({"command": "warm_up", **asdict(what)}, None)
+        self._warm = True
+        return float(event["tokens_per_s"])
 
     async def train(
         self, job: Job, on_progress: Callable[[Progress], None] | None = None
@@ -112,10 +151,17 @@ class Trainer:
             ProtocolError: what the job read is damaged.
         """
         self.progress = Progress(steps=job.unit["steps"])
-        process = await self._started()
+        await self.start()
+        return _trained(await self._ask({"command": "train", **asdict(job)}, on_progress))
+
+    async def _ask(
+        self, request: dict[str, Any], on_progress: Callable[[Progress], None] | None
+    ) -> dict[str, Any]:
+        """One request to the process; its last event, which says that it is done."""
+        assert self._process is not None
         try:
-            await self._send({"command": "train", **asdict(job)})
-            return await self._follow(process, on_progress)
+            await self._send(request)
+            return await self._follow(self._process, on_progress)
         except asyncio.CancelledError:
             # Abandoned in the middle: what it would still say belongs to no job.
             await self.close()
@@ -123,11 +169,11 @@ class Trainer:
 
     async def _follow(
         self, process: asyncio.subprocess.Process, on_progress: Callable[[Progress], None] | None
-    ) -> Trained:
+    ) -> dict[str, Any]:
         while True:
             event = await self._event(process)
             if event["event"] == "done":
-                return _trained(event)
+                return event
             if event["event"] == "failed":
                 raise _ERRORS.get(event["reason"], TransientError)(event["message"])
             self.progress.steps_done = event["steps"]
@@ -170,33 +216,8 @@ class Trainer:
         except (BrokenPipeError, ConnectionResetError) as error:
             raise TransientError("the trainer process died") from error
 
-    async def _started(self) -> asyncio.subprocess.Process:
-        if self._process is None or self._process.returncode is not None:
-            await self._reap()
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",  # never import from the folder that the volunteer happens to be in
-                "-m",
-                "worker.trainer_process",
-                str(self.manifest),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                limit=_MAX_LINE_BYTES,
-                env=_environment(self.threads),
-                # Its own session: the terminal's Ctrl-C is for the daemon to interpret.
-                start_new_session=True,
-            )
-            log.info("trainer started", pid=self._process.pid, threads=self.threads)
-            try:
-                ready = await self._event(self._process)
-            except asyncio.CancelledError:
-                await self.close()
-                raise
-            assert ready["event"] == "ready"
-        return self._process
-
     async def _reap(self) -> int | None:
-        process, self._process = self._process, None
+        process, self._process, self._warm = self._process, None, False
         if process is None:
             return None
         if process.stdin is not None:
@@ -235,8 +256,3 @@ def _environment(threads: int) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-
-
-def update_file(folder: Path, assignment_id: bytes) -> Path:
-    """Where the encoded update of an assignment is kept until its round is over."""
-    return folder / f"{assignment_id.hex()}.update"

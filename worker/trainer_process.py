@@ -1,5 +1,5 @@
 """The trainer: runs the unit of work in a process of its own.
-``python -m worker.trainer_process RUN_MANIFEST``.
+``python -m worker.trainer_process``.
 
 Invariants:
 
@@ -19,9 +19,16 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
 
 from protocol.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from protocol.manifest import RunManifest
+    from protocol.training import Execution
 
 _PEER_GONE_EXIT_CODE = 0
 
@@ -64,13 +71,14 @@ def main() -> None:
     events = Events(os.fdopen(os.dup(1), "w"))
     os.dup2(2, 1)
     control = Control(sys.stdin)
-    # Loading takes seconds: do it now, not within the deadline of the first unit.
-    _load(Path(sys.argv[1]))
-    events.send(event="ready")
+    # Loading takes seconds: do it before anybody asks, not within the deadline of the first unit.
+    import protocol.training  # noqa: F401
+
     while True:
         job = control.jobs.get()
         try:
-            events.send(event="done", **run(job, control, events))
+            work = warm_up(job) if job["command"] == "warm_up" else run(job, control, events)
+            events.send(event="done", **work)
         except ProtocolError as error:
             events.send(event="failed", reason=error.reason, message=str(error))
         except OSError as error:
@@ -79,16 +87,68 @@ def main() -> None:
             events.send(event="failed", reason="USAGE", message=_OUT_OF_MEMORY)
 
 
-def _load(manifest_path: Path) -> None:
-    """Import what a unit of this run needs, the model's own classes included."""
-    import protocol.training  # noqa: F401
-    from protocol.manifest import RunManifest
-    from protocol.model import parameter_spec
-
-    parameter_spec(RunManifest.parse(manifest_path.read_bytes()).model_config_json)
-
-
 _OUT_OF_MEMORY = "not enough memory for a batch: set micro_batch_sequences in the configuration"
+
+
+_WARM_UP_STEPS = 3
+_WARM_UP_S = 2.0
+"""No further step after that long: one slow step has been measured well enough."""
+
+
+class _Noise:
+    """Sequences of the right shape that mean nothing."""
+
+    def __init__(self, manifest: RunManifest) -> None:
+        self._length = manifest.sequence_length
+        self._vocabulary = int(manifest.model_config_json["vocab_size"])
+
+    def batch(self, start: int, end: int) -> NDArray[np.int64]:
+        shape = (end - start, self._length)
+        return np.random.default_rng(start).integers(0, self._vocabulary, shape)
+
+
+def warm_up(job: dict[str, Any]) -> dict[str, Any]:
+    """Load the model's classes and, where asked for, time a step or a few on noise.
+
+    Returns:
+        ``tokens_per_s``: of the last step, for the first one pays for what is loaded lazily.
+
+    Raises:
+        ProtocolError: the model does not train at all here.
+    """
+    import torch
+
+    from protocol.manifest import RunManifest
+    from protocol.model import element_count, parameter_spec
+    from protocol.training import Unit, train
+
+    torch.set_num_threads(job["threads"])
+    manifest = RunManifest.parse(Path(job["manifest"]).read_bytes())
+    elements = element_count(parameter_spec(manifest.model_config_json))
+    if not job["measure"]:
+        return {"tokens_per_s": 0.0}
+    generator = np.random.default_rng(0)
+    weights = generator.standard_normal(elements, dtype=np.float32) * np.float32(0.02)
+    ends_s = [time.monotonic()]
+
+    def on_step(_steps_done: int, _loss: float) -> bool:
+        ends_s.append(time.monotonic())
+        return ends_s[-1] - ends_s[0] < _WARM_UP_S
+
+    steps = min(_WARM_UP_STEPS, manifest.inner.max_steps)
+    unit = Unit(0, steps * manifest.inner.sequences_per_batch, steps, seed=0, tokens_base=0)
+    train(manifest, weights, unit, _Noise(manifest), _execution(job), on_step)
+    return {"tokens_per_s": manifest.tokens_per_step / max(ends_s[-1] - ends_s[-2], 1e-6)}
+
+
+def _execution(job: dict[str, Any]) -> Execution:
+    from protocol.training import Execution
+
+    return Execution(
+        device=job["device"],
+        micro_batch_sequences=job["micro_batch_sequences"] or None,
+        autocast_bf16=job["autocast_bf16"],
+    )
 
 
 def run(job: dict[str, Any], control: Control, events: Events) -> dict[str, Any]:
@@ -108,18 +168,13 @@ def run(job: dict[str, Any], control: Control, events: Events) -> dict[str, Any]
     from protocol.manifest import RunManifest
     from protocol.model import parameter_spec
     from protocol.state import read_vector
-    from protocol.training import Execution, Unit, train
+    from protocol.training import Unit, train
 
     torch.set_num_threads(job["threads"])
     manifest = RunManifest.parse(Path(job["manifest"]).read_bytes())
     dataset = DatasetManifest.parse(Path(job["dataset"]).read_bytes())
     blobs = {digest: Path(path) for digest, path in job["shards"].items()}
     weights = read_vector(Path(job["weights"]), parameter_spec(manifest.model_config_json))
-    execution = Execution(
-        device=job["device"],
-        micro_batch_sequences=job["micro_batch_sequences"] or None,
-        autocast_bf16=job["autocast_bf16"],
-    )
     trains_since_s = time.monotonic()
 
     def on_step(steps_done: int, loss: float) -> bool:
@@ -131,7 +186,7 @@ def run(job: dict[str, Any], control: Control, events: Events) -> dict[str, Any]
     if control.stop.is_set():
         raise TransientError("stopped before the first step")
     reader = SequenceReader(dataset, blobs.__getitem__)
-    result = train(manifest, weights, Unit(**job["unit"]), reader, execution, on_step)
+    result = train(manifest, weights, Unit(**job["unit"]), reader, _execution(job), on_step)
     if result.steps == 0:
         raise TransientError("stopped before the first step")
     tokens_per_s = result.tokens / max(time.monotonic() - trains_since_s, 1e-6)

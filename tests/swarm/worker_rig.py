@@ -50,13 +50,14 @@ sequences_per_batch = 4
 max_steps = {max_steps}
 [round]
 duration_s = {duration_s}
-grace_s = 3.0
+grace_s = {grace_s}
 gather_s = 10.0
 broadcast_s = 10.0
 min_members = {min_members}
 max_rounds = {max_rounds}
 [update]
-codec = "int8"
+codec = "{codec}"
+combine = "{combine}"
 chunk_elements = 4096
 [server]
 listen = "127.0.0.1:{port}"
@@ -181,7 +182,10 @@ class Rig:
         self.processes: list[Process] = []
 
     def init(self, **settings: Any) -> None:
-        defaults = {"max_steps": 20, "duration_s": 6.0, "min_members": 1, "max_rounds": 3}
+        defaults = {
+            **{"max_steps": 20, "duration_s": 6.0, "grace_s": 3.0, "min_members": 1},
+            **{"max_rounds": 3, "codec": "int8", "combine": "mean"},
+        }
         toml = self.folder / "run.toml"
         toml.write_text(RUN_TOML.format(port=self.port, **{**defaults, **settings}))
         write_dataset(self.folder / "data")

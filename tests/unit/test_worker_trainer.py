@@ -17,7 +17,7 @@ from protocol.manifest import RunManifest
 from protocol.model import initial_weights, parameter_spec
 from protocol.state import write_vector
 from protocol.update import ChunkLayout, EncodedUpdate
-from worker.trainer import Job, Progress, Trainer
+from worker.trainer import Job, Progress, Trainer, WarmUp
 
 STEPS = 200
 
@@ -71,10 +71,14 @@ def job(tmp_path: Path, make_manifest: Callable[..., RunManifest]) -> Job:
     )
 
 
+def _warm_up(job: Job, *, measure: bool) -> WarmUp:
+    return WarmUp(job.manifest, job.threads, job.device, measure=measure)
+
+
 @pytest.fixture
 async def trainer(job: Job) -> AsyncIterator[Trainer]:
-    async with Trainer(1, Path(job.manifest)) as started:
-        await started.warm_up()
+    async with Trainer(1) as started:
+        await started.warm_up(_warm_up(job, measure=False))
         yield started
 
 
@@ -158,3 +162,17 @@ def read_root(job: Job, elements: int) -> bytes:
         chunks.append(data[start : start + size])
         start += size
     return EncodedUpdate.of(tuple(chunks)).root
+
+
+async def test_the_first_warm_up_measures_and_a_second_one_costs_nothing(
+    trainer: Trainer, job: Job
+) -> None:
+    assert await trainer.warm_up(_warm_up(job, measure=True)) == 0.0  # warm already
+    pid = trainer.pid
+    await trainer.close()
+    measured = await trainer.warm_up(_warm_up(job, measure=True))
+    assert trainer.pid != pid
+    trained = await trainer.train(job)
+    # Rough is good enough, for the machine may be busy with other things.
+    assert measured == pytest.approx(trained.tokens_per_s, rel=10.0)
+    assert measured > 0
