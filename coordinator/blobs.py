@@ -4,7 +4,9 @@ Invariants:
 
 * Only files of the run can be asked for, by digest: no request names a path.
 * One piece per reader is in memory at a time, read in a thread; gRPC's flow control paces it.
-* The server promises no digest: the reader hashes the whole, and may resume at any offset.
+* A dataset's file is hashed before it is first sent, and again when its size or time changed: a
+  damaged one is the organiser's to mend, and sending it would help nobody. The reader hashes the
+  whole too, and may resume at any offset.
 """
 
 from __future__ import annotations
@@ -15,13 +17,18 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 from coordinator.checkpoints import MOMENTUM, WEIGHTS, CheckpointStore
 from protocol.dataset import DatasetManifest
+from protocol.digest import file_sha256
 from protocol.errors import BadRecord, NotFound
 from protocol.limits import MAX_PIECE_BYTES
 from protocol.wire import service_pb2
 
 SHA256_BYTES = 32
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ class BlobIndex:
     def __init__(
         self, folder: Path, dataset: DatasetManifest, checkpoints: CheckpointStore
     ) -> None:
-        """Index a dataset folder, whose digests were verified before.
+        """Index a dataset folder.
 
         Args:
             folder: holds ``dataset.json``, ``tokenizer.json`` and ``shards/``.
@@ -73,6 +80,7 @@ class BlobIndex:
         }
         for shard in (*dataset.shards, dataset.validation):
             self._files[shard.sha256] = folder / "shards" / f"{shard.sha256}.bin"
+        self._verified: dict[str, tuple[int, int]] = {}  # sha256 -> (bytes, mtime_ns)
 
     async def find(self, sha256: bytes) -> Blob:
         """A public file by its digest.
@@ -97,12 +105,25 @@ class BlobIndex:
     def _open_file(self, sha256: bytes) -> Blob:
         path = self._files[sha256.hex()]
         try:
-            total_bytes = path.stat().st_size
-        except FileNotFoundError as error:
+            status = path.stat()
+            self._verify(path, sha256.hex(), (status.st_size, status.st_mtime_ns))
+        except OSError as error:
+            _log.error("dataset_file_lost", path=str(path), problem=error.strerror)
             raise NotFound(
                 f"the coordinator lost {path.name}: the organiser must restore the dataset folder"
             ) from error
-        return Blob(total_bytes, lambda offset, length: _read(path, offset, length))
+        return Blob(status.st_size, lambda offset, length: _read(path, offset, length))
+
+    def _verify(self, path: Path, sha256: str, stamp: tuple[int, int]) -> None:
+        if self._verified.get(sha256) == stamp:
+            return
+        if file_sha256(path) != sha256:
+            _log.error("dataset_file_damaged", path=str(path), advice="restore it from a copy")
+            raise NotFound(
+                f"the coordinator's copy of {path.name} is damaged: the organiser must restore the "
+                "dataset folder"
+            )
+        self._verified[sha256] = stamp
 
     def _open_state(self, sha256: bytes) -> Blob:
         for kind in (WEIGHTS, MOMENTUM):

@@ -29,7 +29,7 @@ from coordinator.service import CoordinatorService, Greeting
 from coordinator.supervise import Child
 from ledger.authority import store_delegations
 from ledger.log import Log
-from protocol.dataset import DatasetManifest, folder_reader, read_manifest
+from protocol.dataset import DatasetManifest, folder_reader, read_manifest, verify_shard
 from protocol.errors import UsageError
 from protocol.identity import PeerId
 from protocol.link import JoinLink
@@ -61,7 +61,7 @@ class Run:
         """
         folder.require()
         manifest = folder.read_manifest()
-        dataset = read_manifest(folder.data)
+        dataset = _read_dataset(folder)
         if dataset.digest.hex() != manifest.dataset_sha256:
             raise UsageError(
                 f"{folder.data} holds another dataset than the run's: restore the one with "
@@ -69,6 +69,31 @@ class Run:
             )
         keys = KeyRing.load(folder.keys, run_id=manifest.run_id, root_id=manifest.root, now_s=now_s)
         return cls(folder, RunFile.load(folder.run_file), manifest, dataset, keys)
+
+
+def _read_dataset(folder: RunFolder) -> DatasetManifest:
+    """The dataset's manifest; of its files only what is quick: workers get none unhashed.
+
+    Raises:
+        UsageError: the folder is gone, or a shard is missing, too short or too long.
+        BadDigest: the validation data are damaged.
+    """
+    try:
+        dataset = read_manifest(folder.data)
+    except UsageError as error:
+        raise UsageError(
+            f"the run's dataset at {folder.data.resolve()} cannot be used: {error}. Put back the "
+            f"one that the run was made with, or make {folder.data} a link to it"
+        ) from error
+    shards = folder.data / "shards"
+    for shard in dataset.shards:
+        path = shards / f"{shard.sha256}.bin"
+        if not path.is_file() or path.stat().st_size != shard.bytes:
+            raise UsageError(
+                f"the shard {path} is missing or has the wrong size: restore it from a copy"
+            )
+    verify_shard(shards / f"{dataset.validation.sha256}.bin", dataset.validation)
+    return dataset
 
 
 async def serve_run(

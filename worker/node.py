@@ -210,8 +210,8 @@ async def _join_swarm(
         UsageError: this machine cannot listen as it should.
     """
     failures = 0
+    board.waiting("joining the swarm")
     while True:
-        board.waiting("joining the swarm")
         try:
             with deaf_to_ctrl_c():
                 return await Swarm.create(

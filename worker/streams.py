@@ -15,6 +15,7 @@ The bytes on the wire are hivemind's (see :mod:`worker.frames`).
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -212,8 +213,9 @@ class BoundedP2P(P2P):  # type: ignore[misc]
                     f"cannot listen on {', '.join(listen)}: the port is in use, or the address is"
                     " not this machine's. Choose another with --listen, or end the other program"
                 ) from error
+            problem = re.sub(r"[\d/]{10} [\d:]{8} ", "", str(error))  # the time is in our own log
             raise TransientError(
-                f"the peer-to-peer daemon did not start: {error}. Check that the anchors of the"
+                f"the peer-to-peer daemon did not start: {problem}. Check that the anchors of the"
                 " run can be reached"
             ) from error
         finally:
