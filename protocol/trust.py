@@ -84,7 +84,7 @@ class TrustStore:
             elif now_s < record.not_before_s:
                 problem = "the delegation is not valid yet: check this machine's clock"
             elif now_s > record.not_after_s:
-                problem = "the delegation has expired: the organiser must renew it"
+                problem = "the delegation has expired: if this clock is right, tell the organiser"
             else:
                 return
         name = wire.KeyPurpose.Name(purpose).removeprefix("KEY_PURPOSE_").lower()
