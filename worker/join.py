@@ -72,16 +72,18 @@ def describe(offer: Offer, home: Home) -> str:
         *([f"             {manifest.description}"] if manifest.description else []),
         f"model        {manifest.model_config_json['model_type']}, "
         f"released under {manifest.licence}",
-        f"rounds       about {manifest.round.duration_s:.0f} s each, then one exchange of updates "
-        f"with the other members ({manifest.update.codec})",
+        f"rounds       about {manifest.round.duration_s:.0f} s each, then an exchange of updates "
+        f"({manifest.update.codec})",
         f"run id       {manifest.run_id.hex()}",
         "",
         "This machine would give:",
         f"  processor  {config.threads} thread(s), device {config.device}",
         f"  network    listens on {inbound}",
         f"  disk       shards, weights and updates in {home.path}",
-        f"  known as   {offer.worker}" + (f' ("{config.name}")' if config.name else ""),
-        "Work goes into a public record under that key; the name can be erased, the record cannot.",
+        f"  known as   {offer.worker}",
+        *([f'             "{config.name}"'] if config.name else []),
+        "Work goes into a public record under that key.",
+        "The name can be erased, the record cannot.",
     ]
     if offer.public_url:
         lines.append(f"Leaderboard  {offer.public_url}")
