@@ -32,6 +32,8 @@ from worker.taking_part import Reduction
 
 log = structlog.get_logger()
 
+_PROBLEM_WAIT_S = 5.0
+
 
 @dataclass
 class Anchor:
@@ -84,7 +86,11 @@ async def reduce_for_ever(node: Node, board: Board) -> None:
         reduction = Reduction(
             node.session, node.swarm, node.watch, node.states, node.outbox, reports=False
         )
-        await reduction.follow(head, None, listen=True)
+        try:
+            await reduction.follow(head, None, listen=True)
+        except TransientError as error:
+            log.warning("missed a round", round=head.record.round, problem=str(error))
+            await node.watch.change(_PROBLEM_WAIT_S)
 
 
 async def publish(node: Node) -> None:

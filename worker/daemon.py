@@ -114,10 +114,13 @@ class Daemon:
         """A pause stays over a restart: an owner who said so once need not say it again."""
         if self._node is not None:
             journal = self._node.journal
-            if self.paused is None:
-                self.paused = journal.get(_PAUSED) == "yes"
-            else:
-                journal.put(_PAUSED, "yes" if self.paused else "no")
+            try:
+                if self.paused is None:
+                    self.paused = journal.get(_PAUSED) == "yes"
+                else:
+                    journal.put(_PAUSED, "yes" if self.paused else "no")
+            except TransientError as error:
+                log.warning("will be forgotten at a restart", problem=str(error))
         self.board.paused = bool(self.paused)
 
     def _on_interrupt(self) -> None:

@@ -4,7 +4,8 @@ Invariants:
 
 * Nothing is accepted beyond the promised size, and nothing out of place.
 * A broken stream keeps what came; the next attempt asks from there. A finished file is believed
-  only when its SHA-256 is right; else it is deleted, because no resume can mend it.
+  only when its SHA-256 is right; else it is deleted, because no resume can mend it. If its
+  beginning was there before, from whomever, it is fetched anew once.
 """
 
 from __future__ import annotations
@@ -49,16 +50,27 @@ async def download(
     """
     bound = total_bytes if total_bytes is not None else limit_bytes
     assert bound is not None, "a download is always bounded"
+    resumed = await asyncio.to_thread(_size, target) > 0
+    await _collect(source, target, bound, total_bytes)
+    try:
+        await asyncio.to_thread(_check, target, sha256)
+    except BadDigest:
+        if not resumed:
+            raise
+        await _collect(source, target, bound, total_bytes)
+        await asyncio.to_thread(_check, target, sha256)
+
+
+async def _collect(source: PieceSource, target: Path, bound: int, total_bytes: int | None) -> None:
     for failures in range(_ATTEMPTS):
         try:
             await _append(source, target, bound, total_bytes)
-            break
+            return
         except grpc.aio.AioRpcError as error:
             problem = translate(error)
             if not isinstance(problem, TransientError) or failures + 1 == _ATTEMPTS:
                 raise problem from error
         await asyncio.sleep(backoff_s(failures))
-    await asyncio.to_thread(_check, target, sha256)
 
 
 async def _append(source: PieceSource, target: Path, bound: int, total_bytes: int | None) -> None:
@@ -66,6 +78,9 @@ async def _append(source: PieceSource, target: Path, bound: int, total_bytes: in
         offset = await asyncio.to_thread(_size, target)
         if total_bytes is not None and offset == total_bytes:
             return
+        if offset > bound:  # no prefix of what is wanted
+            await asyncio.to_thread(target.unlink)
+            offset = 0
         file = await asyncio.to_thread(target.open, "ab")
         try:
             async for piece in source(offset):

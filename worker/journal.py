@@ -8,6 +8,7 @@ Invariants (each transaction is durable when it returns; kill -9 may come betwee
   unit is trained again, or exactly the record that may have been sent already is sent again.
 * One natural key, one record: a second record under a key never replaces the first.
 * A delivered record is kept until its round is over; a receipt is kept for good.
+* A full disk undoes the transaction and is a passing failure: what called tries it again.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from protocol.errors import UsageError
+from protocol.errors import TransientError, UsageError
 from protocol.wire import records_pb2 as wire
 
 _VERSION = "1"
@@ -111,9 +114,10 @@ class Journal:
         """Open or make the journal.
 
         Raises:
-            UsageError: the file is damaged, or of another version.
+            UsageError: the file is damaged, of another version, or cannot be written.
         """
         self._lock = threading.Lock()
+        self._path = path
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             # FULL: in WAL mode anything less may lose the last transactions at a power cut.
@@ -121,6 +125,10 @@ class Journal:
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.executescript(_SCHEMA)
             version = self.get("version")
+        except (sqlite3.OperationalError, TransientError) as error:
+            raise UsageError(
+                f"cannot write the journal {path} ({error}): free some disk, or give another --home"
+            ) from error
         except sqlite3.DatabaseError as error:
             raise UsageError(
                 f"the journal {path} is damaged ({error}); move it away to begin with a new one "
@@ -179,7 +187,7 @@ class Journal:
     def trained(self, assignment_id: bytes, contribution: wire.Envelope, update: Path) -> None:
         """The update is on disk and signed: note both, and that it must be delivered."""
         data = contribution.SerializeToString()
-        with self._lock, self._db:
+        with self._writing(), self._db:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.execute(
                 "UPDATE lease SET state = 'trained', contribution = ?, update_path = ? "
@@ -323,8 +331,23 @@ class Journal:
 
     # ---- SQLite ------------------------------------------------------------------------
 
-    def _run(self, sql: str, *values: object) -> None:
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """One thread at a time.
+
+        Raises:
+            TransientError: the disk is full, or failed.
+        """
         with self._lock:
+            try:
+                yield
+            except sqlite3.OperationalError as error:
+                raise TransientError(
+                    f"cannot write {self._path} ({error}): free some disk, it will go on by itself"
+                ) from error
+
+    def _run(self, sql: str, *values: object) -> None:
+        with self._writing():
             self._db.execute(sql, values)
 
     def _one(self, sql: str, *values: object) -> tuple[Any, ...] | None:
@@ -332,7 +355,7 @@ class Journal:
         return rows[0] if rows else None
 
     def _all(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
-        with self._lock:
+        with self._writing():
             return self._db.execute(sql, values).fetchall()
 
 

@@ -129,6 +129,7 @@ async def _ask(node: Node, assignment_id: bytes) -> None:
             return
         candidate = StoredReceipt(assignment_id, 0, 0, reply.leaf, reply.proof)
         verified = verify(candidate, node.session.greeting.manifest, node.session.trust)
+        await asyncio.to_thread(node.journal.keep_receipt, assignment_id, reply.leaf, reply.proof)
     except NotFound:
         return  # not settled yet
     except (TransientError, UsageError) as error:
@@ -137,7 +138,6 @@ async def _ask(node: Node, assignment_id: bytes) -> None:
     except PeerFault as error:
         log.error("the coordinator gave a receipt that does not verify", problem=str(error))
         return
-    await asyncio.to_thread(node.journal.keep_receipt, assignment_id, reply.leaf, reply.proof)
     log.info("receipt", round=verified.round, microcredits=verified.microcredits)
 
 

@@ -21,10 +21,11 @@ from pathlib import Path
 import structlog
 
 from protocol.envelope import Signed, open_envelope, seal
-from protocol.errors import BadRecord, PeerFault, ProtocolError, UsageError
+from protocol.errors import BadRecord, PeerFault, ProtocolError, TransientError, UsageError
 from protocol.manifest import TRAINING_SPEC, RunManifest
 from protocol.update import EncodedUpdate
 from protocol.wire import records_pb2 as wire
+from worker.channel import backoff_s
 from worker.config import Home, WorkerConfig
 from worker.data_source import DataSource
 from worker.journal import Journal, Lease, LeaseState, contribution_key
@@ -42,6 +43,7 @@ log = structlog.get_logger()
 
 RECEIPT_PATIENCE_S = 7 * 24 * 3600
 _COMMIT_MARGIN_S = 0.5
+_DISK_AGAIN_S = 5.0
 
 
 class Abandoned(Exception):
@@ -174,7 +176,13 @@ class RoundRunner:
         if trained is None:
             raise Abandoned("the round went on without this unit")
         self.board.at_work(Phase.COMMITTING)
-        return await asyncio.to_thread(self._keep, Path(job.output), lease, record, trained)
+        kept = await unless(
+            self._keep(Path(job.output), lease, record, trained),
+            self._round_over(record.round, record.assignment_id),
+        )
+        if kept is None:
+            raise Abandoned("the round went on before the update could be written down")
+        return kept
 
     async def _job(self, record: wire.Assignment, head: Signed[wire.RunHead]) -> Job:
         weights = await self.states.file(head, "weights")
@@ -214,9 +222,31 @@ class RoundRunner:
         board = self.board
         board.steps_done, board.loss = progress.steps_done, progress.loss
         board.tokens_per_s = progress.tokens_per_s
+        if progress.problem:
+            self._show_problem(f"{progress.problem}; free some disk, the update is kept meanwhile")
         board.steps_per_s = progress.tokens_per_s / self.manifest.tokens_per_step
 
-    def _keep(self, output: Path, lease: Lease, record: wire.Assignment, trained: Trained) -> Lease:
+    def _show_problem(self, problem: str) -> None:
+        if self.board.reason != problem:
+            log.warning("waiting", reason=problem)
+        self.board.waiting(problem)
+
+    async def _keep(
+        self, output: Path, lease: Lease, record: wire.Assignment, trained: Trained
+    ) -> Lease:
+        """Write down what was trained; a disk that is full now may not be so for ever."""
+        failures = 0
+        while True:
+            try:
+                return await asyncio.to_thread(self._keep_now, output, lease, record, trained)
+            except TransientError as error:
+                self._show_problem(str(error))
+            await asyncio.sleep(backoff_s(failures, limit_s=_DISK_AGAIN_S))
+            failures += 1
+
+    def _keep_now(
+        self, output: Path, lease: Lease, record: wire.Assignment, trained: Trained
+    ) -> Lease:
         """Update file first, then one transaction with the signed Contribution (see journal)."""
         final = adopt_update(output, self.home.updates, lease.assignment_id)
         contribution = self._contribution(record, trained)

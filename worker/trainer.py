@@ -85,6 +85,7 @@ class Progress:
     steps: int = 0
     loss: float = float("nan")
     tokens_per_s: float = 0.0
+    problem: str = ""  # why a trained update waits to be written
 
 
 @dataclass
@@ -176,9 +177,12 @@ class Trainer:
                 return event
             if event["event"] == "failed":
                 raise _ERRORS.get(event["reason"], TransientError)(event["message"])
-            self.progress.steps_done = event["steps"]
-            self.progress.loss = event["loss"]
-            self.progress.tokens_per_s = event["tokens_per_s"]
+            if event["event"] == "blocked":
+                self.progress.problem = event["reason"]
+            else:
+                self.progress.steps_done = event["steps"]
+                self.progress.loss = event["loss"]
+                self.progress.tokens_per_s = event["tokens_per_s"]
             if on_progress is not None:
                 on_progress(self.progress)
 

@@ -18,6 +18,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -29,8 +30,10 @@ from protocol.errors import ProtocolError
 if TYPE_CHECKING:
     from protocol.manifest import RunManifest
     from protocol.training import Execution
+    from protocol.update import EncodedUpdate, FloatVector
 
 _PEER_GONE_EXIT_CODE = 0
+_DISK_AGAIN_S = 2.0
 
 
 class Control:
@@ -191,21 +194,24 @@ def run(job: dict[str, Any], control: Control, events: Events) -> dict[str, Any]
         raise TransientError("stopped before the first step")
     tokens_per_s = result.tokens / max(time.monotonic() - trains_since_s, 1e-6)
     encoded = _encode(job, manifest, result.update)
+    _write(Path(job["output"]), encoded.chunks, control, events)
     return {
         "steps": result.steps,
         "tokens": result.tokens,
         "mean_loss": result.mean_loss,
         "update_norm": result.update_norm,
         "tokens_per_s": tokens_per_s,
-        **encoded,
+        "root": encoded.root.hex(),
+        "chunks": len(encoded.chunks),
+        "elements": int(result.update.size),
     }
 
 
-def _encode(job: dict[str, Any], manifest: Any, update: Any) -> dict[str, Any]:
+def _encode(job: dict[str, Any], manifest: RunManifest, update: FloatVector) -> EncodedUpdate:
     from protocol.update import ChunkLayout, encode_update
 
     layout = ChunkLayout(update.size, manifest.update.chunk_elements)
-    encoded = encode_update(
+    return encode_update(
         update,
         layout,
         manifest.update.codec,
@@ -213,16 +219,26 @@ def _encode(job: dict[str, Any], manifest: Any, update: Any) -> dict[str, Any]:
         round_=job["round"],
         worker=job["worker"],
     )
-    with Path(job["output"]).open("wb") as file:
-        for chunk in encoded.chunks:
-            file.write(chunk)
-        file.flush()
-        os.fsync(file.fileno())
-    return {
-        "root": encoded.root.hex(),
-        "chunks": len(encoded.chunks),
-        "elements": int(update.size),
-    }
+
+
+def _write(path: Path, chunks: Sequence[bytes], control: Control, events: Events) -> None:
+    """Write until the disk takes it: what was trained is not thrown away for want of space.
+
+    Raises:
+        OSError: it does not, and the daemon has asked for an end.
+    """
+    while True:
+        try:
+            with path.open("wb") as file:
+                file.writelines(chunks)
+                file.flush()
+                os.fsync(file.fileno())
+            return
+        except OSError as error:
+            if control.stop.is_set():
+                raise
+            events.send(event="blocked", reason=f"cannot write {path}: {error.strerror}")
+        control.stop.wait(_DISK_AGAIN_S)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from protocol import merkle
+from protocol.errors import TransientError
 from protocol.limits import MAX_RECORD_BYTES
 from protocol.manifest import RunManifest
 from protocol.update import ChunkLayout, EncodedUpdate
@@ -30,18 +31,22 @@ def update_file(folder: Path, assignment_id: bytes) -> Path:
 
 
 def adopt_update(output: Path, folder: Path, assignment_id: bytes) -> Path:
-    """Move what the trainer wrote to its final name, durably; blocking.
+    """Move what the trainer wrote to its final name, durably, once; blocking.
 
     Raises:
-        OSError: the disk failed.
+        TransientError: the disk failed.
     """
     final = update_file(folder, assignment_id)
-    output.replace(final)
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)  # else a power cut could undo the rename
-    finally:
-        os.close(descriptor)
+        if output.exists():
+            output.replace(final)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)  # else a power cut could undo the rename
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise TransientError(f"cannot keep {final}: {error.strerror}") from error
     return final
 
 
