@@ -43,25 +43,35 @@ class Check:
 async def examine(home: Home, config: WorkerConfig) -> AsyncIterator[Check]:
     """All checks, as they complete."""
     yield _key(home)
-    yield await _reachable(config)
-    yield await _pinned(config)
-    identity = Identity.generate()  # a throw-away: the real one may be in use by the daemon
-    session: Session | None = None
-    try:
-        session = await Session.connect(config.join_link, identity)
-        yield Check("hello", True, f"run {session.greeting.manifest.name}")
-        yield _clock(session)
-    except ProtocolError as error:
-        yield Check("hello", False, str(error), "ask the organiser for the current join link")
-    try:
-        async for check in _network(home, config, identity, session):
+    reachable = await _reachable(config)
+    yield reachable
+    if reachable.ok:
+        async for check in _run(home, config):
             yield check
-    finally:
-        if session is not None:
-            await session.close()
     yield _disk(home)
     yield await asyncio.to_thread(_device, config)
     yield await asyncio.to_thread(_running, home)
+
+
+async def _run(home: Home, config: WorkerConfig) -> AsyncIterator[Check]:
+    """What can be seen only where the coordinator answers."""
+    pinned = await _pinned(config)
+    yield pinned
+    if not pinned.ok:
+        return
+    identity = Identity.generate()  # a throw-away: the real one may be in use by the daemon
+    try:
+        session = await Session.connect(config.join_link, identity)
+    except ProtocolError as error:
+        yield Check("hello", False, str(error), "ask the organiser for the current join link")
+        return
+    try:
+        yield Check("hello", True, f"run {session.greeting.manifest.name}")
+        yield _clock(session)
+        async for check in _network(home, config, identity, session):
+            yield check
+    finally:
+        await session.close()
 
 
 def _key(home: Home) -> Check:
@@ -100,10 +110,8 @@ def _clock(session: Session) -> Check:
 
 
 async def _network(
-    home: Home, config: WorkerConfig, identity: Identity, session: Session | None
+    home: Home, config: WorkerConfig, identity: Identity, session: Session
 ) -> AsyncIterator[Check]:
-    if session is None:
-        return
     anchors = list(session.greeting.anchors)
     # A worker that runs holds its own port.
     running = await asyncio.to_thread(_running, home)

@@ -132,6 +132,37 @@ def test_killed_worker_commits_what_it_trained_and_ctrl_c_leaves_nothing(
     assert left_behind(home) == []
 
 
+def test_the_doctor_finds_nothing_in_a_live_run_and_a_cure_in_a_dead_one(
+    long_run: Any, worker_rig: ModuleType
+) -> None:
+    rig = long_run
+    rig.processes[0].wait_for('"anchor": true')
+    rig.join("doe")
+    home = rig.home("doe")
+
+    def findings() -> dict[str, dict[str, Any]]:
+        done = worker_rig.barnraise("worker", "doctor", "--home", str(home), "--json", check=False)
+        found = {check["name"]: check for check in json.loads(done.stdout)}
+        assert done.returncode == (0 if all(check["ok"] for check in found.values()) else 1)
+        return found
+
+    well = findings()
+    assert [name for name, check in well.items() if not check["ok"]] == []
+    assert {"key", "certificate", "clock", "p2pd", "anchor", "disk", "device"} <= set(well)
+    assert "/tcp/" in well["anchor"]["detail"]
+
+    config, key = home / "worker.toml", home / "worker.key"
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        port = silent.getsockname()[1]
+        config.write_text(config.read_text().replace(f":{rig.port}/", f":{port}/"))
+        key.write_bytes(b"damaged")
+        ill = findings()
+    assert {name for name, check in ill.items() if not check["ok"]} == {"key", "coordinator"}
+    assert "worker join" in ill["key"]["fix"]
+    assert "firewall" in ill["coordinator"]["fix"]
+
+
 def test_wrong_links_say_what_to_do(long_run: Any, worker_rig: ModuleType) -> None:
     rig = long_run
 

@@ -6,11 +6,13 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from protocol.errors import UsageError
+from protocol.errors import TransientError, UsageError
 from protocol.wire import records_pb2 as wire
 from worker.journal import CachedState, Journal, LeaseState, contribution_key
 
@@ -158,3 +160,25 @@ def test_a_trained_lease_without_its_record_cannot_be_written(journal: Journal) 
     with pytest.raises(sqlite3.IntegrityError):
         journal._run("UPDATE lease SET state = 'trained'")
     journal.close()
+
+
+def test_a_full_disk_undoes_a_write_and_lets_it_be_made_later(
+    journal: Journal,
+    full_disk: Callable[[int], AbstractContextManager[None]],
+    tmp_path: Path,
+) -> None:
+    journal.begin(LEASE, 3, wire.Envelope(payload=b"assignment"))
+    update = tmp_path / "unit.update"
+    with full_disk(1):
+        with pytest.raises(TransientError, match="free some disk"):
+            journal.trained(LEASE, FIRST, update)
+        with pytest.raises(TransientError, match="free some disk"):
+            journal.put("paused", "yes")
+        with pytest.raises(UsageError, match="cannot write"):
+            Journal(tmp_path / "another.db")
+        lease = journal.lease(LEASE)
+        assert lease is not None and lease.state == LeaseState.LEASED
+    assert journal.undelivered() == []
+    journal.trained(LEASE, FIRST, update)
+    assert [entry.envelope for entry in journal.undelivered()] == [FIRST]
+    assert journal.get("paused") is None
