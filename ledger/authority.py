@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import rfc8785
+from google.protobuf.message import DecodeError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -81,7 +82,7 @@ class Delegations:
         kept = tuple(
             envelope
             for envelope in self.delegations
-            if wire.Delegation.FromString(envelope.payload).purpose == wire.KEY_PURPOSE_LOG
+            if _unverified(envelope).purpose == wire.KEY_PURPOSE_LOG
         )
         return Delegations(self.run_id, kept, self.revocations)
 
@@ -127,17 +128,30 @@ def store_delegations(
 
 
 def load_delegations(session: Session) -> Delegations | None:
-    """What :func:`store_delegations` kept, or None when it kept nothing."""
+    """What :func:`store_delegations` kept, or None when it kept nothing.
+
+    Raises:
+        BadRecord: a row is damaged.
+    """
     rows = session.scalars(select(DelegationRow).order_by(DelegationRow.digest)).all()
     if not rows:
         return None
     kept: dict[bool, list[wire.Envelope]] = {False: [], True: []}
     for row in rows:
+        if not isinstance(row.envelope, bytes):  # SQLite keeps any type in any column
+            raise BadRecord("a delegation is not bytes: somebody edited the database")
         kept[row.revocation].append(parse_envelope(row.envelope))
     if not kept[False]:
         return None  # revocations alone vouch for nothing
-    run_id = wire.Delegation.FromString(kept[False][0].payload).run_id
+    run_id = _unverified(kept[False][0]).run_id
     return Delegations(run_id, tuple(kept[False]), tuple(kept[True]))
+
+
+def _unverified(envelope: wire.Envelope) -> wire.Delegation:
+    try:
+        return wire.Delegation.FromString(envelope.payload)
+    except DecodeError as error:
+        raise BadRecord("a delegation is damaged: restore the database from a backup") from error
 
 
 def _encode(envelope: wire.Envelope) -> str:

@@ -7,8 +7,9 @@ contradicts the leaves before it, so to fold a log is to audit it. What it insis
 2. credit goes to a device that was enrolled, for a donor that it was enrolled for;
 3. credit is what the published formula gives for the leaf's tokens or chunks, to the unit;
 4. nothing is paid twice, and nothing for a skipped round;
-5. rounds come in order; merged tokens never fall; a skipped round changes nothing;
-6. no more tokens are paid than were merged (:meth:`Board.check_merged`).
+5. rounds come in order, none is left out; a skipped round changes nothing;
+6. each settled round paid exactly the members and tokens that it merged
+   (:meth:`Board.check_merged`).
 """
 
 from __future__ import annotations
@@ -132,22 +133,26 @@ class Board:
         return leaf
 
     def check_merged(self) -> None:
-        """Insist that no more tokens were paid than were merged, after every round.
+        """Insist that every settled round paid who it merged, for what it merged.
+
+        A round may be paid whose own leaf is still to come: it waits for a validation loss.
 
         Raises:
             BadRecord: naming the round and its leaf.
         """
-        paid = 0
-        ahead = sorted(self.credited)
-        position = 0
+        merged = 0
         for number, entry in self.rounds.items():
-            while position < len(ahead) and ahead[position] <= number:
-                paid += self.credited[ahead[position]].tokens
-                position += 1
-            if paid > entry.leaf.merged_tokens:
+            paid = self.credited.get(number, Tally())
+            added, merged = entry.leaf.merged_tokens - merged, entry.leaf.merged_tokens
+            if paid.tokens != added:
                 raise BadRecord(
-                    f"leaf {entry.leaf_index}: {paid} tokens were paid by round {number}, "
-                    f"but only {entry.leaf.merged_tokens} were merged"
+                    f"leaf {entry.leaf_index}: {paid.tokens} tokens were paid for round {number}, "
+                    f"but {added} were merged"
+                )
+            if paid.contributions != entry.leaf.members:
+                raise BadRecord(
+                    f"leaf {entry.leaf_index}: {paid.contributions} contributions were paid for "
+                    f"round {number}, but it merged {entry.leaf.members}"
                 )
 
     def _take(self, leaf: Leaf) -> None:
@@ -194,12 +199,18 @@ class Board:
 
     def _take_round(self, leaf: RoundLeaf) -> None:
         last = self._last_round
+        if last is None and leaf.round:
+            raise BadRecord(f"the first round of a run is 0, not {leaf.round}")
         if last is not None:
-            if leaf.round <= last.leaf.round:
+            if leaf.round != last.leaf.round + 1:
                 raise BadRecord(f"round {leaf.round} comes after round {last.leaf.round}")
             if leaf.merged_tokens < last.leaf.merged_tokens:
                 raise BadRecord("merged tokens fell")
+        if leaf.outcome == "settled" and None in (leaf.roster_digest, leaf.result_digest):
+            raise BadRecord("a settled round names its roster and its result")
         if leaf.outcome == "skipped":
+            if leaf.members or leaf.result_digest is not None:
+                raise BadRecord("a skipped round has neither members nor a result")
             if leaf.merged_tokens != self.merged_tokens:
                 raise BadRecord("a skipped round merged tokens")
             if last is not None and leaf.state_digest != last.leaf.state_digest:

@@ -43,7 +43,7 @@ def read_leaves(session: Session, start: int, end: int) -> Iterator[bytes]:
     """Bytes of the leaves [start, end), in order, a bounded number at a time.
 
     Raises:
-        BadDigest: one is missing: the database is damaged.
+        BadDigest: one is missing, or is not bytes: the database is damaged.
     """
     for first in range(start, end, _READ_ROWS):
         last = min(end, first + _READ_ROWS)
@@ -55,6 +55,8 @@ def read_leaves(session: Session, start: int, end: int) -> Iterator[bytes]:
         for expected, (index, data) in zip(range(first, last), rows, strict=False):
             if index != expected:
                 raise BadDigest(f"leaf {expected} is missing: the log is damaged")
+            if not isinstance(data, bytes):  # SQLite keeps any type in any column
+                raise BadDigest(f"leaf {expected} is not bytes: somebody edited the database")
             yield data
         if len(rows) < last - first:
             raise BadDigest(f"leaf {first + len(rows)} is missing: the log is damaged")

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from ledger import tree
 from ledger.authority import MAX_DELEGATIONS_BYTES, Delegations, load_delegations
 from ledger.log import latest_head, read_leaves
+from ledger.schema import LogLeaf
 from ledger.tiles import MAX_BUNDLE_BYTES, TILE_HEIGHT, TILE_WIDTH, Tile, tiles_of, unpack_entries
 from protocol.errors import BadDigest, BadRecord, TransientError, UsageError
 from protocol.identity import PeerId
@@ -31,6 +33,7 @@ Node = tuple[int, int, bytes]
 """(level, position, hash)"""
 
 _HTTP_TIMEOUT_S = 30
+_ROWS = 1000
 _MAX_PAGE_BYTES = 4 << 20
 _PAGE_DONORS = 500
 _BOARD_ATTEMPTS = 5
@@ -86,13 +89,32 @@ class DatabaseSource:
         head = latest_head(self._session)
         if head is None:
             raise UsageError("nothing to verify: no head of this log was signed yet")
+        if not isinstance(head.checkpoint, str):  # SQLite keeps any type in any column
+            raise BadRecord("the newest head is not text: somebody edited the database")
         return head.checkpoint
 
     def delegations(self) -> Delegations | None:
         return load_delegations(self._session)
 
     def entries(self, size: int) -> Iterator[bytes]:
-        return read_leaves(self._session, 0, size)
+        yield from read_leaves(self._session, 0, size)
+        self._check_columns(size)
+
+    def _check_columns(self, size: int) -> None:
+        """The site looks leaves up by columns: each must repeat what its leaf says."""
+        names = ("kind", "round", "donor", "assignment_id")
+        columns = [getattr(LogLeaf, name) for name in names]
+        for first in range(0, size, _ROWS):
+            rows = self._session.execute(
+                select(LogLeaf.leaf_index, LogLeaf.data, *columns)
+                .where(LogLeaf.leaf_index >= first, LogLeaf.leaf_index < min(size, first + _ROWS))
+                .order_by(LogLeaf.leaf_index)
+            )
+            for index, data, *held in rows:
+                leaf = json.loads(data)  # the fold has parsed it before
+                for name, value in zip(names, held, strict=True):
+                    if value != leaf.get(name):
+                        raise BadDigest(f"leaf {index} is filed under another {name} than its own")
 
     def node_check(self) -> NodeCheck:
         return _StoredNodeCheck(self._session)
@@ -182,6 +204,8 @@ class HttpSource(TileSource):
 
     def _read_board(self, campaign: dict[str, Any]) -> PublishedBoard:
         donors: dict[PeerId, tuple[int, int]] = {}
+        if campaign["donors"] > campaign["size"]:
+            raise BadRecord("the leaderboard has more donors than the record has leaves")
         for page in range(1, 2 + int(campaign["donors"]) // _PAGE_DONORS):
             answer = self._json(f"api/v1/donors?page={page}&per_page={_PAGE_DONORS}")
             if answer is None or answer["size"] != campaign["size"]:
