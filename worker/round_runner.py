@@ -207,7 +207,7 @@ class RoundRunner:
             device=self.device,
             micro_batch_sequences=self.config.micro_batch_sequences,
             autocast_bf16=self.config.autocast_bf16,
-            stop_after_s=self.session.seconds_until(record.deadline_ms) - _COMMIT_MARGIN_S,
+            stop_after_s=self._seconds_left(record) - _COMMIT_MARGIN_S,
         )
 
     async def _round_over(self, round_: int, assignment_id: bytes) -> None:
@@ -332,7 +332,10 @@ class RoundRunner:
         board = self.board
         board.round, board.assignment_id = record.round, record.assignment_id.hex()
         board.steps, board.steps_done, board.loss = record.steps, 0, None
-        board.deadline_in_s = self.session.seconds_until(record.deadline_ms)
+        board.deadline_in_s = self._seconds_left(record)
+
+    def _seconds_left(self, record: wire.Assignment) -> float:
+        return self.session.seconds_until(self.watch.training_deadline_ms(record))
 
 
 def end_leases(journal: Journal, leases: Sequence[Lease], updates: Path) -> None:

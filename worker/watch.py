@@ -143,6 +143,12 @@ class Watch:
         self._change.set()
         self._change = asyncio.Event()
 
+    def training_deadline_ms(self, record: wire.Assignment) -> int:
+        """When training ends: a coordinator that was away has moved what the assignment says."""
+        if (self.phase, self.round) != ("TRAINING", record.round):
+            return record.deadline_ms
+        return max(record.deadline_ms, self.phase_deadline_ms)
+
     def _take(self, event: api.RunEvent) -> None:
         if event.phase and (event.phase, event.round) != (self.phase, self.round):
             self.phase, self.round = event.phase, event.round
