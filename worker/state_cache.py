@@ -97,9 +97,14 @@ class StateCache:
             else _Wanted(part, record.momentum_sha256, record.momentum_bytes, record.momentum_root)
         )
         path = await asyncio.to_thread(self._held, wanted)
-        if path is None and part == "momentum" and record.settled_rounds == 0:
+        if path is not None:
+            return path
+        if part == "momentum" and record.settled_rounds == 0:
             path = await asyncio.to_thread(self._zeros, wanted)
-        return path if path is not None else await self._fetch(record, wanted)
+        if path is None:
+            path = await self._fetch(record, wanted)
+        await asyncio.to_thread(self._note_fetched, record, part)
+        return path
 
     async def warm_up(self) -> None:
         """Load what knowing the model's parameters takes: seconds, better spent before a lease."""
@@ -223,6 +228,14 @@ class StateCache:
                 )
                 self._drop(state)
         return held is not None
+
+    def _note_fetched(self, head: wire.RunHead, part: Part) -> None:
+        """Else nobody would ever delete it."""
+        momentum = head.momentum_sha256 if part == "momentum" else None
+        self._journal.keep_state(
+            CachedState(head.state_digest, head.settled_rounds, head.weights_sha256, momentum)
+        )
+        self._prune()
 
     def _prune(self) -> None:
         for state in self._journal.states()[_KEPT_STATES:]:

@@ -1,0 +1,158 @@
+"""The worker's copy of the run's state: own outer steps, and what to do when they are wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from protocol.envelope import Signed, open_envelope, seal
+from protocol.errors import BadRecord, TransientError
+from protocol.identity import Identity
+from protocol.state import StateDescriptor
+from protocol.wire import records_pb2 as wire
+from worker.config import Home
+from worker.journal import Journal
+from worker.session import Session
+from worker.shards import BlobStore
+from worker.state_cache import StateCache, check_head
+
+
+class Member:
+    """State cache, blobs and journal of one worker."""
+
+    def __init__(self, folder: Path, session: Session) -> None:
+        home = Home(folder)
+        home.prepare()
+        self.journal = Journal(home.journal)
+        self.blobs = BlobStore(home.blobs, home.scratch)
+        self.states = StateCache(session.greeting.manifest, session, self.blobs, self.journal)
+
+    def head(self, descriptor: StateDescriptor, served: Any) -> Signed[wire.RunHead]:
+        """The head of a state held here, as the coordinator would sign it."""
+        state = self.journal.state(descriptor.digest)
+        assert state is not None and state.momentum_sha256 is not None
+        record = wire.RunHead(
+            run_id=served.link.run_id,
+            round=descriptor.round,
+            settled_rounds=descriptor.round,
+            merged_tokens=descriptor.merged_tokens,
+            state_digest=descriptor.digest,
+            weights_root=descriptor.weights_root,
+            momentum_root=descriptor.momentum_root,
+            weights_sha256=state.weights_sha256,
+            weights_bytes=self.blobs.path(state.weights_sha256).stat().st_size,
+            momentum_sha256=state.momentum_sha256,
+            momentum_bytes=self.blobs.path(state.momentum_sha256).stat().st_size,
+        )
+        return open_envelope(seal(record, served.run.keys.round), wire.RunHead)
+
+
+class Holder:
+    """A swarm with one holder of a state, reading another member's folder."""
+
+    peer_id = "us"
+
+    def __init__(self, other: Member) -> None:
+        self._blobs = other.blobs
+
+    async def weight_holders(self, _digest: bytes) -> list[str]:
+        return ["holder"]
+
+    async def fetch_blob(self, _peer: str, sha256: bytes, _total: int, target: Path) -> None:
+        await asyncio.to_thread(shutil.copyfile, self._blobs.path(sha256), target)
+
+
+@pytest.fixture
+async def served(run_rig: ModuleType, run_folder: Path) -> AsyncIterator[Any]:
+    async with run_rig.serving(run_folder) as made:
+        yield made
+
+
+@pytest.fixture
+async def session(served: Any) -> AsyncIterator[Session]:
+    opened = await Session.connect(served.link, Identity.generate())
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+def member(session: Session, tmp_path: Path) -> Iterator[Member]:
+    made = Member(tmp_path / "member", session)
+    yield made
+    made.journal.close()
+
+
+@pytest.fixture
+def other(session: Session, tmp_path: Path) -> Iterator[Member]:
+    made = Member(tmp_path / "other", session)
+    yield made
+    made.journal.close()
+
+
+def blobs_of(member: Member) -> int:
+    return len(list(member.blobs.folder.iterdir()))
+
+
+async def test_a_wrong_outer_step_is_dropped_and_the_run_s_state_fetched(
+    served: Any, session: Session, member: Member, other: Member
+) -> None:
+    start = session.greeting.run_head
+    assert start is not None
+    elements = await asyncio.to_thread(member.states.elements)
+    right, wrong = np.ones(elements, np.float32), np.zeros(elements, np.float32)
+    truth = await other.states.advance(start, right, 64)
+    head = other.head(truth, served)
+    own = await member.states.advance(start, wrong, 64)
+    assert own.digest != truth.digest
+
+    # 1. The head contradicts what was computed here: that is gone.
+    assert not await member.states.confirm(head)
+    assert member.journal.state(own.digest) is None
+    assert await other.states.confirm(head)
+
+    # 2. The run's own state comes from whoever has it, and the next step is everybody's again.
+    member.states.swarm = Holder(other)  # type: ignore[assignment]
+    following = await member.states.advance(head, right, 128)
+    assert following == await other.states.advance(head, right, 128)
+    assert await member.states.confirm(other.head(following, served))
+
+
+async def test_old_states_are_deleted_also_fetched_ones(
+    served: Any, session: Session, member: Member, other: Member
+) -> None:
+    head = session.greeting.run_head
+    assert head is not None
+    member.states.swarm = Holder(other)  # type: ignore[assignment]
+    update = np.ones(await asyncio.to_thread(other.states.elements), np.float32)
+    for number in range(1, 5):
+        descriptor = await other.states.advance(head, update, 64 * number)
+        head = other.head(descriptor, served)
+        await member.states.file(head, "weights")
+        await member.states.file(head, "momentum")
+    assert blobs_of(member) == blobs_of(other) == 4  # two states of two parts each
+
+
+async def test_a_full_disk_or_a_head_that_contradicts_itself_leaves_the_state_alone(
+    session: Session, member: Member, full_disk: Any
+) -> None:
+    start = session.greeting.run_head
+    assert start is not None
+    elements = await asyncio.to_thread(member.states.elements)
+    await member.states.file(start, "weights")
+    await member.states.file(start, "momentum")
+    held = blobs_of(member)
+    with full_disk(1000), pytest.raises(TransientError, match="free some disk"):
+        await member.states.advance(start, np.ones(elements, np.float32), 64)
+    assert blobs_of(member) == held
+    bad = wire.RunHead()
+    bad.CopyFrom(start.record)
+    bad.merged_tokens += 1
+    with pytest.raises(BadRecord, match="does not follow"):
+        check_head(bad)
