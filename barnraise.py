@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -18,6 +19,9 @@ _COMMANDS = {
     "data": ("coordinator.data.cli", "Turn text into a dataset for a run."),
     "demo": ("coordinator.demo.cli", "A whole swarm on this machine, in one command."),
 }
+
+# Any write of any command can meet these; what it had done before stays as it is.
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 
 
 class LazyGroup(click.Group):
@@ -66,6 +70,12 @@ def main() -> None:
     except ProtocolError as error:
         click.echo(f"barnraise: {error} [{error.reason}]", err=True)
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in _STORAGE:
+            raise
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+        click.echo(f"barnraise: {what}; free space or allow access, then try again", err=True)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -226,13 +226,18 @@ class KeyRing:
         return ring
 
     def _store(self, directory: Path) -> None:
-        _write_private(directory / TLS_KEY, self.tls.private_key_pem)
-        _write_private(directory / TLS_CERTIFICATE, self.tls.certificate_pem)
         document = {
             "delegations": [envelope_to_json(e) for e in self.delegations],
             "revocations": [envelope_to_json(e) for e in self.revocations],
         }
-        _write_private(directory / DELEGATIONS, json.dumps(document, indent=1).encode())
+        _write_private(
+            directory,
+            {
+                TLS_KEY: self.tls.private_key_pem,
+                TLS_CERTIFICATE: self.tls.certificate_pem,
+                DELEGATIONS: json.dumps(document, indent=1).encode(),
+            },
+        )
 
 
 def envelope_to_json(envelope: wire.Envelope) -> dict[str, Any]:
@@ -311,12 +316,23 @@ def _read(path: Path) -> bytes:
         ) from error
 
 
-def _write_private(path: Path, data: bytes) -> None:
-    """Replace a file in one step, readable by its owner only."""
-    temporary = path.with_name(path.name + ".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def _write_private(directory: Path, files: dict[str, bytes]) -> None:
+    """Replace files that belong together, readable by their owner only.
+
+    None is replaced before all are written: a full disk must not leave a key without its
+    certificate.
+    """
+    new = {directory / name: directory / f"{name}.new" for name in files}
+    try:
+        for temporary, data in zip(new.values(), files.values(), strict=True):
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError:
+        for temporary in new.values():
+            temporary.unlink(missing_ok=True)
+        raise
+    for path, temporary in new.items():
+        temporary.replace(path)

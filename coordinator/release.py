@@ -307,5 +307,6 @@ def _partial(out: Path) -> Iterator[Path]:
             raise
     except OSError as error:
         raise UsageError(
-            f"cannot write the release to {out}: {error.strerror or error}; nothing was kept"
+            f"cannot write the release to {out}: {error.strerror or error}; nothing was kept. "
+            "Free space there, or choose another folder with --out"
         ) from error
