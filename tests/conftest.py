@@ -79,6 +79,18 @@ def manifest(make_manifest: Callable[..., RunManifest]) -> RunManifest:
 
 
 @pytest.fixture(scope="session")
+def engine_rig() -> ModuleType:
+    """``tests/engine_rig.py``: an engine without a network, and real members."""
+    path = Path(__file__).with_name("engine_rig.py")
+    spec = importlib.util.spec_from_file_location("engine_rig", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
 def ledger_history() -> ModuleType:
     """``tests/ledger_history.py``: writes a run's public record step by step."""
     spec = importlib.util.spec_from_file_location(
