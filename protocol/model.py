@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from numpy.typing import NDArray
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from protocol.errors import UsageError
 from protocol.manifest import InitSeed, RunManifest
@@ -58,6 +57,9 @@ def build_model(config_json: dict[str, Any]) -> torch.nn.Module:
     Raises:
         UsageError: the configuration does not describe a model that the library knows.
     """
+    # Takes seconds, and a process that only flattens and reads vectors never needs it.
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     settings = {name: value for name, value in config_json.items() if name != "model_type"}
     try:
         config = AutoConfig.for_model(config_json.get("model_type"), **settings)

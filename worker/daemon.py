@@ -117,6 +117,8 @@ class Daemon:
             try:
                 if self.paused is None:
                     self.paused = journal.get(_PAUSED) == "yes"
+                    if self.paused:
+                        log.info("still paused: 'barnraise worker resume' ends it")
                 else:
                     journal.put(_PAUSED, "yes" if self.paused else "no")
             except TransientError as error:

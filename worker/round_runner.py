@@ -102,9 +102,8 @@ class RoundRunner:
         Raises:
             TransientError, UsageError: nothing can be trained here now; says why.
         """
-        await self.states.warm_up()  # beside the trainer's own loading, which goes on meanwhile
         known = await asyncio.to_thread(self.speed_hint)
-        tokens_per_s = await self.trainer.warm_up(
+        warm = await self.trainer.warm_up(
             WarmUp(
                 manifest=str(self.home.manifest),
                 threads=self.config.threads,
@@ -114,9 +113,12 @@ class RoundRunner:
                 measure=known == 0.0,
             )
         )
-        if tokens_per_s > 0:
-            log.info("speed measured", tokens_per_s=round(tokens_per_s))
-            await asyncio.to_thread(self.journal.put, self._speed_key, repr(tokens_per_s))
+        if warm is None:
+            return
+        self.states.learn_spec(warm.spec)
+        if warm.tokens_per_s > 0:
+            log.info("speed measured", tokens_per_s=round(warm.tokens_per_s))
+            await asyncio.to_thread(self.journal.put, self._speed_key, repr(warm.tokens_per_s))
 
     def speed_hint(self) -> float:
         """Tokens per second of the last unit or warm-up here, blocking; 0 when there was none."""

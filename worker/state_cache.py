@@ -106,9 +106,9 @@ class StateCache:
         await asyncio.to_thread(self._note_fetched, record, part)
         return path
 
-    async def warm_up(self) -> None:
-        """Load what knowing the model's parameters takes: seconds, better spent before a lease."""
-        await asyncio.to_thread(self._spec_now)
+    def learn_spec(self, spec: ParameterSpec) -> None:
+        """Take names and shapes from who has loaded the model: loading it here takes seconds."""
+        self._spec = spec
 
     def elements(self) -> int:
         """Elements of the model's flat vector; blocking."""

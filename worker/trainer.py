@@ -17,17 +17,20 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import structlog
 
 from protocol.errors import TransientError
 from worker.channel import error_family
 
+if TYPE_CHECKING:
+    from protocol.model import ParameterSpec
+
 log = structlog.get_logger()
 
 _KILL_AFTER_S = 5.0
-_MAX_LINE_BYTES = 1 << 20
+_MAX_LINE_BYTES = 16 << 20  # a large model has tens of thousands of names
 _ERRORS = error_family()
 Device = Literal["cpu", "cuda", "mps"]
 
@@ -61,6 +64,14 @@ class WarmUp:
     micro_batch_sequences: int = 0
     autocast_bf16: bool = False
     measure: bool = True
+
+
+@dataclass(frozen=True)
+class Warm:
+    """What a warm-up found out."""
+
+    tokens_per_s: float  # roughly; 0 when that was not asked for
+    spec: ParameterSpec  # the model's, so that the daemon need not load the library itself
 
 
 @dataclass(frozen=True)
@@ -125,11 +136,11 @@ class Trainer:
             )
             log.info("trainer started", pid=self._process.pid, threads=self.threads)
 
-    async def warm_up(self, what: WarmUp) -> float:
-        """Wait until the process has loaded what a unit needs; at once when it has already.
+    async def warm_up(self, what: WarmUp) -> Warm | None:
+        """Wait until the process has loaded what a unit needs.
 
         Returns:
-            Tokens per second, roughly; 0 when that was not measured now.
+            None when it had done so before.
 
         Raises:
             TransientError: it died.
@@ -137,10 +148,11 @@ class Trainer:
         """
         await self.start()
         if self._warm:
-            return 0.0
+            return None
         event = await self._ask({"command": "warm_up", **asdict(what)}, None)
         self._warm = True
-        return float(event["tokens_per_s"])
+        spec = tuple((str(name), tuple(shape)) for name, shape in event["spec"])
+        return Warm(float(event["tokens_per_s"]), spec)
 
     async def train(
         self, job: Job, on_progress: Callable[[Progress], None] | None = None

@@ -75,6 +75,8 @@ def main() -> None:
     os.dup2(2, 1)
     control = Control(sys.stdin)
     # Loading takes seconds: do it before anybody asks, not within the deadline of the first unit.
+    import transformers.modeling_utils  # noqa: F401
+
     import protocol.training  # noqa: F401
 
     while True:
@@ -114,7 +116,8 @@ def warm_up(job: dict[str, Any]) -> dict[str, Any]:
     """Load the model's classes and, where asked for, time a step or a few on noise.
 
     Returns:
-        ``tokens_per_s``: of the last step, for the first one pays for what is loaded lazily.
+        ``tokens_per_s``: of the last step, for the first one pays for what is loaded lazily;
+        ``spec``: names and shapes of the model's parameters.
 
     Raises:
         ProtocolError: the model does not train at all here.
@@ -127,11 +130,11 @@ def warm_up(job: dict[str, Any]) -> dict[str, Any]:
 
     torch.set_num_threads(job["threads"])
     manifest = RunManifest.parse(Path(job["manifest"]).read_bytes())
-    elements = element_count(parameter_spec(manifest.model_config_json))
+    spec = parameter_spec(manifest.model_config_json)
     if not job["measure"]:
-        return {"tokens_per_s": 0.0}
+        return {"tokens_per_s": 0.0, "spec": spec}
     generator = np.random.default_rng(0)
-    weights = generator.standard_normal(elements, dtype=np.float32) * np.float32(0.02)
+    weights = generator.standard_normal(element_count(spec), dtype=np.float32) * np.float32(0.02)
     ends_s = [time.monotonic()]
 
     def on_step(_steps_done: int, _loss: float) -> bool:
@@ -141,7 +144,8 @@ def warm_up(job: dict[str, Any]) -> dict[str, Any]:
     steps = min(_WARM_UP_STEPS, manifest.inner.max_steps)
     unit = Unit(0, steps * manifest.inner.sequences_per_batch, steps, seed=0, tokens_base=0)
     train(manifest, weights, unit, _Noise(manifest), _execution(job), on_step)
-    return {"tokens_per_s": manifest.tokens_per_step / max(ends_s[-1] - ends_s[-2], 1e-6)}
+    tokens_per_s = manifest.tokens_per_step / max(ends_s[-1] - ends_s[-2], 1e-6)
+    return {"tokens_per_s": tokens_per_s, "spec": spec}
 
 
 def _execution(job: dict[str, Any]) -> Execution:

@@ -103,11 +103,15 @@ def test_killed_worker_commits_what_it_trained_and_ctrl_c_leaves_nothing(
     status = json.loads(barnraise("worker", "status", "--home", str(home), "--json").stdout)
     assert status["phase"] in ("training", "committing", "reducing", "waiting")
 
-    # kill -9 in mid-unit: the next start takes the same lease up, or the next round's.
+    # kill -9 in mid-unit: the next start takes the same lease up, or the next round's. A pause
+    # stays until it is taken back.
+    barnraise("worker", "pause", "--home", str(home))
     os.kill(ada.popen.pid, signal.SIGKILL)
     ada.wait()
     before = len(events(ada.text(), "committed"))
     ada = rig.work("ada")
+    ada.wait_for("still paused")
+    barnraise("worker", "resume", "--home", str(home))
     ada.wait_for('"event": "committed"', count=before + 1)
 
     # The coordinator draws chunks of what was merged and is shown them.
