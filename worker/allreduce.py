@@ -203,7 +203,12 @@ class GroupReduce:
         when all members are decided or at the gather deadline. Nothing otherwise."""
         if self.reducer is not None:
             deadline_ms = self.group.record.gather_deadline_ms
-            async with aclosing(self.reducer.reports(lambda: self.until_s(deadline_ms))) as reports:
+            # By the clock: after a restart in the middle of a gather, a second "first" revision
+            # with other contents would read as equivocation.
+            reports = self.reducer.reports(
+                lambda: self.until_s(deadline_ms), after_revision=self._peer.clock_ms() // 1000
+            )
+            async with aclosing(reports):
                 async for report in reports:
                     yield report
 

@@ -212,15 +212,16 @@ class Reducer:
     # ---- reports
 
     async def reports(
-        self, remaining_s: Callable[[], float]
+        self, remaining_s: Callable[[], float], *, after_revision: int = 0
     ) -> AsyncGenerator[wire.Envelope, None]:
         """Signed ReducerReports: one whenever somebody completes, the last when all are decided
         or the time is over.
 
         Args:
             remaining_s: seconds until the gather deadline, on the coordinator's clock.
+            after_revision: revisions go on from here.
         """
-        revision = 0
+        revision = after_revision
         while True:
             late = await self._wait_for_change(remaining_s)
             revision += 1

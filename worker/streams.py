@@ -2,8 +2,9 @@
 
 Invariants:
 
-* No frame is read whose announced length is over its limit; hivemind's own stream reader takes
-  the other side's word for it, and its queue can strand a handler whose caller went away.
+* No frame is read whose announced length is over its limit (:mod:`worker.messages`); hivemind's
+  own stream reader takes the other side's word for it, and its queue can strand a handler whose
+  caller went away.
 * Every task that serves a stream belongs to a TaskGroup, and :meth:`BoundedP2P.shutdown` ends
   them all, reaps the daemon and removes its sockets, whatever state it is in.
 * The daemon's sockets live in a directory that only this user can enter; its name follows
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import structlog
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from hivemind.p2p import P2P, P2PContext, PeerID
 from hivemind.p2p.p2p_daemon_bindings.utils import (
     P2PDaemonError,
@@ -36,9 +37,9 @@ from hivemind.p2p.p2p_daemon_bindings.utils import (
 from hivemind.proto import p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr
 
-from protocol.errors import BadRecord, ProtocolError, TransientError, UsageError
+from protocol.errors import ProtocolError, TransientError, UsageError
 from protocol.leash import leashed
-from worker.frames import MAX_FRAME_BYTES
+from worker.messages import read_message, write_message
 
 log = structlog.get_logger()
 
@@ -50,48 +51,14 @@ MAX_STREAMS_PER_PEER = 16
 LINGER_S = 5.0
 """How long an answered stream waits for its caller to hang up, so that the answer arrives."""
 
+STALL_S = 60.0
+"""A caller that neither sends what is due nor takes what it asked for is given up after this: it
+would hold a stream, and with it a place among those served, for as long as it likes."""
+
 STARTUP_TIMEOUT_S = 30.0
 DIAL_TIMEOUT_S = 15.0
 
-_MESSAGE, _ERROR = P2P.MESSAGE_MARKER, P2P.ERROR_MARKER
-_MAX_ERROR_BYTES = 4096
-
 Reply = TypeVar("Reply", bound=Message)
-
-
-async def read_message(reader: asyncio.StreamReader, kind: type[Reply]) -> Reply | None:
-    """Read one message; None when the other side has ended its direction.
-
-    Raises:
-        BadRecord: over the limit, or not such a message.
-        TransientError: the other side reports a failure.
-        asyncio.IncompleteReadError: the stream broke.
-    """
-    marker = await reader.readexactly(1)
-    length = int.from_bytes(await reader.readexactly(P2P.HEADER_LEN), P2P.BYTEORDER)
-    if marker not in (_MESSAGE, _ERROR):
-        raise BadRecord("a stream out of frame")
-    if length > (MAX_FRAME_BYTES if marker == _MESSAGE else _MAX_ERROR_BYTES):
-        raise BadRecord(f"a frame of {length} bytes is over the limit")
-    data = await reader.readexactly(length)
-    try:
-        if marker == _MESSAGE:
-            return kind.FromString(data)
-        problem = p2pd_pb2.RPCError.FromString(data)
-    except DecodeError as error:
-        raise BadRecord("a frame that does not parse") from error
-    if problem.message:
-        raise TransientError(f"the peer says: {problem.message[:500]}")
-    return None
-
-
-async def write_message(writer: asyncio.StreamWriter, message: Message) -> None:
-    """Write one message and wait until the transport wants more."""
-    data = message.SerializeToString()
-    marker = _ERROR if isinstance(message, p2pd_pb2.RPCError) else _MESSAGE
-    writer.write(marker + len(data).to_bytes(P2P.HEADER_LEN, P2P.BYTEORDER))
-    writer.write(data)
-    await writer.drain()
 
 
 class Stream(Generic[Reply]):
@@ -353,7 +320,11 @@ async def _serve(
     ended = asyncio.Event()
 
     async def requests() -> AsyncIterator[Message]:
-        while (message := await read_message(reader, kind)) is not None:
+        while True:
+            async with asyncio.timeout(STALL_S):
+                message = await read_message(reader, kind)
+            if message is None:
+                break
             yield message
         ended.set()
 
@@ -385,9 +356,10 @@ async def _answer(
     try:
         async with aclosing(handler(requests, context)) as replies:  # type: ignore[type-var]
             async for reply in replies:
-                await write_message(writer, reply)
-    except (OSError, asyncio.IncompleteReadError):
-        return  # the caller is gone
+                async with asyncio.timeout(STALL_S):
+                    await write_message(writer, reply)
+    except (OSError, asyncio.IncompleteReadError):  # a TimeoutError is an OSError
+        return  # the caller is gone, or might as well be
     except ProtocolError as error:
         log.debug("stream_refused", peer=str(context.remote_id), why=str(error))
         problem.message = str(error)[:500]

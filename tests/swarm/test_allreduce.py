@@ -120,7 +120,8 @@ class Round:
             envelope = wire.Envelope.FromString(bytes.fromhex(heard["envelope"]))
             signed = open_envelope(envelope, wire.ReducerReport, signer=reducer.peer_id)
             reports.append(signed.record)
-        assert [report.revision for report in reports] == list(range(1, len(reports) + 1))
+        revisions = [report.revision for report in reports]
+        assert revisions == list(range(revisions[0], revisions[0] + len(revisions)))
         return {outcome.worker: outcome for outcome in reports[-1].outcomes}
 
     async def finish(self, included: Sequence[Any], peers: Sequence[Any]) -> None:

@@ -16,7 +16,7 @@ from protocol.identity import Identity
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2 as service
 from worker import frames
-from worker.streams import read_message
+from worker.messages import read_message
 
 GROUP = bytes(range(20))
 ENVELOPE = seal(wire.GatherStatement(group_id=GROUP), Identity.from_seed(bytes(32)))
