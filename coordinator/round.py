@@ -7,7 +7,8 @@ Invariants:
 * Every phase change is in :data:`TRANSITIONS`, every (phase, event) pair that can happen has a
   handler; any other pair raises :class:`ImpossibleEvent`: a bug of ours, never a peer's fault.
 * Nobody waits for a straggler beyond the grace; every phase but OPEN has a deadline and at most
-  ``max_attempts`` reduces are tried, so a round that has begun always ends.
+  ``max_attempts`` reduces are tried, so a round that has begun always ends. A clock that is set
+  back does not lengthen a phase beyond its full length from then on.
 * What is included was complete at *every* reducer of the attempt, and a round settles only when
   every reducer of that attempt has delivered all its result chunks.
 
@@ -82,10 +83,31 @@ def tick(state: Round, event: Event, now_s: float) -> Step:
     handler = _HANDLERS.get((state.phase, type(event)))
     if handler is None:
         raise ImpossibleEvent(f"{type(event).__name__} in phase {state.phase}")
+    if isinstance(event, Tick):
+        state = _within_reach(state, now_s)
     after, effects = handler(state, event, now_s)
     if after.phase is not state.phase and after.phase not in TRANSITIONS[state.phase]:
         raise ImpossibleEvent(f"{state.phase} -> {after.phase}")
     return after, effects
+
+
+def _within_reach(state: Round, now_s: float) -> Round:
+    """No deadline is further away than its phase is long, unless the clock was set back."""
+    policy = state.policy
+    longest_s = {
+        Phase.TRAINING: policy.duration_s,
+        Phase.COMMITTING: policy.grace_s,
+        Phase.GATHER: policy.gather_s,
+        Phase.BROADCAST: policy.gather_s + policy.broadcast_s,
+    }.get(state.phase)
+    if longest_s is None or state.deadline_s is None or state.deadline_s <= now_s + longest_s:
+        return state
+    by_s = now_s + longest_s - state.deadline_s
+    return replace(
+        state,
+        deadline_s=now_s + longest_s,
+        broadcast_deadline_s=_later(state.broadcast_deadline_s, by_s),
+    )
 
 
 # ---- handlers, in the order of the phases ----

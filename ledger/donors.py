@@ -20,12 +20,23 @@ _KEYS_PER_QUERY = 500
 _DROPPED = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 """Unicode categories that could break or reverse a line: controls, formats, private use."""
 
+_BLANK = "\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"
+"""Letters and symbols that show nothing: a name of them alone would be a gap in every table."""
+
+_MOST_MARKS = 3
+"""Combining marks in a row: more pile up over the lines around."""
+
 
 def clean_name(name: str) -> str:
     """A display name in NFC, without invisible characters, on one line, bounded in length."""
     normal = unicodedata.normalize("NFC", name[: 4 * MAX_DISPLAY_NAME_CHARS])
-    kept = "".join(c if unicodedata.category(c) not in _DROPPED else " " for c in normal)
-    return " ".join(kept.split())[:MAX_DISPLAY_NAME_CHARS].strip()
+    kept, marks = [], 0
+    for c in normal:
+        category = unicodedata.category(c)
+        marks = marks + 1 if category in ("Mn", "Me") else 0
+        if marks <= _MOST_MARKS:
+            kept.append(" " if category in _DROPPED or c in _BLANK else c)
+    return " ".join("".join(kept).split())[:MAX_DISPLAY_NAME_CHARS].strip()
 
 
 def short_key(donor: PeerId) -> str:

@@ -158,6 +158,8 @@ def test_random_histories_keep_the_rules(seed: int, members: int, attempts: int)
     while not state.ended and now_s < 1e6:
         now_s += draw.choice([0.0, 0.1, 1.0, 15.0])
         event = possible(state, draw)
+        if isinstance(event, Restarted):
+            now_s += event.downtime_s
         before, (state, effects) = state, tick(state, event, now_s)
         assert load(dump(state)) == state
         check_step(before, state)
@@ -203,6 +205,23 @@ def check_step(before: Round, after: Round) -> None:
     assert len(after.training) + len(after.committed) <= after.policy.max_members
     assert set(after.inclusion) <= set(after.committed)
     assert set(after.delivered) <= set(after.reducers)
+
+
+@pytest.mark.parametrize("phase", [Phase.TRAINING, Phase.COMMITTING, Phase.GATHER, Phase.BROADCAST])
+def test_a_clock_that_is_set_back_does_not_stop_the_run(phase: Phase) -> None:
+    state = in_phase(phase)
+    assert state.deadline_s is not None
+    now_s = state.deadline_s - 86_400
+    state, _ = tick(state, Tick(), now_s)
+    assert state.phase is phase
+    longest_s = max(POLICY.duration_s, POLICY.gather_s + POLICY.broadcast_s)
+    assert now_s < state.deadline_s <= now_s + longest_s
+    if state.broadcast_deadline_s is not None:
+        assert state.deadline_s <= state.broadcast_deadline_s <= now_s + longest_s
+    later, _ = tick(state, Tick(), state.deadline_s)
+    assert later != state, "the phase ends, or goes on to its grace"
+    same, _ = tick(state, Tick(), now_s + 1)
+    assert same.deadline_s == state.deadline_s
 
 
 @given(seed=st.integers(0, 2**32))

@@ -210,6 +210,9 @@ def test_malformed_checkpoints_are_refused(text: str) -> None:
 def test_names_are_cleaned_but_not_censored() -> None:
     assert clean_name("  Ada\n Lovelace\u202e\x00 ") == "Ada Lovelace"
     assert clean_name("<b>Żółw 李雷</b>") == "<b>Żółw 李雷</b>"
+    assert clean_name("\u3164\u2800\u200b\uffa0") == ""
+    assert clean_name("A" + "\u0335" * 50 + "B") == "A" + "\u0335" * 3 + "B"
+    assert clean_name("नमस्ते") == "नमस्ते"
     assert len(clean_name("x" * 10_000)) == 64
     assert clean_name("\u200b\n") == ""
     assert short_key(KEY.peer_id) == "…" + KEY.peer_id[-8:]
