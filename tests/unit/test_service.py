@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from sqlalchemy import select
 
+from coordinator.admission import forget_addresses
 from coordinator.checkpoints import WEIGHTS
 from coordinator.schema import StateRow, WorkerRow
 from coordinator.server import SERVICE_NAME, start_server
@@ -169,7 +170,11 @@ async def test_the_listed_anchor_becomes_known(served: Any) -> None:
     async with served.client(anchor) as client:
         await client.enrol(anchor=True, client_mode=False, multiaddrs=[address])
         reply = await client.hello()
-    assert list(reply.anchors) == [f"{address}/p2p/{anchor.peer_id}"]
+        assert list(reply.anchors) == [f"{address}/p2p/{anchor.peer_id}"]
+        # It goes down with the server, and comes back on another port.
+        await served.database.run(lambda session: forget_addresses(session, anchor.peer_id))
+        reply = await client.hello()
+    assert not reply.anchors
 
 
 async def test_a_request_is_answered_once(client: Any, refused: Any) -> None:
