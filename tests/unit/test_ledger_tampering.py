@@ -17,12 +17,18 @@ from typing import Any
 import pytest
 import rfc8785
 from click.testing import CliRunner
+from sqlalchemy.orm import Session
 
 from ledger import tree
+from ledger.authority import store_delegations
 from ledger.cli import cli
 from protocol import merkle
+from protocol.envelope import seal
 from protocol.errors import ProtocolError
 from protocol.identity import Identity
+from protocol.notes import Checkpoint, read_checkpoint, sign_checkpoint
+from protocol.trust import delegate
+from protocol.wire import records_pb2 as wire
 
 Edit = Callable[[sqlite3.Connection], None]
 Leaf = dict[str, Any]
@@ -200,3 +206,73 @@ def test_a_history_without_contradictions_is_caught_by_an_earlier_head(
 def test_a_stranger_with_a_root_key_of_its_own_is_not_the_run(history: Any) -> None:
     stranger = Identity.from_seed(b"e" * 32).peer_id
     assert "root key" in verify(history.engine.url.database, "--root", stranger)
+
+
+# ---- heads by the wrong key, or of the wrong log ----
+
+
+def sign_as(history: Any, key: Identity, *, origin: str = "") -> None:
+    """Replace the newest head by one that ``key`` signed."""
+    head = read_checkpoint(history.sign())
+    note = sign_checkpoint(Checkpoint(origin or head.origin, head.size, head.root), key)
+    connection = sqlite3.connect(history.engine.url.database)
+    with connection:
+        connection.execute("UPDATE log_head SET checkpoint = ?", (note,))
+    connection.close()
+
+
+def delegate_log(history: Any, ledger_history: Any, key: Identity, **window: int) -> None:
+    envelope = delegate(
+        ledger_history.ROOT,
+        run_id=history.manifest.run_id,
+        purpose=wire.KEY_PURPOSE_LOG,
+        public_key=key.public.raw,
+        serial=77,
+        **window,
+    )
+    with Session(history.engine) as session, session.begin():
+        store_delegations(session, [envelope])
+
+
+def test_a_head_by_a_key_that_nobody_delegated_is_refused(history: Any) -> None:
+    sign_as(history, Identity.from_seed(b"e" * 32))
+    assert "no signature of a key that is believed" in verify(history.engine.url.database)
+
+
+def test_a_head_of_another_log_is_refused(history: Any, ledger_history: Any) -> None:
+    sign_as(history, ledger_history.LOG_KEY, origin="evil.example")
+    assert "head is of 'evil.example'" in verify(history.engine.url.database)
+
+
+def test_a_key_that_expired_before_the_newest_leaf_is_refused(
+    history: Any, ledger_history: Any
+) -> None:
+    old = Identity.from_seed(b"o" * 32)
+    delegate_log(history, ledger_history, old, not_before_s=0, not_after_s=history.now_s - 1)
+    sign_as(history, old)
+    assert "no signature of a key that is believed" in verify(history.engine.url.database)
+
+
+def test_a_revoked_key_is_refused(history: Any, ledger_history: Any) -> None:
+    assert "verified" in verify(history.engine.url.database)
+    revocation = wire.Revocation(run_id=history.manifest.run_id, serial=1, reason="stolen")
+    with Session(history.engine) as session, session.begin():
+        store_delegations(session, [], [seal(revocation, ledger_history.ROOT)])
+    assert "revoked" in verify(history.engine.url.database)
+
+
+def test_a_delegation_that_the_root_did_not_sign_is_refused(history: Any) -> None:
+    eve = Identity.from_seed(b"e" * 32)
+    envelope = delegate(
+        eve,
+        run_id=history.manifest.run_id,
+        purpose=wire.KEY_PURPOSE_LOG,
+        public_key=eve.public.raw,
+        serial=78,
+        not_before_s=0,
+        not_after_s=1 << 40,
+    )
+    with Session(history.engine) as session, session.begin():
+        store_delegations(session, [envelope])
+    sign_as(history, eve)
+    assert "expected a record signed by" in verify(history.engine.url.database)
