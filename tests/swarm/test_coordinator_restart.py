@@ -133,8 +133,3 @@ def test_killed_right_after_the_inclusion_set(rig: Any, worker_rig: ModuleType) 
     assert (ada.wait(200), bob.wait(60)) == (0, 0)
     assert rows(rig, "SELECT phase, members FROM rounds WHERE number = 0") == [("SETTLED", 2)]
     check_record(rig, worker_rig.barnraise, ada, bob)
-
-
-def test_a_killed_worker_leaves_no_process(rig: Any) -> None:
-    _, ada, _ = start_two(rig, duration_s=5.0)
-    kill_without_orphans(ada)

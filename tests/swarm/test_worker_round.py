@@ -106,8 +106,11 @@ def test_killed_worker_commits_what_it_trained_and_ctrl_c_leaves_nothing(
     # kill -9 in mid-unit: the next start takes the same lease up, or the next round's. A pause
     # stays until it is taken back.
     barnraise("worker", "pause", "--home", str(home))
+    children = psutil.Process(ada.popen.pid).children(recursive=True)
     os.kill(ada.popen.pid, signal.SIGKILL)
     ada.wait()
+    assert len(children) >= 2  # trainer and p2pd, which end by themselves
+    assert psutil.wait_procs(children, timeout=30)[1] == []
     before = len(events(ada.text(), "committed"))
     ada = rig.work("ada")
     ada.wait_for("still paused")
