@@ -51,11 +51,14 @@ def draw_challenges(turn: Turn, merged: Sequence[ContributionRow]) -> None:
 
 
 def open_challenges(turn: Turn, worker: str) -> list[service_pb2.Challenge]:
-    """What a worker is asked and has not answered, for its next heartbeat."""
+    """What a worker is asked and has not answered, for its next heartbeat.
+
+    Newest first: old updates may be gone, and must not stand in the way of what can be shown.
+    """
     rows = turn.session.scalars(
         select(ChallengeRow)
         .where(ChallengeRow.worker == worker, ChallengeRow.valid.is_(None))
-        .order_by(ChallengeRow.drawn_at_s)
+        .order_by(ChallengeRow.drawn_at_s.desc())
         .limit(4)
     )
     return [
