@@ -104,10 +104,6 @@ def _cut_shard(run: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:-2])
 
 
-def _damage_validation(run: Path) -> None:
-    damage(min((_own_data(run) / "shards").iterdir(), key=lambda path: path.stat().st_size))
-
-
 def _lose_states(run: Path) -> None:
     for path in (run / "blobs").iterdir():
         path.unlink()
@@ -119,11 +115,25 @@ def _lose_states(run: Path) -> None:
         (lambda run: edit(run / "manifest.json", '"max_steps":20', '"max_steps":21'), "restore it"),
         (lambda run: damage(run / "coordinator.db", 0), "restore the file from a backup"),
         (lambda run: (run / "coordinator.db").unlink(), "restore it from a backup"),
+        (lambda run: edit(run / "run.toml", "listen =", "lissen ="), "check its spelling"),
+    ],
+)
+def test_a_broken_run_folder_is_not_read(
+    folder: Path, refused: Callable[..., str], harm: Callable[[Path], None], advice: str
+) -> None:
+    harm(folder)
+    before = contents(folder)
+    assert advice in refused("coordinator", "status", "--run-dir", str(folder))
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("harm", "advice"),
+    [
         (lambda run: (run / "keys" / "round.key").write_bytes(b"short"), "restore it from"),
         (lambda run: (run / "keys" / "tls.key").write_text("nonsense"), "renew-keys"),
         (_lose_data, "Put back the one"),
         (_cut_shard, "restore it from a copy"),
-        (_damage_validation, "restore it from a copy"),
         (_lose_states, "restore the blobs"),
     ],
 )
@@ -165,21 +175,12 @@ def run_on_full_disk(limit_bytes: int, *arguments: str) -> subprocess.CompletedP
     )
 
 
-def test_init_makes_all_or_nothing(made: Any, tmp_path: Path, refused: Callable[..., str]) -> None:
-    init = ("coordinator", "init", "--data", str(made.folder / "data"), "--run-dir")
-    config = ("--config", str(made.folder / "run.toml"))
-    before = contents(made.run)
-    assert "never overwritten" in refused(*init, str(made.run), *config)
-    assert contents(made.run) == before
-    full = run_on_full_disk(64 << 10, *init, str(tmp_path / "run"), *config)
+def test_init_on_a_full_disk_leaves_nothing(made: Any, tmp_path: Path) -> None:
+    given = ("--config", str(made.folder / "run.toml"), "--data", str(made.folder / "data"))
+    run = ("--run-dir", str(tmp_path / "run"))
+    full = run_on_full_disk(64 << 10, "coordinator", "init", *given, *run)
     assert full.returncode == 2
     assert "disk" in full.stderr and "Traceback" not in full.stderr
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_release_overwrites_nothing(made: Any, tmp_path: Path, refused: Callable[..., str]) -> None:
-    release = ("coordinator", "release", "--run-dir", str(made.run), "--out", str(tmp_path))
-    assert "choose another folder with --out" in refused(*release)
     assert list(tmp_path.iterdir()) == []
 
 
