@@ -21,6 +21,7 @@ from typing import Self
 import psutil
 
 from protocol.errors import ProtocolError
+from protocol.leash import leashed
 
 GRACE_S = 20.0
 _BARNRAISE = (sys.executable, "-m", "barnraise")
@@ -105,7 +106,7 @@ class Children:
         log_path = self.folder / "logs" / f"{name}.log"
         with log_path.open("ab") as log:
             process = subprocess.Popen(
-                [*_BARNRAISE, *arguments],
+                leashed([*_BARNRAISE, *arguments]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -23,6 +23,7 @@ import numpy as np
 
 from protocol.dataset import DatasetManifest, ShardInfo, Source
 from protocol.identity import Identity
+from protocol.leash import leashed
 
 __all__ = ["Identity", "Process", "Rig", "barnraise", "open_rig"]
 
@@ -131,7 +132,7 @@ class Process:
         self.log = log
         with log.open("ab") as output:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", "barnraise", *arguments],
+                leashed([sys.executable, "-m", "barnraise", *arguments]),
                 env=ENVIRONMENT,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
