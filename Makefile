@@ -2,6 +2,8 @@
 VENV := .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+# Tests that run at once, a file each. Many of them are small swarms that mostly wait.
+JOBS ?= 2
 
 .PHONY: demo test lint format proto bench clean
 
@@ -17,7 +19,7 @@ demo: $(VENV)/.installed
 	$(BIN)/barnraise demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
