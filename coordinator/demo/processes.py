@@ -100,6 +100,8 @@ class Children:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+        if kind is not None:  # else the caller looks at what is left first
+            shutil.rmtree(self.temporary, ignore_errors=True)
 
     def start(self, name: str, *arguments: str) -> Child:
         """Run ``barnraise ARGUMENTS`` in the background, its output appended to its log."""
