@@ -145,6 +145,8 @@ def _round(manifest: RunManifest, leaves: int) -> RoundLeaf:
         round=0,
         outcome="settled",
         state_digest="0" * 64,
+        roster_digest="1" * 64,
+        result_digest="2" * 64,
         merged_tokens=leaves * 20_480,
         members=leaves,
         started_at_s=_NOW_S,
