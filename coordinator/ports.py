@@ -11,8 +11,11 @@ import socket
 from protocol.errors import UsageError
 
 
-def require_free(host: str, port: int) -> None:
+def require_free(host: str, port: int, option: str = "--listen") -> None:
     """Bind and let go: gRPC's own message does not say what is wrong.
+
+    Args:
+        option: what a person gives to choose another.
 
     Raises:
         UsageError: the address cannot be used, and why.
@@ -27,9 +30,9 @@ def require_free(host: str, port: int) -> None:
         if error.errno == errno.EADDRINUSE:
             raise UsageError(
                 f"{address} is in use: another coordinator or program listens there; stop it, or "
-                "choose another port with --listen"
+                f"choose another port with {option}"
             ) from error
-        raise UsageError(f"cannot listen on {address}: {error.strerror}; see --listen") from error
+        raise UsageError(f"cannot listen on {address}: {error.strerror}; see {option}") from error
 
 
 def join_address(host: str, port: int) -> str:

@@ -21,7 +21,7 @@ from coordinator.engine import Engine
 from coordinator.evaluation import Evaluator
 from coordinator.init import join_link
 from coordinator.keys import ANCHOR_KEY, KeyRing
-from coordinator.ports import join_address
+from coordinator.ports import join_address, require_free
 from coordinator.requests import Rate, RequestGuard
 from coordinator.schema import ControlRow
 from coordinator.server import BoundServer, run_until_stopped, start_server, stop_on_signals
@@ -132,6 +132,8 @@ async def _serve(
 ) -> None:
     folder = run.folder
     page = leaderboard if leaderboard is not None else run.settings.leaderboard
+    if page:
+        require_free(*split_address(page), option="--leaderboard")
     database = Database(folder.database_url(run.settings))
     try:
         _prepare_database(database, run, starts_anchor=with_anchor and run.settings.anchor)

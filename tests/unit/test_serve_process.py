@@ -80,6 +80,9 @@ def test_what_a_person_did_wrong_ends_with_a_sentence(run_folder: Path, tmp_path
         taken.listen()
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
         busy = coordinator("serve", "--run-dir", str(run_folder), "--listen", listen, "--no-anchor")
+        page = coordinator("serve", "--run-dir", str(run_folder), "--leaderboard", listen)
+    assert page.returncode == 2
+    assert "is in use" in page.stderr and "--leaderboard" in page.stderr
     assert busy.returncode == 2
     assert "is in use" in busy.stderr and "Traceback" not in busy.stderr
     nothing = coordinator("status", "--run-dir", str(tmp_path / "nothing"))
