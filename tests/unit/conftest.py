@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from protocol.identity import Identity
+
 
 @pytest.fixture
 async def boot(
@@ -81,3 +83,20 @@ def full_disk() -> Callable[[int], AbstractContextManager[None]]:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     return limit
+
+
+@pytest.fixture
+async def served(run_rig: ModuleType, run_folder: Path) -> AsyncIterator[Any]:
+    """A real server over a run folder, on loopback."""
+    async with run_rig.serving(run_folder) as made:
+        yield made
+
+
+@pytest.fixture
+async def session(served: Any) -> AsyncIterator[Any]:
+    """A worker's session with that server."""
+    from worker.session import Session
+
+    opened = await Session.connect(served.link, Identity.generate())
+    yield opened
+    await opened.close()

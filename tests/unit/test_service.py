@@ -35,12 +35,6 @@ from protocol.wire import service_pb2 as api
 
 
 @pytest.fixture
-async def served(run_rig: ModuleType, run_folder: Path) -> AsyncIterator[Any]:
-    async with run_rig.serving(run_folder) as made:
-        yield made
-
-
-@pytest.fixture
 async def client(served: Any) -> AsyncIterator[Any]:
     async with served.client() as made:
         yield made

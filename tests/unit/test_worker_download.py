@@ -7,13 +7,10 @@ import hashlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 
 from protocol.errors import BadDigest, BadRecord, TransientError
-from protocol.identity import Identity
 from protocol.limits import MAX_PIECE_BYTES
 from protocol.wire import service_pb2 as api
 from worker.config import Home
@@ -26,19 +23,6 @@ from worker.state_cache import StateCache
 
 DATA = bytes(range(256)) * 64
 SHA256 = hashlib.sha256(DATA).digest()
-
-
-@pytest.fixture
-async def served(run_rig: ModuleType, run_folder: Path) -> AsyncIterator[Any]:
-    async with run_rig.serving(run_folder) as made:
-        yield made
-
-
-@pytest.fixture
-async def session(served: Any) -> AsyncIterator[Session]:
-    opened = await Session.connect(served.link, Identity.generate())
-    yield opened
-    await opened.close()
 
 
 @pytest.fixture

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ import pytest
 
 from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import BadRecord, TransientError
-from protocol.identity import Identity
 from protocol.state import StateDescriptor
 from protocol.wire import records_pb2 as wire
 from worker.config import Home
@@ -67,19 +65,6 @@ class Holder:
 
     async def fetch_blob(self, _peer: str, sha256: bytes, _total: int, target: Path) -> None:
         await asyncio.to_thread(shutil.copyfile, self._blobs.path(sha256), target)
-
-
-@pytest.fixture
-async def served(run_rig: ModuleType, run_folder: Path) -> AsyncIterator[Any]:
-    async with run_rig.serving(run_folder) as made:
-        yield made
-
-
-@pytest.fixture
-async def session(served: Any) -> AsyncIterator[Session]:
-    opened = await Session.connect(served.link, Identity.generate())
-    yield opened
-    await opened.close()
 
 
 @pytest.fixture
