@@ -23,6 +23,20 @@ _UPLINK_BYTES_PER_S = 250_000
 
 
 @dataclass(frozen=True)
+class AuditOptions:
+    """What the organiser may tune of the audits without changing what they prove."""
+
+    step_s: float = 1.0  # how often open audits are looked at
+    answer_s: float = 60.0  # so long a reducer may take to show something; then others are asked
+    patience_s: float = 24 * 3600.0  # then what cannot be had is unavailable
+    job_lease_s: float = 3600.0  # an auditor that is silent for so long has died
+    appeal_s: float = 7 * 24 * 3600.0  # evidence is kept and appeals are heard for so long
+    backlog_jobs: int = 200  # waiting replays above which newcomers are asked to come later
+    probation_s: float = 3600.0  # for a probation unit
+    most_replays: int = 3  # of one contribution
+
+
+@dataclass(frozen=True)
 class EngineOptions:
     """What the organiser may tune without making another run."""
 
@@ -31,8 +45,8 @@ class EngineOptions:
     retry_after_s: float = 2.0  # what a waiting worker is told at most
     subscriber_events: int = 256  # a slower reader is dropped and must come back
     kept_checkpoints: int = 5  # newest states whose files stay, for slow downloads and audits
-    challenges_per_round: int = 1
-    chunks_per_challenge: int = 1
+    heartbeat_s: float = 4.0  # what workers are told
+    audit: AuditOptions = AuditOptions()
 
 
 @dataclass(frozen=True)

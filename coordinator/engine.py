@@ -24,7 +24,6 @@ from sqlalchemy.orm import Session
 from coordinator import bootstrap, round_state, settle
 from coordinator.admission import check_multiaddrs
 from coordinator.attendance import Attendance, decide_action, write_presence
-from coordinator.challenges import accept_answer, open_challenges
 from coordinator.checkpoints import CheckpointStore
 from coordinator.clockwork import let_time_pass
 from coordinator.commits import accept_contribution
@@ -210,16 +209,6 @@ class Engine:
         """
         return await self._turn(lambda turn: accept_report(turn, signed))
 
-    async def answer_challenge(
-        self, signed: Signed[wire.ChallengeAnswer]
-    ) -> service_pb2.ChallengeReply:
-        """Check opened chunks against their commitment.
-
-        Raises:
-            BadRecord, Conflict: see :mod:`coordinator.challenges`.
-        """
-        return await self._turn(lambda turn: accept_answer(turn, signed))
-
     async def add_results(
         self, pieces: AsyncIterator[service_pb2.ResultPiece]
     ) -> service_pb2.SubmitResultsReply:
@@ -261,7 +250,7 @@ class Engine:
                 action=action,
                 reason=reason,
                 server_time_ms=to_ms(turn.now_s),
-                challenges=open_challenges(turn, record.worker),
+                next_heartbeat_ms=to_ms(self.context.options.heartbeat_s),
             )
 
         reply = await self._turn(answer)

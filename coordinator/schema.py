@@ -59,6 +59,7 @@ class WorkerRow(Base):
     multiaddrs: Mapped[str] = mapped_column(Text, default="[]", comment="JSON list of strings")
     blocked_reason: Mapped[str | None] = mapped_column(Text)
     enrolled_at_s: Mapped[float] = mapped_column()
+    approved: Mapped[bool] = mapped_column(default=True, comment="false: the organiser has to")
     admission: Mapped[bytes | None] = mapped_column(LargeBinary, comment="signed Admission")
     last_seen_s: Mapped[float] = mapped_column(default=0.0)
     phase: Mapped[int] = mapped_column(default=0, comment="WorkerPhase as last reported")
@@ -190,7 +191,13 @@ class ContributionRow(Base):
     digest: Mapped[bytes] = mapped_column(LargeBinary, comment="SHA-256 of the signed payload")
     mean_loss: Mapped[float] = mapped_column()
     received_at_s: Mapped[float] = mapped_column()
+    execution: Mapped[str] = mapped_column(String(16), default="cpu", comment="as it was signed")
     leaf_index: Mapped[int | None] = mapped_column(BigInteger, comment="its credit in the log")
+    chance_ppm: Mapped[int | None] = mapped_column(comment="of an audit, once merged")
+    credit: Mapped[str] = mapped_column(
+        String(16), default="", index=True, comment="coordinator.audit.schema; empty: unmerged"
+    )
+    credited_at_s: Mapped[float | None] = mapped_column()
     envelope: Mapped[bytes] = mapped_column(LargeBinary)
 
 
@@ -250,17 +257,3 @@ class EvidenceRow(Base):
     first: Mapped[bytes] = mapped_column(LargeBinary, comment="envelope")
     second: Mapped[bytes] = mapped_column(LargeBinary, comment="envelope")
     seen_at_s: Mapped[float] = mapped_column()
-
-
-class ChallengeRow(Base):
-    __tablename__ = "challenges"
-
-    challenge_id: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
-    round: Mapped[int] = mapped_column(ForeignKey("rounds.number"))
-    assignment_id: Mapped[bytes] = mapped_column(ForeignKey("contributions.assignment_id"))
-    worker: Mapped[str] = mapped_column(String(64), index=True)
-    chunks: Mapped[str] = mapped_column(Text, comment="JSON list of chunk numbers")
-    valid: Mapped[bool | None] = mapped_column(comment="null until answered")
-    answer_digest: Mapped[bytes | None] = mapped_column(LargeBinary)
-    answer: Mapped[bytes | None] = mapped_column(LargeBinary, comment="signed ChallengeAnswer")
-    drawn_at_s: Mapped[float] = mapped_column()

@@ -140,13 +140,6 @@ class CoordinatorService(CoordinatorServicer):
     ) -> service_pb2.HeartbeatReply:
         return await self._engine.heartbeat(self._open(request, wire.Heartbeat, context))
 
-    async def AnswerChallenge(  # noqa: N802
-        self, request: wire.Envelope, context: Context
-    ) -> service_pb2.ChallengeReply:
-        return await self._engine.answer_challenge(
-            self._open(request, wire.ChallengeAnswer, context)
-        )
-
     async def GetReceipt(  # noqa: N802
         self, request: service_pb2.GetReceiptRequest, context: Context
     ) -> service_pb2.GetReceiptReply:

@@ -25,7 +25,6 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from coordinator import leases
-from coordinator.challenges import draw_challenges
 from coordinator.checkpoints import SavedState
 from coordinator.context import RunContext
 from coordinator.record import append_credit
@@ -155,7 +154,6 @@ def record_settled(
     reports = select(ReportRow).where(ReportRow.round == inputs.round)
     for report in turn.session.scalars(reports):
         judge(report, descriptor.digest)
-    draw_challenges(turn, merged)
     _log.info(
         "round_settled",
         round=inputs.round,

@@ -123,9 +123,30 @@ class UpdateSpec(_Frozen):
 
 
 class VerificationSpec(_Frozen):
+    """Who is audited, how closely, and when credit is final (docs/verification.md)."""
+
     policy: Literal["barnraise-audit/1"] = "barnraise-audit/1"
-    p_min: float = Field(0.05, gt=0, le=1)
+    p_min: float = Field(0.05, gt=0, le=1)  # least chance of an audit, however trusted
+    probation_passes: int = Field(10, ge=0)  # audited passes before a device counts as trusted
+    probation_steps: int = Field(5, ge=0, le=5)  # a new key's first, unmerged unit; 0: none
+    reducer_passes: int = Field(10, ge=0)  # audited passes before a member may reduce
+    newcomer_weight_share: float = Field(0.25, gt=0, le=1)  # of the trusted members' median
+    opened_chunks: int = Field(8, ge=1, le=64)  # of an audited update
+    audited_results: int = Field(1, ge=0, le=64)  # result chunks recomputed in a round
+    p_second_auditor: float = Field(0.05, ge=0, le=1)
+    pending_contributions: int = Field(100, ge=1)  # later ones before credit is final
+    pending_s: float = Field(24 * 3600.0, ge=0)  # and so long
+    last_pending_s: float = Field(7 * 24 * 3600.0, ge=0)  # for a donor's last contributions
     weight_cap_tokens: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _cheating_does_not_pay(self) -> Self:
+        # A cheat gains one unit and risks, at p_min, all that is pending: it must lose on average.
+        if self.p_min * self.pending_contributions < 2 * (1 - self.p_min):
+            raise ValueError(
+                "p_min * pending_contributions must be at least 2 * (1 - p_min), or cheating pays"
+            )
+        return self
 
 
 class Campaign(_Frozen):

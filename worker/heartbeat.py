@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +15,6 @@ from protocol.wire import service_pb2 as api
 from worker.node import Node, own_addresses
 from worker.round_runner import RoundRunner
 from worker.status import Board
-from worker.updates import open_chunks, read_update, update_file
 
 log = structlog.get_logger()
 
@@ -40,7 +38,6 @@ class Heartbeats:
                 reply = await self.node.session.heartbeat(await self._beat())
                 self.board.connected = True
                 self._obey(reply)
-                await self._answer(reply.challenges)
             except NotEnrolled:
                 await self._enrol()
             except (TransientError, PeerFault, UsageError) as error:
@@ -80,32 +77,6 @@ class Heartbeats:
             self.runner.abandoned = bytes.fromhex(self.board.assignment_id)
             log.info("the coordinator gave up this unit", reason=reply.reason)
             self.node.watch.notify()
-
-    async def _answer(self, challenges: Iterable[api.Challenge]) -> None:
-        """Show what is asked for, where it is still here; silence costs nobody anything."""
-        for challenge in challenges:
-            answer = await asyncio.to_thread(self._opened, challenge)
-            if answer is not None:
-                valid = await self.node.session.answer_challenge(answer)
-                log.info("challenge answered", chunks=list(challenge.chunks), valid=valid)
-
-    def _opened(self, challenge: api.Challenge) -> wire.ChallengeAnswer | None:
-        if self.runner is None:  # an anchor commits to nothing
-            return None
-        path = update_file(self.runner.home.updates, challenge.assignment_id)
-        if not path.exists():
-            return None
-        update = read_update(path, self.node.states.elements(), self.runner.manifest)
-        chunks = None if update is None else open_chunks(update, challenge.chunks)
-        if chunks is None:
-            return None
-        return wire.ChallengeAnswer(
-            run_id=self.node.config.join_link.run_id,
-            challenge_id=challenge.challenge_id,
-            worker=self.node.identity.peer_id,
-            assignment_id=challenge.assignment_id,
-            chunks=chunks,
-        )
 
 
 async def seed_weights(node: Node, *, fetch: bool) -> None:

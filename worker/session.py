@@ -222,18 +222,6 @@ class Session:
         reply: api.ReportReply = await call(lambda t: self._stub.Report(envelope, timeout=t))
         return reply
 
-    async def answer_challenge(self, answer: wire.ChallengeAnswer) -> bool:
-        """Show chunks of a committed update.
-
-        Returns:
-            Whether they lead to the commitment.
-        """
-        envelope = seal(answer, self.identity)
-        reply: api.ChallengeReply = await call(
-            lambda t: self._stub.AnswerChallenge(envelope, timeout=t)
-        )
-        return reply.valid
-
     async def submit_results(self, pieces: Iterable[api.ResultPiece]) -> api.SubmitResultsReply:
         held = list(pieces)
 

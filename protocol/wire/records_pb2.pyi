@@ -122,7 +122,7 @@ class Device(_message.Message):
     def __init__(self, device_class: _Optional[str] = ..., name: _Optional[str] = ..., threads: _Optional[int] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
 
 class Enrolment(_message.Message):
-    __slots__ = ("run_id", "worker", "donor", "device_delegation", "client_version", "device", "display_name", "anchor", "client_mode", "multiaddrs", "freshness")
+    __slots__ = ("run_id", "worker", "donor", "device_delegation", "client_version", "device", "display_name", "anchor", "client_mode", "multiaddrs", "freshness", "invite")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     DONOR_FIELD_NUMBER: _ClassVar[int]
@@ -134,6 +134,7 @@ class Enrolment(_message.Message):
     CLIENT_MODE_FIELD_NUMBER: _ClassVar[int]
     MULTIADDRS_FIELD_NUMBER: _ClassVar[int]
     FRESHNESS_FIELD_NUMBER: _ClassVar[int]
+    INVITE_FIELD_NUMBER: _ClassVar[int]
     run_id: bytes
     worker: str
     donor: str
@@ -145,7 +146,8 @@ class Enrolment(_message.Message):
     client_mode: bool
     multiaddrs: _containers.RepeatedScalarFieldContainer[str]
     freshness: Freshness
-    def __init__(self, run_id: _Optional[bytes] = ..., worker: _Optional[str] = ..., donor: _Optional[str] = ..., device_delegation: _Optional[_Union[Envelope, _Mapping]] = ..., client_version: _Optional[str] = ..., device: _Optional[_Union[Device, _Mapping]] = ..., display_name: _Optional[str] = ..., anchor: _Optional[bool] = ..., client_mode: _Optional[bool] = ..., multiaddrs: _Optional[_Iterable[str]] = ..., freshness: _Optional[_Union[Freshness, _Mapping]] = ...) -> None: ...
+    invite: str
+    def __init__(self, run_id: _Optional[bytes] = ..., worker: _Optional[str] = ..., donor: _Optional[str] = ..., device_delegation: _Optional[_Union[Envelope, _Mapping]] = ..., client_version: _Optional[str] = ..., device: _Optional[_Union[Device, _Mapping]] = ..., display_name: _Optional[str] = ..., anchor: _Optional[bool] = ..., client_mode: _Optional[bool] = ..., multiaddrs: _Optional[_Iterable[str]] = ..., freshness: _Optional[_Union[Freshness, _Mapping]] = ..., invite: _Optional[str] = ...) -> None: ...
 
 class WorkRequest(_message.Message):
     __slots__ = ("run_id", "worker", "tokens_per_s", "freshness")
@@ -196,7 +198,7 @@ class WatchRequest(_message.Message):
     def __init__(self, run_id: _Optional[bytes] = ..., worker: _Optional[str] = ..., freshness: _Optional[_Union[Freshness, _Mapping]] = ...) -> None: ...
 
 class Assignment(_message.Message):
-    __slots__ = ("run_id", "assignment_id", "round", "worker", "state_digest", "epoch", "start_sequence", "end_sequence", "steps", "seed", "tokens_base", "deadline_ms")
+    __slots__ = ("run_id", "assignment_id", "round", "worker", "state_digest", "epoch", "start_sequence", "end_sequence", "steps", "seed", "tokens_base", "deadline_ms", "probation")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENT_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -209,6 +211,7 @@ class Assignment(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     TOKENS_BASE_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
+    PROBATION_FIELD_NUMBER: _ClassVar[int]
     run_id: bytes
     assignment_id: bytes
     round: int
@@ -221,10 +224,11 @@ class Assignment(_message.Message):
     seed: int
     tokens_base: int
     deadline_ms: int
-    def __init__(self, run_id: _Optional[bytes] = ..., assignment_id: _Optional[bytes] = ..., round: _Optional[int] = ..., worker: _Optional[str] = ..., state_digest: _Optional[bytes] = ..., epoch: _Optional[int] = ..., start_sequence: _Optional[int] = ..., end_sequence: _Optional[int] = ..., steps: _Optional[int] = ..., seed: _Optional[int] = ..., tokens_base: _Optional[int] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
+    probation: bool
+    def __init__(self, run_id: _Optional[bytes] = ..., assignment_id: _Optional[bytes] = ..., round: _Optional[int] = ..., worker: _Optional[str] = ..., state_digest: _Optional[bytes] = ..., epoch: _Optional[int] = ..., start_sequence: _Optional[int] = ..., end_sequence: _Optional[int] = ..., steps: _Optional[int] = ..., seed: _Optional[int] = ..., tokens_base: _Optional[int] = ..., deadline_ms: _Optional[int] = ..., probation: _Optional[bool] = ...) -> None: ...
 
 class Contribution(_message.Message):
-    __slots__ = ("run_id", "round", "assignment_id", "worker", "state_digest", "epoch", "start_sequence", "end_sequence", "steps", "tokens", "codec", "commitment_root", "chunk_count", "vector_elements", "update_norm", "mean_loss", "training_spec")
+    __slots__ = ("run_id", "round", "assignment_id", "worker", "state_digest", "epoch", "start_sequence", "end_sequence", "steps", "tokens", "codec", "commitment_root", "chunk_count", "vector_elements", "update_norm", "mean_loss", "training_spec", "execution")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENT_ID_FIELD_NUMBER: _ClassVar[int]
@@ -242,6 +246,7 @@ class Contribution(_message.Message):
     UPDATE_NORM_FIELD_NUMBER: _ClassVar[int]
     MEAN_LOSS_FIELD_NUMBER: _ClassVar[int]
     TRAINING_SPEC_FIELD_NUMBER: _ClassVar[int]
+    EXECUTION_FIELD_NUMBER: _ClassVar[int]
     run_id: bytes
     round: int
     assignment_id: bytes
@@ -259,7 +264,8 @@ class Contribution(_message.Message):
     update_norm: float
     mean_loss: float
     training_spec: str
-    def __init__(self, run_id: _Optional[bytes] = ..., round: _Optional[int] = ..., assignment_id: _Optional[bytes] = ..., worker: _Optional[str] = ..., state_digest: _Optional[bytes] = ..., epoch: _Optional[int] = ..., start_sequence: _Optional[int] = ..., end_sequence: _Optional[int] = ..., steps: _Optional[int] = ..., tokens: _Optional[int] = ..., codec: _Optional[str] = ..., commitment_root: _Optional[bytes] = ..., chunk_count: _Optional[int] = ..., vector_elements: _Optional[int] = ..., update_norm: _Optional[float] = ..., mean_loss: _Optional[float] = ..., training_spec: _Optional[str] = ...) -> None: ...
+    execution: str
+    def __init__(self, run_id: _Optional[bytes] = ..., round: _Optional[int] = ..., assignment_id: _Optional[bytes] = ..., worker: _Optional[str] = ..., state_digest: _Optional[bytes] = ..., epoch: _Optional[int] = ..., start_sequence: _Optional[int] = ..., end_sequence: _Optional[int] = ..., steps: _Optional[int] = ..., tokens: _Optional[int] = ..., codec: _Optional[str] = ..., commitment_root: _Optional[bytes] = ..., chunk_count: _Optional[int] = ..., vector_elements: _Optional[int] = ..., update_norm: _Optional[float] = ..., mean_loss: _Optional[float] = ..., training_spec: _Optional[str] = ..., execution: _Optional[str] = ...) -> None: ...
 
 class RosterMember(_message.Message):
     __slots__ = ("worker", "assignment_id", "weight", "commitment_root", "client_mode")
@@ -472,25 +478,135 @@ class RosterHolder(_message.Message):
     def __init__(self, run_id: _Optional[bytes] = ..., worker: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., sha256: _Optional[bytes] = ..., total_bytes: _Optional[int] = ..., admission: _Optional[_Union[Envelope, _Mapping]] = ..., not_after_s: _Optional[int] = ...) -> None: ...
 
 class ChallengeAnswer(_message.Message):
-    __slots__ = ("run_id", "challenge_id", "worker", "assignment_id", "chunks")
+    __slots__ = ("run_id", "challenge_id", "worker", "chunk_sha256", "projections", "unavailable")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     CHALLENGE_ID_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
-    ASSIGNMENT_ID_FIELD_NUMBER: _ClassVar[int]
-    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_SHA256_FIELD_NUMBER: _ClassVar[int]
+    PROJECTIONS_FIELD_NUMBER: _ClassVar[int]
+    UNAVAILABLE_FIELD_NUMBER: _ClassVar[int]
     run_id: bytes
     challenge_id: bytes
     worker: str
-    assignment_id: bytes
-    chunks: _containers.RepeatedCompositeFieldContainer[OpenedChunk]
-    def __init__(self, run_id: _Optional[bytes] = ..., challenge_id: _Optional[bytes] = ..., worker: _Optional[str] = ..., assignment_id: _Optional[bytes] = ..., chunks: _Optional[_Iterable[_Union[OpenedChunk, _Mapping]]] = ...) -> None: ...
+    chunk_sha256: _containers.RepeatedScalarFieldContainer[bytes]
+    projections: bytes
+    unavailable: str
+    def __init__(self, run_id: _Optional[bytes] = ..., challenge_id: _Optional[bytes] = ..., worker: _Optional[str] = ..., chunk_sha256: _Optional[_Iterable[bytes]] = ..., projections: _Optional[bytes] = ..., unavailable: _Optional[str] = ...) -> None: ...
 
 class OpenedChunk(_message.Message):
-    __slots__ = ("chunk", "encoded", "proof")
+    __slots__ = ("chunk", "encoded", "proof", "member")
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     ENCODED_FIELD_NUMBER: _ClassVar[int]
     PROOF_FIELD_NUMBER: _ClassVar[int]
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
     chunk: int
     encoded: bytes
     proof: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, chunk: _Optional[int] = ..., encoded: _Optional[bytes] = ..., proof: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    member: str
+    def __init__(self, chunk: _Optional[int] = ..., encoded: _Optional[bytes] = ..., proof: _Optional[_Iterable[bytes]] = ..., member: _Optional[str] = ...) -> None: ...
+
+class Screening(_message.Message):
+    __slots__ = ("run_id", "group_id", "attempt", "reducer", "first_chunk", "end_chunk", "members", "norms", "cosines")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    GROUP_ID_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    REDUCER_FIELD_NUMBER: _ClassVar[int]
+    FIRST_CHUNK_FIELD_NUMBER: _ClassVar[int]
+    END_CHUNK_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    NORMS_FIELD_NUMBER: _ClassVar[int]
+    COSINES_FIELD_NUMBER: _ClassVar[int]
+    run_id: bytes
+    group_id: bytes
+    attempt: int
+    reducer: str
+    first_chunk: int
+    end_chunk: int
+    members: int
+    norms: bytes
+    cosines: bytes
+    def __init__(self, run_id: _Optional[bytes] = ..., group_id: _Optional[bytes] = ..., attempt: _Optional[int] = ..., reducer: _Optional[str] = ..., first_chunk: _Optional[int] = ..., end_chunk: _Optional[int] = ..., members: _Optional[int] = ..., norms: _Optional[bytes] = ..., cosines: _Optional[bytes] = ...) -> None: ...
+
+class AuditResult(_message.Message):
+    __slots__ = ("run_id", "job_id", "auditor", "execution", "steps", "mean_loss", "root", "projections", "update_sha256", "update_bytes", "compute_s", "failed")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    AUDITOR_FIELD_NUMBER: _ClassVar[int]
+    EXECUTION_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    MEAN_LOSS_FIELD_NUMBER: _ClassVar[int]
+    ROOT_FIELD_NUMBER: _ClassVar[int]
+    PROJECTIONS_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_SHA256_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_S_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    run_id: bytes
+    job_id: bytes
+    auditor: str
+    execution: str
+    steps: int
+    mean_loss: float
+    root: bytes
+    projections: bytes
+    update_sha256: bytes
+    update_bytes: int
+    compute_s: float
+    failed: str
+    def __init__(self, run_id: _Optional[bytes] = ..., job_id: _Optional[bytes] = ..., auditor: _Optional[str] = ..., execution: _Optional[str] = ..., steps: _Optional[int] = ..., mean_loss: _Optional[float] = ..., root: _Optional[bytes] = ..., projections: _Optional[bytes] = ..., update_sha256: _Optional[bytes] = ..., update_bytes: _Optional[int] = ..., compute_s: _Optional[float] = ..., failed: _Optional[str] = ...) -> None: ...
+
+class Finding(_message.Message):
+    __slots__ = ("what", "chunk", "distance", "bound", "sha256")
+    WHAT_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    DISTANCE_FIELD_NUMBER: _ClassVar[int]
+    BOUND_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    what: str
+    chunk: int
+    distance: float
+    bound: float
+    sha256: bytes
+    def __init__(self, what: _Optional[str] = ..., chunk: _Optional[int] = ..., distance: _Optional[float] = ..., bound: _Optional[float] = ..., sha256: _Optional[bytes] = ...) -> None: ...
+
+class Verdict(_message.Message):
+    __slots__ = ("run_id", "audit_id", "subject", "round", "worker", "assignment_id", "group_id", "verdict", "reason", "findings", "results", "decided_at_ms", "why")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_ID_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    ASSIGNMENT_ID_FIELD_NUMBER: _ClassVar[int]
+    GROUP_ID_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    FINDINGS_FIELD_NUMBER: _ClassVar[int]
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    DECIDED_AT_MS_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    run_id: bytes
+    audit_id: bytes
+    subject: str
+    round: int
+    worker: str
+    assignment_id: bytes
+    group_id: bytes
+    verdict: str
+    reason: str
+    findings: _containers.RepeatedCompositeFieldContainer[Finding]
+    results: _containers.RepeatedScalarFieldContainer[bytes]
+    decided_at_ms: int
+    why: str
+    def __init__(self, run_id: _Optional[bytes] = ..., audit_id: _Optional[bytes] = ..., subject: _Optional[str] = ..., round: _Optional[int] = ..., worker: _Optional[str] = ..., assignment_id: _Optional[bytes] = ..., group_id: _Optional[bytes] = ..., verdict: _Optional[str] = ..., reason: _Optional[str] = ..., findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ..., results: _Optional[_Iterable[bytes]] = ..., decided_at_ms: _Optional[int] = ..., why: _Optional[str] = ...) -> None: ...
+
+class Appeal(_message.Message):
+    __slots__ = ("run_id", "worker", "assignment_id", "freshness")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    ASSIGNMENT_ID_FIELD_NUMBER: _ClassVar[int]
+    FRESHNESS_FIELD_NUMBER: _ClassVar[int]
+    run_id: bytes
+    worker: str
+    assignment_id: bytes
+    freshness: Freshness
+    def __init__(self, run_id: _Optional[bytes] = ..., worker: _Optional[str] = ..., assignment_id: _Optional[bytes] = ..., freshness: _Optional[_Union[Freshness, _Mapping]] = ...) -> None: ...

@@ -16,6 +16,13 @@ class Action(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ACTION_PAUSE: _ClassVar[Action]
     ACTION_UPGRADE: _ClassVar[Action]
 
+class ChallengeKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CHALLENGE_KIND_UNSPECIFIED: _ClassVar[ChallengeKind]
+    CHALLENGE_KIND_PROJECT: _ClassVar[ChallengeKind]
+    CHALLENGE_KIND_OPEN: _ClassVar[ChallengeKind]
+    CHALLENGE_KIND_INPUTS: _ClassVar[ChallengeKind]
+
 class StatePart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     STATE_PART_UNSPECIFIED: _ClassVar[StatePart]
@@ -26,6 +33,10 @@ ACTION_KEEP: Action
 ACTION_ABANDON: Action
 ACTION_PAUSE: Action
 ACTION_UPGRADE: Action
+CHALLENGE_KIND_UNSPECIFIED: ChallengeKind
+CHALLENGE_KIND_PROJECT: ChallengeKind
+CHALLENGE_KIND_OPEN: ChallengeKind
+CHALLENGE_KIND_INPUTS: ChallengeKind
 STATE_PART_UNSPECIFIED: StatePart
 STATE_PART_WEIGHTS: StatePart
 STATE_PART_MOMENTUM: StatePart
@@ -65,14 +76,16 @@ class HelloReply(_message.Message):
     def __init__(self, server_version: _Optional[str] = ..., min_client_version: _Optional[str] = ..., client_supported: _Optional[bool] = ..., advice: _Optional[str] = ..., server_time_ms: _Optional[int] = ..., manifest: _Optional[bytes] = ..., delegations: _Optional[_Iterable[_Union[_records_pb2.Envelope, _Mapping]]] = ..., revocations: _Optional[_Iterable[_Union[_records_pb2.Envelope, _Mapping]]] = ..., run_head: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., anchors: _Optional[_Iterable[str]] = ..., public_url: _Optional[str] = ...) -> None: ...
 
 class EnrolReply(_message.Message):
-    __slots__ = ("admitted", "message", "admission")
+    __slots__ = ("admitted", "message", "admission", "code")
     ADMITTED_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     ADMISSION_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
     admitted: bool
     message: str
     admission: _records_pb2.Envelope
-    def __init__(self, admitted: _Optional[bool] = ..., message: _Optional[str] = ..., admission: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ...) -> None: ...
+    code: str
+    def __init__(self, admitted: _Optional[bool] = ..., message: _Optional[str] = ..., admission: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., code: _Optional[str] = ...) -> None: ...
 
 class Wait(_message.Message):
     __slots__ = ("reason", "code", "retry_after_ms")
@@ -135,32 +148,66 @@ class ReportReply(_message.Message):
     def __init__(self, settled: _Optional[bool] = ..., agrees: _Optional[bool] = ..., run_head: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., missing: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Challenge(_message.Message):
-    __slots__ = ("challenge_id", "assignment_id", "chunks")
+    __slots__ = ("challenge_id", "kind", "group_id", "assignment_id", "members", "first_chunk", "end_chunk", "chunks", "projection_seed")
     CHALLENGE_ID_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    GROUP_ID_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENT_ID_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_CHUNK_FIELD_NUMBER: _ClassVar[int]
+    END_CHUNK_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    PROJECTION_SEED_FIELD_NUMBER: _ClassVar[int]
     challenge_id: bytes
+    kind: ChallengeKind
+    group_id: bytes
     assignment_id: bytes
+    members: _containers.RepeatedScalarFieldContainer[str]
+    first_chunk: int
+    end_chunk: int
     chunks: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, challenge_id: _Optional[bytes] = ..., assignment_id: _Optional[bytes] = ..., chunks: _Optional[_Iterable[int]] = ...) -> None: ...
+    projection_seed: bytes
+    def __init__(self, challenge_id: _Optional[bytes] = ..., kind: _Optional[_Union[ChallengeKind, str]] = ..., group_id: _Optional[bytes] = ..., assignment_id: _Optional[bytes] = ..., members: _Optional[_Iterable[str]] = ..., first_chunk: _Optional[int] = ..., end_chunk: _Optional[int] = ..., chunks: _Optional[_Iterable[int]] = ..., projection_seed: _Optional[bytes] = ...) -> None: ...
 
 class HeartbeatReply(_message.Message):
-    __slots__ = ("action", "reason", "server_time_ms", "challenges")
+    __slots__ = ("action", "reason", "server_time_ms", "challenges", "retain_from_round", "next_heartbeat_ms")
     ACTION_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     SERVER_TIME_MS_FIELD_NUMBER: _ClassVar[int]
     CHALLENGES_FIELD_NUMBER: _ClassVar[int]
+    RETAIN_FROM_ROUND_FIELD_NUMBER: _ClassVar[int]
+    NEXT_HEARTBEAT_MS_FIELD_NUMBER: _ClassVar[int]
     action: Action
     reason: str
     server_time_ms: int
     challenges: _containers.RepeatedCompositeFieldContainer[Challenge]
-    def __init__(self, action: _Optional[_Union[Action, str]] = ..., reason: _Optional[str] = ..., server_time_ms: _Optional[int] = ..., challenges: _Optional[_Iterable[_Union[Challenge, _Mapping]]] = ...) -> None: ...
+    retain_from_round: int
+    next_heartbeat_ms: int
+    def __init__(self, action: _Optional[_Union[Action, str]] = ..., reason: _Optional[str] = ..., server_time_ms: _Optional[int] = ..., challenges: _Optional[_Iterable[_Union[Challenge, _Mapping]]] = ..., retain_from_round: _Optional[int] = ..., next_heartbeat_ms: _Optional[int] = ...) -> None: ...
+
+class AnswerChallengeRequest(_message.Message):
+    __slots__ = ("answer", "chunks")
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    answer: _records_pb2.Envelope
+    chunks: _containers.RepeatedCompositeFieldContainer[_records_pb2.OpenedChunk]
+    def __init__(self, answer: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., chunks: _Optional[_Iterable[_Union[_records_pb2.OpenedChunk, _Mapping]]] = ...) -> None: ...
 
 class ChallengeReply(_message.Message):
     __slots__ = ("valid",)
     VALID_FIELD_NUMBER: _ClassVar[int]
     valid: bool
     def __init__(self, valid: _Optional[bool] = ...) -> None: ...
+
+class ScreeningReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class AppealReply(_message.Message):
+    __slots__ = ("message",)
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    message: str
+    def __init__(self, message: _Optional[str] = ...) -> None: ...
 
 class RunEvent(_message.Message):
     __slots__ = ("sequence", "phase", "round", "run_head", "roster", "inclusion_set", "notice", "server_time_ms", "deadline_ms")
@@ -231,3 +278,51 @@ class GetReceiptReply(_message.Message):
     leaf: bytes
     proof: str
     def __init__(self, leaf: _Optional[bytes] = ..., proof: _Optional[str] = ...) -> None: ...
+
+class GetAuditRequest(_message.Message):
+    __slots__ = ("run_id", "round", "worker")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    run_id: bytes
+    round: int
+    worker: str
+    def __init__(self, run_id: _Optional[bytes] = ..., round: _Optional[int] = ..., worker: _Optional[str] = ...) -> None: ...
+
+class AuditFile(_message.Message):
+    __slots__ = ("assignment", "contribution", "roster", "inclusion_set", "preimage", "chance_ppm", "why", "verdicts", "audit_results", "projection_seed", "projections", "run_head", "opened_chunks")
+    ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTION_FIELD_NUMBER: _ClassVar[int]
+    ROSTER_FIELD_NUMBER: _ClassVar[int]
+    INCLUSION_SET_FIELD_NUMBER: _ClassVar[int]
+    PREIMAGE_FIELD_NUMBER: _ClassVar[int]
+    CHANCE_PPM_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    VERDICTS_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_RESULTS_FIELD_NUMBER: _ClassVar[int]
+    PROJECTION_SEED_FIELD_NUMBER: _ClassVar[int]
+    PROJECTIONS_FIELD_NUMBER: _ClassVar[int]
+    RUN_HEAD_FIELD_NUMBER: _ClassVar[int]
+    OPENED_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    assignment: _records_pb2.Envelope
+    contribution: _records_pb2.Envelope
+    roster: _records_pb2.Envelope
+    inclusion_set: _records_pb2.Envelope
+    preimage: bytes
+    chance_ppm: int
+    why: str
+    verdicts: _containers.RepeatedCompositeFieldContainer[_records_pb2.Envelope]
+    audit_results: _containers.RepeatedCompositeFieldContainer[_records_pb2.Envelope]
+    projection_seed: bytes
+    projections: _containers.RepeatedCompositeFieldContainer[_records_pb2.Envelope]
+    run_head: _records_pb2.Envelope
+    opened_chunks: int
+    def __init__(self, assignment: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., contribution: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., roster: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., inclusion_set: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., preimage: _Optional[bytes] = ..., chance_ppm: _Optional[int] = ..., why: _Optional[str] = ..., verdicts: _Optional[_Iterable[_Union[_records_pb2.Envelope, _Mapping]]] = ..., audit_results: _Optional[_Iterable[_Union[_records_pb2.Envelope, _Mapping]]] = ..., projection_seed: _Optional[bytes] = ..., projections: _Optional[_Iterable[_Union[_records_pb2.Envelope, _Mapping]]] = ..., run_head: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., opened_chunks: _Optional[int] = ...) -> None: ...
+
+class AuditPiece(_message.Message):
+    __slots__ = ("file", "chunk")
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    file: AuditFile
+    chunk: _records_pb2.OpenedChunk
+    def __init__(self, file: _Optional[_Union[AuditFile, _Mapping]] = ..., chunk: _Optional[_Union[_records_pb2.OpenedChunk, _Mapping]] = ...) -> None: ...

@@ -82,8 +82,18 @@ class CoordinatorStub:
                 _registered_method=True)
         self.AnswerChallenge = channel.unary_unary(
                 '/barnraise.v1.Coordinator/AnswerChallenge',
-                request_serializer=protocol_dot_wire_dot_records__pb2.Envelope.SerializeToString,
+                request_serializer=protocol_dot_wire_dot_service__pb2.AnswerChallengeRequest.SerializeToString,
                 response_deserializer=protocol_dot_wire_dot_service__pb2.ChallengeReply.FromString,
+                _registered_method=True)
+        self.SubmitScreening = channel.unary_unary(
+                '/barnraise.v1.Coordinator/SubmitScreening',
+                request_serializer=protocol_dot_wire_dot_records__pb2.Envelope.SerializeToString,
+                response_deserializer=protocol_dot_wire_dot_service__pb2.ScreeningReply.FromString,
+                _registered_method=True)
+        self.Appeal = channel.unary_unary(
+                '/barnraise.v1.Coordinator/Appeal',
+                request_serializer=protocol_dot_wire_dot_records__pb2.Envelope.SerializeToString,
+                response_deserializer=protocol_dot_wire_dot_service__pb2.AppealReply.FromString,
                 _registered_method=True)
         self.GetState = channel.unary_stream(
                 '/barnraise.v1.Coordinator/GetState',
@@ -99,6 +109,11 @@ class CoordinatorStub:
                 '/barnraise.v1.Coordinator/GetReceipt',
                 request_serializer=protocol_dot_wire_dot_service__pb2.GetReceiptRequest.SerializeToString,
                 response_deserializer=protocol_dot_wire_dot_service__pb2.GetReceiptReply.FromString,
+                _registered_method=True)
+        self.GetAudit = channel.unary_stream(
+                '/barnraise.v1.Coordinator/GetAudit',
+                request_serializer=protocol_dot_wire_dot_service__pb2.GetAuditRequest.SerializeToString,
+                response_deserializer=protocol_dot_wire_dot_service__pb2.AuditPiece.FromString,
                 _registered_method=True)
 
 
@@ -167,7 +182,20 @@ class CoordinatorServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AnswerChallenge(self, request, context):
-        """ChallengeAnswer
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SubmitScreening(self, request, context):
+        """Screening
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Appeal(self, request, context):
+        """Appeal
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -186,6 +214,12 @@ class CoordinatorServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetReceipt(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAudit(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -241,8 +275,18 @@ def add_CoordinatorServicer_to_server(servicer, server):
             ),
             'AnswerChallenge': grpc.unary_unary_rpc_method_handler(
                     servicer.AnswerChallenge,
-                    request_deserializer=protocol_dot_wire_dot_records__pb2.Envelope.FromString,
+                    request_deserializer=protocol_dot_wire_dot_service__pb2.AnswerChallengeRequest.FromString,
                     response_serializer=protocol_dot_wire_dot_service__pb2.ChallengeReply.SerializeToString,
+            ),
+            'SubmitScreening': grpc.unary_unary_rpc_method_handler(
+                    servicer.SubmitScreening,
+                    request_deserializer=protocol_dot_wire_dot_records__pb2.Envelope.FromString,
+                    response_serializer=protocol_dot_wire_dot_service__pb2.ScreeningReply.SerializeToString,
+            ),
+            'Appeal': grpc.unary_unary_rpc_method_handler(
+                    servicer.Appeal,
+                    request_deserializer=protocol_dot_wire_dot_records__pb2.Envelope.FromString,
+                    response_serializer=protocol_dot_wire_dot_service__pb2.AppealReply.SerializeToString,
             ),
             'GetState': grpc.unary_stream_rpc_method_handler(
                     servicer.GetState,
@@ -258,6 +302,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.GetReceipt,
                     request_deserializer=protocol_dot_wire_dot_service__pb2.GetReceiptRequest.FromString,
                     response_serializer=protocol_dot_wire_dot_service__pb2.GetReceiptReply.SerializeToString,
+            ),
+            'GetAudit': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetAudit,
+                    request_deserializer=protocol_dot_wire_dot_service__pb2.GetAuditRequest.FromString,
+                    response_serializer=protocol_dot_wire_dot_service__pb2.AuditPiece.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -528,8 +577,62 @@ class Coordinator:
             request,
             target,
             '/barnraise.v1.Coordinator/AnswerChallenge',
-            protocol_dot_wire_dot_records__pb2.Envelope.SerializeToString,
+            protocol_dot_wire_dot_service__pb2.AnswerChallengeRequest.SerializeToString,
             protocol_dot_wire_dot_service__pb2.ChallengeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubmitScreening(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/barnraise.v1.Coordinator/SubmitScreening',
+            protocol_dot_wire_dot_records__pb2.Envelope.SerializeToString,
+            protocol_dot_wire_dot_service__pb2.ScreeningReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Appeal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/barnraise.v1.Coordinator/Appeal',
+            protocol_dot_wire_dot_records__pb2.Envelope.SerializeToString,
+            protocol_dot_wire_dot_service__pb2.AppealReply.FromString,
             options,
             channel_credentials,
             insecure,
@@ -611,6 +714,33 @@ class Coordinator:
             '/barnraise.v1.Coordinator/GetReceipt',
             protocol_dot_wire_dot_service__pb2.GetReceiptRequest.SerializeToString,
             protocol_dot_wire_dot_service__pb2.GetReceiptReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAudit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/barnraise.v1.Coordinator/GetAudit',
+            protocol_dot_wire_dot_service__pb2.GetAuditRequest.SerializeToString,
+            protocol_dot_wire_dot_service__pb2.AuditPiece.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,1 @@
+"""Verification of contributions: draws, audits by replay, verdicts, trust, final credit."""
