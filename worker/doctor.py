@@ -14,9 +14,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from protocol.channel import fetch_certificate, trusted_certificate
 from protocol.errors import ProtocolError, UsageError
 from protocol.identity import Identity
-from worker.channel import fetch_certificate, trusted_certificate
 from worker.config import Home, WorkerConfig
 from worker.control import ask
 from worker.node import pick_device

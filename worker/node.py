@@ -19,15 +19,16 @@ from typing import TypeVar
 import psutil
 import structlog
 
+from protocol.channel import backoff_s
 from protocol.errors import TransientError, UsageError
+from protocol.hello import client_version
 from protocol.identity import Identity
 from protocol.limits import MAX_MULTIADDRS
 from protocol.wire import records_pb2 as wire
-from worker.channel import backoff_s
 from worker.config import Home, WorkerConfig
 from worker.journal import Journal
 from worker.outbox import Outbox
-from worker.session import Session, client_version
+from worker.session import Session
 from worker.shards import BlobStore
 from worker.state_cache import StateCache
 from worker.status import Board

@@ -15,9 +15,9 @@ from contextlib import suppress
 import structlog
 from google.protobuf.message import Message
 
+from protocol.channel import backoff_s
 from protocol.errors import PeerFault, ProtocolError, TransientError, UsageError
 from protocol.wire import records_pb2 as wire
-from worker.channel import backoff_s
 from worker.journal import Journal, OutboxEntry
 from worker.session import Session
 

@@ -20,12 +20,12 @@ from pathlib import Path
 
 import structlog
 
+from protocol.channel import backoff_s
 from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import BadRecord, PeerFault, ProtocolError, TransientError, UsageError
 from protocol.manifest import TRAINING_SPEC, RunManifest
 from protocol.update import EncodedUpdate
 from protocol.wire import records_pb2 as wire
-from worker.channel import backoff_s
 from worker.config import Home, WorkerConfig
 from worker.data_source import DataSource
 from worker.journal import Journal, Lease, LeaseState, contribution_key

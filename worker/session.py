@@ -11,20 +11,21 @@ Invariants:
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Self, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
+from protocol.channel import CALL_TIMEOUT_S, call, open_channel, translate, trusted_certificate
+from protocol.download import download
 from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import BadSignature, TransientError, UsageError
+from protocol.hello import check_hello, client_version
 from protocol.identity import Identity
 from protocol.link import JoinLink
 from protocol.manifest import RunManifest
@@ -32,17 +33,11 @@ from protocol.trust import TrustStore
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2 as api
 from protocol.wire.service_pb2_grpc import CoordinatorStub
-from worker.channel import CALL_TIMEOUT_S, call, open_channel, translate, trusted_certificate
-from worker.download import download
 
 Record = TypeVar("Record", bound=Message)
 
 _STREAM_TIMEOUT_S = 600.0
 _NONCE_BYTES = 16
-
-
-def client_version() -> str:
-    return metadata.version("barnraise")
 
 
 @dataclass(frozen=True)
@@ -133,23 +128,8 @@ class Session:
         sent_s = time.monotonic()
         request = api.HelloRequest(client_version=client_version(), run_id=self.link.run_id)
         reply = await call(lambda timeout: self._stub.Hello(request, timeout=timeout))
-        # 1. The version: what follows may mean something else to another one.
-        if not reply.client_supported:
-            raise UsageError(
-                f"this is barnraise {client_version()}, the run needs at least "
-                f"{reply.min_client_version}: {reply.advice or 'upgrade barnraise'}"
-            )
-        # 2. The manifest is the run: its digest is in the link.
-        if hashlib.sha256(reply.manifest).digest() != self.link.run_id:
-            raise UsageError(
-                "the coordinator showed another run than the one in your link: "
-                "ask the organiser for the current link"
-            )
-        manifest = RunManifest.parse(reply.manifest)
-        # 3. The clock, then the keys, which are valid for a time only.
-        self._learn_clock(reply.server_time_ms, sent_s)
-        self.trust.add(reply.delegations, reply.revocations)
-        # 4. The head, signed by one of those keys.
+        manifest = check_hello(reply, self.link, self.trust)
+        self._learn_clock(reply.server_time_ms, sent_s)  # first: keys are valid for a time only
         head = None
         if reply.HasField("run_head") and reply.run_head.payload:
             head = self.open_round_record(reply.run_head, wire.RunHead)
@@ -281,7 +261,7 @@ class Session:
         total_bytes: int,
         target: Path,
     ) -> None:
-        """Fetch weights or momentum of a state; see :func:`worker.download.download`."""
+        """Fetch weights or momentum of a state; see :func:`protocol.download.download`."""
 
         def source(offset: int) -> AsyncIterator[api.Piece]:
             request = api.GetStateRequest(

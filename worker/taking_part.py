@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from protocol.channel import backoff_s
 from protocol.envelope import Signed, seal
 from protocol.errors import BadDigest, BadRecord, PeerFault, TransientError, UsageError
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2 as api
-from worker.channel import backoff_s
 from worker.journal import report_key
 from worker.outbox import REPORT, Outbox
 from worker.race import unless

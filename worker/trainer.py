@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import structlog
 
+from protocol.channel import error_family
 from protocol.errors import TransientError
-from worker.channel import error_family
 
 if TYPE_CHECKING:
     from protocol.model import ParameterSpec

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
+from protocol.channel import backoff_s
 from protocol.envelope import Signed
 from protocol.errors import PeerFault, TransientError, UsageError
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2 as api
-from worker.channel import backoff_s
 from worker.session import Session
 
 if TYPE_CHECKING:

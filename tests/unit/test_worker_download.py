@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from protocol.download import PieceSource, download
 from protocol.errors import BadDigest, BadRecord, TransientError
 from protocol.limits import MAX_PIECE_BYTES
 from protocol.wire import service_pb2 as api
 from worker.config import Home
 from worker.data_source import DataSource
-from worker.download import PieceSource, download
 from worker.journal import Journal
 from worker.session import Session
 from worker.shards import BlobStore

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import grpc
 
+from protocol.channel import backoff_s, translate
 from protocol.digest import file_sha256
 from protocol.errors import BadDigest, BadRecord, TransientError
 from protocol.limits import MAX_PIECE_BYTES
 from protocol.wire import service_pb2 as api
-from worker.channel import backoff_s, translate
 
 PieceSource = Callable[[int], AsyncIterator[api.Piece]]
 """``offset -> pieces`` from there on."""
@@ -46,7 +46,7 @@ async def download(
     Raises:
         BadDigest: the bytes are wrong; the file is gone.
         TransientError: the stream kept breaking, or the disk is full; what came is kept.
-        ProtocolError: refused, see :func:`worker.channel.translate`.
+        ProtocolError: refused, see :func:`protocol.channel.translate`.
     """
     bound = total_bytes if total_bytes is not None else limit_bytes
     assert bound is not None, "a download is always bounded"
