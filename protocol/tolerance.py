@@ -230,7 +230,7 @@ def differing_chunks(
 ) -> list[int]:
     """Chunks whose projections differ beyond the bound, worst first, at most ``most``.
 
-    They are worth opening; a projection alone convicts nobody. Without bounds any difference counts.
+    Worth opening: a projection alone convicts nobody. Without bounds any difference counts.
     """
     near_zero, bound = (bounds.near_zero, bounds.projection) if bounds else (0.0, 0.0)
     distances = projection_distances(theirs, replayed, near_zero)
