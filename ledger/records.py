@@ -9,7 +9,7 @@ Invariants:
   two programs never read one leaf differently.
 * A leaf carries what is needed to recompute its credit, given the run leaf.
 
-Fields that hold digests and ids are hex text; constructors accept ``bytes`` for them too.
+What audits leave is in :mod:`ledger.audit_records`; every kind can be imported from here.
 """
 
 from __future__ import annotations
@@ -19,62 +19,51 @@ import json
 from typing import Annotated, Any, Literal, Self
 
 import rfc8785
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
+from ledger.audit_records import BlockLeaf, DrawLeaf, FinalLeaf, ReversalLeaf, VerdictLeaf
+from ledger.leaf import (
+    MAX_CREDITS_IN_LEAF,
+    MAX_SAFE_INTEGER,
+    AssignmentId,
+    BaseLeaf,
+    Count,
+    Digest,
+    Execution,
+    KeyId,
+    Positive,
+    Ppm,
+)
+from protocol.draw import CHAIN_ROUNDS
 from protocol.errors import BadRecord, UsageError
-from protocol.identity import PublicKey
 from protocol.limits import MAX_LEAF_BYTES
 from protocol.manifest import RunManifest, explain_validation
 
-MAX_SAFE_INTEGER = (1 << 53) - 1
-"""The largest integer that every JSON reader keeps exactly (RFC 8785 section 3.2.2.3)."""
+__all__ = [
+    "MAX_CREDITS_IN_LEAF",
+    "MAX_SAFE_INTEGER",
+    "BlockLeaf",
+    "CreditLeaf",
+    "DrawLeaf",
+    "EnrolLeaf",
+    "FinalLeaf",
+    "Leaf",
+    "ReleaseLeaf",
+    "ReversalLeaf",
+    "RoundLeaf",
+    "RunLeaf",
+    "VerdictLeaf",
+    "parse_leaf",
+]
 
 
-def _hex(value: object) -> object:
-    return value.hex() if isinstance(value, bytes) else value
-
-
-def _key_id(value: str) -> str:
-    try:
-        PublicKey.from_peer_id(value)
-    except BadRecord as error:
-        raise ValueError(str(error)) from error
-    return value
-
-
-Digest = Annotated[str, BeforeValidator(_hex), Field(pattern=r"^[0-9a-f]{64}$")]
-AssignmentId = Annotated[str, BeforeValidator(_hex), Field(pattern=r"^[0-9a-f]{32}$")]
-KeyId = Annotated[str, AfterValidator(_key_id), Field(max_length=64)]
-Count = Annotated[int, Field(ge=0, le=MAX_SAFE_INTEGER)]
-Positive = Annotated[int, Field(ge=1, le=MAX_SAFE_INTEGER)]
-
-
-class _Leaf(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    v: Literal[1] = 1
-    run_id: Digest
-    at_s: Count  # Unix seconds, on the coordinator's clock
-
-    def canonical(self) -> bytes:
-        """RFC 8785 bytes: what is hashed, stored and served."""
-        return rfc8785.dumps(self.model_dump(mode="json"))
-
-
-class RunLeaf(_Leaf):
+class RunLeaf(BaseLeaf):
     """Leaf 0: the run, whole. The formula of every later credit follows from its manifest."""
 
     kind: Literal["run"] = "run"
     manifest: dict[str, Any]  # the run manifest as JSON; its canonical SHA-256 is the run id
+    draw_tip: Digest  # of the chain that fixes every draw of the run (protocol.draw)
+    draw_rounds: Annotated[Positive, Field(le=CHAIN_ROUNDS)] = CHAIN_ROUNDS  # that it is good for
 
     @model_validator(mode="after")
     def _check_digest(self) -> Self:
@@ -83,10 +72,10 @@ class RunLeaf(_Leaf):
         return self
 
     @classmethod
-    def of(cls, manifest: RunManifest, *, at_s: int) -> RunLeaf:
-        """The run leaf of a manifest."""
+    def of(cls, manifest: RunManifest, *, at_s: int, draw_tip: bytes) -> RunLeaf:
+        """The run leaf of a manifest, and of the chain whose tip is ``draw_tip``."""
         raw = json.loads(manifest.canonical())
-        return cls(run_id=manifest.run_id.hex(), at_s=at_s, manifest=raw)
+        return cls(run_id=manifest.run_id.hex(), at_s=at_s, manifest=raw, draw_tip=draw_tip.hex())
 
     def run_manifest(self) -> RunManifest:
         """The manifest, fully understood.
@@ -100,7 +89,7 @@ class RunLeaf(_Leaf):
             raise BadRecord(str(error)) from error
 
 
-class EnrolLeaf(_Leaf):
+class EnrolLeaf(BaseLeaf):
     """A device works for a donor from here on."""
 
     kind: Literal["enrol"] = "enrol"
@@ -109,7 +98,7 @@ class EnrolLeaf(_Leaf):
     device_class: Literal["cpu", "cuda", "mps"]
 
 
-class RoundLeaf(_Leaf):
+class RoundLeaf(BaseLeaf):
     """A round is over. The last round leaf gives the state of the run."""
 
     kind: Literal["round"] = "round"
@@ -125,34 +114,43 @@ class RoundLeaf(_Leaf):
     ended_at_s: Count
 
 
-class CreditLeaf(_Leaf):
+class CreditLeaf(BaseLeaf):
     """Work that was accepted, with everything that its credit is computed from."""
 
     kind: Literal["credit"] = "credit"
-    work: Literal["training", "reducing"]
+    work: Literal["training", "probation", "reducing"]
     round: Count
-    assignment_id: AssignmentId | None = None  # training: the lease that is paid
+    assignment_id: AssignmentId | None = None  # training, probation: the lease that is paid
     worker: KeyId
     donor: KeyId
-    tokens: Count = 0  # training: what is paid for
+    tokens: Count = 0  # training, probation: what is paid for
     chunks: Count = 0  # reducing: signed chunks of the settled result
     microcredits: Count  # by ledger.credit, from tokens or chunks and the run's manifest
-    status: Literal["pending"] = "pending"
-    contribution_digest: Digest | None = None  # training: SHA-256 of the signed Contribution
+    status: Literal["pending"] = "pending"  # what becomes of it, later leaves say
+    contribution_digest: Digest | None = None  # training, probation: SHA-256 of the Contribution
+    execution: Execution | None = None  # training, probation: as the Contribution says
+    audit_ppm: Ppm | None = (
+        None  # training, probation: the chance that it is audited, in millionths
+    )
 
     @model_validator(mode="after")
     def _check_work(self) -> Self:
-        if self.work == "training":
-            if self.assignment_id is None or self.contribution_digest is None:
-                raise ValueError("training credit names its assignment and contribution")
-            if not self.tokens or self.chunks:
-                raise ValueError("training credit counts tokens, and only tokens")
-        elif self.assignment_id is not None or self.tokens or not self.chunks:
-            raise ValueError("reducing credit counts chunks, and only chunks")
+        audited = (self.assignment_id, self.contribution_digest, self.execution, self.audit_ppm)
+        if self.work == "reducing":
+            if any(field is not None for field in audited) or self.tokens or not self.chunks:
+                raise ValueError("reducing credit counts chunks, and only chunks")
+            return self
+        if None in audited:
+            raise ValueError(
+                f"{self.work} credit names its assignment and contribution, with its execution "
+                "and its chance of an audit"
+            )
+        if not self.tokens or self.chunks:
+            raise ValueError(f"{self.work} credit counts tokens, and only tokens")
         return self
 
 
-class ReleaseLeaf(_Leaf):
+class ReleaseLeaf(BaseLeaf):
     """The model was released."""
 
     kind: Literal["release"] = "release"
@@ -162,7 +160,18 @@ class ReleaseLeaf(_Leaf):
     provenance_sha256: Digest | None = None  # of the signed provenance statement
 
 
-Leaf = RunLeaf | EnrolLeaf | RoundLeaf | CreditLeaf | ReleaseLeaf
+Leaf = (
+    RunLeaf
+    | EnrolLeaf
+    | RoundLeaf
+    | CreditLeaf
+    | DrawLeaf
+    | VerdictLeaf
+    | FinalLeaf
+    | ReversalLeaf
+    | BlockLeaf
+    | ReleaseLeaf
+)
 
 _ANY: TypeAdapter[Leaf] = TypeAdapter(Annotated[Leaf, Field(discriminator="kind")])
 
