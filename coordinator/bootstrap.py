@@ -71,7 +71,8 @@ def _complete(context: RunContext, session: Session, first: StateRow | None, now
         session.add(first)
     session.flush()
     if tree.tree_size(session) == 0:
-        context.log.append(session, [RunLeaf.of(context.manifest, at_s=int(now_s))])
+        leaf = RunLeaf.of(context.manifest, at_s=int(now_s), draw_tip=context.keys.draws.tip)
+        context.log.append(session, [leaf])
     if session.scalar(select(RoundRow.number).limit(1)) is None:
         open_round(context, session, 0, now_s)
 

@@ -6,7 +6,7 @@ waits for its validation loss, and later ones wait behind it; credit does not wa
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -71,52 +71,75 @@ def append_credit(
     round_: int,
     merged: Iterable[ContributionRow],
     roster: wire.Roster,
+    chances: Mapping[bytes, int],
     now_s: float,
 ) -> None:
     """Credit for a settled round: training for who was merged, reducing for who delivered.
 
     Each contribution remembers its leaf, for the receipt.
+
+    Args:
+        context: of the run.
+        session: of the transaction that settles the round.
+        round_: that settled.
+        merged: the contributions of the inclusion set.
+        roster: of the attempt that settled.
+        chances: of an audit, in millionths, by assignment id: for each of ``merged``.
+        now_s: for the leaves.
     """
     merged = list(merged)
     workers = {row.worker for row in merged} | {r.reducer for r in roster.reducers}
     enrolled = session.scalars(select(WorkerRow).where(WorkerRow.worker.in_(workers)))
     donors = {row.worker: row.donor for row in enrolled}
-    manifest = context.manifest
     training = [
-        CreditLeaf(
-            run_id=context.run_id.hex(),
-            at_s=int(now_s),
-            work="training",
-            round=round_,
-            assignment_id=row.assignment_id.hex(),
-            worker=row.worker,
-            donor=donors[row.worker],
-            tokens=row.tokens,
-            microcredits=training_microcredits(
-                row.tokens, manifest.model_config_json, manifest.sequence_length
-            ),
-            contribution_digest=row.digest.hex(),
-        )
+        _training_leaf(context, row, donors[row.worker], chances[row.assignment_id], now_s)
         for row in merged
     ]
     reducing = [
-        CreditLeaf(
-            run_id=context.run_id.hex(),
-            at_s=int(now_s),
-            work="reducing",
-            round=round_,
-            worker=share.reducer,
-            donor=donors[share.reducer],
-            chunks=share.end_chunk - share.first_chunk,
-            microcredits=reducing_microcredits(
-                share.end_chunk - share.first_chunk, manifest.update.chunk_elements
-            ),
-        )
+        _reducing_leaf(context, round_, share, donors[share.reducer], now_s)
         for share in roster.reducers
     ]
     indexes = context.log.append(session, [*training, *reducing])
     for row, index in zip(merged, indexes, strict=False):
         row.leaf_index = index
+
+
+def _training_leaf(
+    context: RunContext, row: ContributionRow, donor: str, chance_ppm: int, now_s: float
+) -> CreditLeaf:
+    manifest = context.manifest
+    return CreditLeaf(
+        run_id=context.run_id.hex(),
+        at_s=int(now_s),
+        work="training",
+        round=row.round,
+        assignment_id=row.assignment_id.hex(),
+        worker=row.worker,
+        donor=donor,
+        tokens=row.tokens,
+        microcredits=training_microcredits(
+            row.tokens, manifest.model_config_json, manifest.sequence_length
+        ),
+        contribution_digest=row.digest.hex(),
+        execution=row.execution,
+        audit_ppm=chance_ppm,
+    )
+
+
+def _reducing_leaf(
+    context: RunContext, round_: int, share: wire.ReducerRange, donor: str, now_s: float
+) -> CreditLeaf:
+    chunks = share.end_chunk - share.first_chunk
+    return CreditLeaf(
+        run_id=context.run_id.hex(),
+        at_s=int(now_s),
+        work="reducing",
+        round=round_,
+        worker=share.reducer,
+        donor=donor,
+        chunks=chunks,
+        microcredits=reducing_microcredits(chunks, context.manifest.update.chunk_elements),
+    )
 
 
 def keep_loss(session: Session, settled_rounds: int, loss: float | None) -> None:
