@@ -24,6 +24,7 @@ from ledger.records import CreditLeaf, EnrolLeaf, RoundLeaf, RunLeaf
 from ledger.schema import Base
 from ledger.sources import DatabaseSource
 from ledger.verify import verify
+from protocol.audit_policy import PPM
 from protocol.identity import Identity
 from protocol.manifest import RunManifest
 from protocol.trust import delegate
@@ -71,7 +72,7 @@ def _measure(path: Path, batch: int, leaves: int) -> Iterator[Row]:
             donor=worker,
             device_class="cpu",
         )
-        log.append(session, [RunLeaf.of(manifest, at_s=_NOW_S), enrol])
+        log.append(session, [RunLeaf.of(manifest, at_s=_NOW_S, draw_tip=bytes(32)), enrol])
     credits = [_credit(manifest, worker, number) for number in range(leaves)]
     # One line for each head would drown the table.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
@@ -135,6 +136,8 @@ def _credit(manifest: RunManifest, worker: str, number: int) -> CreditLeaf:
             20_480, manifest.model_config_json, manifest.sequence_length
         ),
         contribution_digest=digest.hex(),
+        execution="cpu",
+        audit_ppm=PPM,
     )
 
 

@@ -295,6 +295,8 @@ def ledger() -> dict[str, Any]:
         tokens=tokens,
         microcredits=training_microcredits(tokens, LLAMA, length),
         contribution_digest="ab" * 32,
+        execution="cpu",
+        audit_ppm=50_000,
     )
     data, origin = leaf.canonical(), "example.org/barn"
     root = merkle.root([merkle.leaf_hash(data)])
