@@ -103,9 +103,7 @@ def measure(policy: VerificationSpec, strategy: Strategy, seeds: int) -> Row:
 def run(quick: bool) -> list[Row]:
     """The default policy against the strategies of docs/verification.md."""
     policy, seeds = VerificationSpec(), 200 if quick else SEEDS
-    strategies = [
-        Strategy(good, share) for good in (0, 50, 500) for share in (1.0, 0.5, 0.1, 0.02)
-    ]
+    strategies = [Strategy(good, share) for good in (0, 50, 500) for share in (1.0, 0.5, 0.1, 0.02)]
     rows = [measure(policy, strategy, seeds) for strategy in strategies]
     write_report("economics-quick" if quick else "economics", rows, note=NOTE)
     return rows

@@ -34,7 +34,7 @@ def run(quick: bool) -> list[Row]:
     turns, steps = (2, 3) if quick else (5, 10)
     sizes = dict(list(SIZES.items())[:1]) if quick else SIZES
     rows = [
-        _measure(name, _config(*size), turns, steps, bf16)
+        _measure(name, make_config(*size), turns, steps, bf16)
         for name, size in sizes.items()
         for bf16 in ((False,) if quick else (False, True))
     ]
@@ -55,7 +55,7 @@ class Random:
 
 
 def _measure(name: str, config: dict[str, object], turns: int, steps: int, bf16: bool) -> Row:
-    manifest = _manifest(config, steps)
+    manifest = make_manifest(config, steps)
     weights, source = initial_weights(manifest), Random(256)
     unit = Unit(0, steps * SEQUENCES_PER_BATCH, steps, seed=0, tokens_base=0)
     execution = Execution(autocast_bf16=bf16)
@@ -107,7 +107,7 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def _config(hidden_size: int, layers: int) -> dict[str, object]:
+def make_config(hidden_size: int, layers: int) -> dict[str, object]:
     return {
         "model_type": "llama",
         "vocab_size": 256,
@@ -123,7 +123,7 @@ def _config(hidden_size: int, layers: int) -> dict[str, object]:
     }
 
 
-def _manifest(config: dict[str, object], steps: int) -> RunManifest:
+def make_manifest(config: dict[str, object], steps: int) -> RunManifest:
     return RunManifest.from_mapping(
         {
             "name": "bench",
