@@ -59,6 +59,9 @@ class WorkerRow(Base):
     multiaddrs: Mapped[str] = mapped_column(Text, default="[]", comment="JSON list of strings")
     blocked_reason: Mapped[str | None] = mapped_column(Text)
     enrolled_at_s: Mapped[float] = mapped_column()
+    enrolled_from: Mapped[str] = mapped_column(
+        String(64), default="", index=True, comment="keyed hash of the first address: for quotas"
+    )
     approved: Mapped[bool] = mapped_column(default=True, comment="false: the organiser has to")
     admission: Mapped[bytes | None] = mapped_column(LargeBinary, comment="signed Admission")
     last_seen_s: Mapped[float] = mapped_column(default=0.0)

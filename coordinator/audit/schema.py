@@ -231,7 +231,10 @@ class SuspensionRow(Base):
 
     worker: Mapped[str] = mapped_column(String(64), primary_key=True)
     withheld: Mapped[int] = mapped_column(default=0, comment="consecutive reduces not delivered")
-    until_round: Mapped[int] = mapped_column(default=0)
+    until_round: Mapped[int] = mapped_column(default=0, comment="from this one on it is welcome")
+    lone_round: Mapped[int | None] = mapped_column(
+        comment="when it alone last lacked a member that all others held"
+    )
     reason: Mapped[str] = mapped_column(Text, default="")
 
 

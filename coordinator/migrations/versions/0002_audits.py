@@ -153,7 +153,15 @@ def upgrade() -> None:
         sa.Column(
             "withheld", sa.Integer(), nullable=False, comment="consecutive reduces not delivered"
         ),
-        sa.Column("until_round", sa.Integer(), nullable=False),
+        sa.Column(
+            "until_round", sa.Integer(), nullable=False, comment="from this one on it is welcome"
+        ),
+        sa.Column(
+            "lone_round",
+            sa.Integer(),
+            nullable=True,
+            comment="when it alone last lacked a member that all others held",
+        ),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("worker", name=op.f("pk_suspensions")),
     )
@@ -291,10 +299,22 @@ def upgrade() -> None:
     with op.batch_alter_table("workers", schema=None) as batch_op:
         batch_op.add_column(
             sa.Column(
+                "enrolled_from",
+                sa.String(length=64),
+                nullable=False,
+                server_default="",
+                comment="keyed hash of the first address: for quotas",
+            )
+        )
+        batch_op.add_column(
+            sa.Column(
                 "approved",
                 sa.Boolean(),
                 nullable=False,
                 server_default="1",
                 comment="false: the organiser has to",
             )
+        )
+        batch_op.create_index(
+            batch_op.f("ix_workers_enrolled_from"), ["enrolled_from"], unique=False
         )
