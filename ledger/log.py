@@ -21,7 +21,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from ledger import tree
-from ledger.records import CreditLeaf, EnrolLeaf, Leaf, RoundLeaf
+from ledger.records import Leaf
 from ledger.schema import LogHead, LogLeaf, LogNode
 from protocol import merkle
 from protocol.errors import BadDigest, BadSignature, UsageError
@@ -30,6 +30,9 @@ from protocol.limits import MAX_LEAF_BYTES
 from protocol.notes import Checkpoint, NoteKey, open_checkpoint, read_checkpoint, sign_checkpoint
 
 logger = structlog.get_logger()
+
+LOOKED_UP_BY = ("kind", "round", "donor", "assignment_id")
+"""Columns of a leaf's row that repeat its fields."""
 
 _READ_ROWS = 1000
 
@@ -187,9 +190,4 @@ class Log:
 
 def _columns(leaf: Leaf) -> dict[str, object]:
     """The columns by which a leaf is looked up; all of them repeat what its bytes say."""
-    return {
-        "kind": leaf.kind,
-        "round": leaf.round if isinstance(leaf, RoundLeaf | CreditLeaf) else None,
-        "donor": leaf.donor if isinstance(leaf, EnrolLeaf | CreditLeaf) else None,
-        "assignment_id": leaf.assignment_id if isinstance(leaf, CreditLeaf) else None,
-    }
+    return {name: getattr(leaf, name, None) for name in LOOKED_UP_BY}

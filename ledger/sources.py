@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 
 from ledger import tree
 from ledger.authority import MAX_DELEGATIONS_BYTES, Delegations, load_delegations
-from ledger.log import latest_head, read_leaves
+from ledger.log import LOOKED_UP_BY, latest_head, read_leaves
 from ledger.schema import LogLeaf
 from ledger.tiles import MAX_BUNDLE_BYTES, TILE_HEIGHT, TILE_WIDTH, Tile, tiles_of, unpack_entries
 from protocol.errors import BadDigest, BadRecord, TransientError, UsageError
@@ -102,8 +102,7 @@ class DatabaseSource:
 
     def _check_columns(self, size: int) -> None:
         """The site looks leaves up by columns: each must repeat what its leaf says."""
-        names = ("kind", "round", "donor", "assignment_id")
-        columns = [getattr(LogLeaf, name) for name in names]
+        columns = [getattr(LogLeaf, name) for name in LOOKED_UP_BY]
         for first in range(0, size, _ROWS):
             rows = self._session.execute(
                 select(LogLeaf.leaf_index, LogLeaf.data, *columns)
@@ -112,7 +111,7 @@ class DatabaseSource:
             )
             for index, data, *held in rows:
                 leaf = json.loads(data)  # the fold has parsed it before
-                for name, value in zip(names, held, strict=True):
+                for name, value in zip(LOOKED_UP_BY, held, strict=True):
                     if value != leaf.get(name):
                         raise BadDigest(f"leaf {index} is filed under another {name} than its own")
 

@@ -105,4 +105,6 @@ def receipt_of(session: Session, note: str, index: int | None) -> Receipt:
 def _leaf_index(session: Session, name: str) -> int | None:
     if name.startswith("leaf-"):
         return int(name.removeprefix("leaf-"))
-    return session.scalar(select(LogLeaf.leaf_index).where(LogLeaf.assignment_id == name))
+    return session.scalar(
+        select(LogLeaf.leaf_index).where(LogLeaf.assignment_id == name, LogLeaf.kind == "credit")
+    )
