@@ -6,7 +6,7 @@ Steps, all of which must hold, beyond the signature and freshness that every req
 2. every text is bounded and every address is the device's own;
 3. the donor is the device itself, or signed that the device works for it;
 4. an anchor is one that the organiser listed;
-5. the organiser has not blocked the device, and it works for no other donor already.
+5. neither the device nor its donor is blocked, and it works for no other donor already.
 
 The first enrolment of a device appends a leaf to the public record; later ones only renew what
 the device says of itself, so enrolling again is harmless.
@@ -23,6 +23,7 @@ import structlog
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from coordinator.blocks import require_welcome, welcome
 from coordinator.database import Database
 from coordinator.requests import Buckets, Clock, Rate, address_of
 from coordinator.schema import WorkerRow
@@ -123,6 +124,7 @@ class Admission:
             if row is None:
                 self._newcomers.take(address_of(peer))
                 row = WorkerRow(worker=enrolment.worker, donor=enrolment.donor, enrolled_at_s=now_s)
+            require_welcome(session, enrolment.worker, enrolment.donor)
             _check_row(row, enrolment)
             _update(row, enrolment, admission, now_s)
             if first:
@@ -232,7 +234,7 @@ def anchor_addresses(session: Session, *, seen_since_s: float) -> list[str]:
     rows = session.scalars(
         select(WorkerRow)
         .where(WorkerRow.anchor, WorkerRow.last_seen_s >= seen_since_s)
-        .where(WorkerRow.blocked_reason.is_(None))
+        .where(welcome())
         .order_by(WorkerRow.worker)
     )
     return [
@@ -256,8 +258,6 @@ def forget_addresses(session: Session, worker: PeerId) -> None:
 
 
 def _check_row(row: WorkerRow, enrolment: wire.Enrolment) -> None:
-    if row.blocked_reason:
-        raise UsageError(f"the organiser blocked this device: {row.blocked_reason}")
     if row.donor != enrolment.donor:
         raise UsageError(
             f"this device works for {row.donor} already: make a new device key to work for another"

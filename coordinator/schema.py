@@ -57,7 +57,6 @@ class WorkerRow(Base):
     anchor: Mapped[bool] = mapped_column(default=False)
     client_mode: Mapped[bool] = mapped_column(default=True, comment="no inbound port")
     multiaddrs: Mapped[str] = mapped_column(Text, default="[]", comment="JSON list of strings")
-    blocked_reason: Mapped[str | None] = mapped_column(Text)
     enrolled_at_s: Mapped[float] = mapped_column()
     enrolled_from: Mapped[str] = mapped_column(
         String(64), default="", index=True, comment="keyed hash of the first address: for quotas"
@@ -190,7 +189,7 @@ class ContributionRow(Base):
     worker: Mapped[str] = mapped_column(String(64))
     steps: Mapped[int] = mapped_column()
     tokens: Mapped[int] = mapped_column(BigInteger)
-    commitment_root: Mapped[bytes] = mapped_column(LargeBinary)
+    commitment_root: Mapped[bytes] = mapped_column(LargeBinary, index=True)
     digest: Mapped[bytes] = mapped_column(LargeBinary, comment="SHA-256 of the signed payload")
     mean_loss: Mapped[float] = mapped_column()
     received_at_s: Mapped[float] = mapped_column()

@@ -19,6 +19,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from coordinator import leases, round_state
+from coordinator.blocks import welcome
 from coordinator.context import RunContext, to_ms
 from coordinator.record import log_ended_rounds
 from coordinator.roster import Candidate, choose_reducers
@@ -212,7 +213,7 @@ class Turn:
         rows = self.session.scalars(
             select(WorkerRow)
             .where(WorkerRow.client_mode.is_(False) | WorkerRow.anchor)
-            .where(WorkerRow.blocked_reason.is_(None))
+            .where(welcome())
             .where(WorkerRow.anchor | WorkerRow.worker.in_(members))
             .order_by(WorkerRow.worker)
         ).all()

@@ -14,7 +14,7 @@ from rich.table import Table
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from coordinator import round_state
+from coordinator import blocks, round_state
 from coordinator.schema import (
     AssignmentRow,
     ContributionRow,
@@ -106,6 +106,7 @@ def workers(session: Session, now_s: float) -> list[View]:
             .group_by(AssignmentRow.worker)
         )
     }
+    blocked = blocks.reasons(session)
     return [
         {
             "worker": row.worker,
@@ -120,7 +121,7 @@ def workers(session: Session, now_s: float) -> list[View]:
             "seen_s_ago": max(0.0, now_s - row.last_seen_s),
             "merged_units": contributed.get(row.worker, (0, 0))[0],
             "merged_tokens": int(contributed.get(row.worker, (0, 0))[1] or 0),
-            "blocked": row.blocked_reason,
+            "blocked": blocked.get(row.worker) or blocked.get(row.donor),
             "version": row.client_version,
         }
         for row in rows

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from coordinator import leases
 from coordinator.attendance import finite_speed
+from coordinator.blocks import require_welcome
 from coordinator.context import to_ms
 from coordinator.round_state import Leased, Phase
 from coordinator.schema import (
@@ -29,7 +30,7 @@ from coordinator.schema import (
     WorkerRow,
 )
 from coordinator.turn import Turn, newest_state
-from protocol.errors import NotEnrolled, UsageError
+from protocol.errors import NotEnrolled
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
 
@@ -50,7 +51,7 @@ def grant_work(turn: Turn, request: wire.WorkRequest) -> service_pb2.WorkReply:
 
     Raises:
         NotEnrolled: the device is not known.
-        UsageError: the organiser blocked it.
+        UsageError: it is blocked.
     """
     worker = enrolled(turn.session, request.worker)
     head = wire.Envelope.FromString(turn.row.head)
@@ -78,15 +79,12 @@ def enrolled(session: Session, worker: str) -> WorkerRow:
 
     Raises:
         NotEnrolled: the device is not known.
-        UsageError: the organiser blocked it.
+        UsageError: it, or its donor, is blocked.
     """
     row = session.get(WorkerRow, worker)
     if row is None:
         raise NotEnrolled("this device is not enrolled in the run: enrol first")
-    if row.blocked_reason is not None:
-        raise UsageError(
-            f"the organiser blocked this device: {row.blocked_reason}; ask the organiser"
-        )
+    require_welcome(session, worker, row.donor)
     return row
 
 

@@ -53,6 +53,9 @@ class TrustRow(Base):
     watch: Mapped[str] = mapped_column(
         String(32), default="", comment="a Why that makes the next audit certain"
     )
+    forfeited: Mapped[int] = mapped_column(
+        default=0, comment="passes that a conviction took; an appeal can give them back"
+    )
 
 
 class AuditRow(Base):
@@ -169,6 +172,7 @@ class ReducerAuditRow(Base):
     round: Mapped[int] = mapped_column(index=True)
     group_id: Mapped[bytes] = mapped_column(LargeBinary)
     chunk: Mapped[int] = mapped_column()
+    ordinal: Mapped[int] = mapped_column(default=0, comment="0: as drawn; then further evidence")
     reducer: Mapped[str] = mapped_column(String(64), index=True)
     phase: Mapped[str] = mapped_column(String(16), index=True, comment="opening | decided")
     verdict: Mapped[str | None] = mapped_column(String(16))
@@ -178,7 +182,7 @@ class ReducerAuditRow(Base):
     record: Mapped[bytes | None] = mapped_column(LargeBinary, comment="signed Verdict")
     leaf_index: Mapped[int | None] = mapped_column(BigInteger)
 
-    __table_args__ = (UniqueConstraint("group_id", "chunk"),)
+    __table_args__ = (UniqueConstraint("group_id", "chunk", "ordinal"),)
 
 
 class ScreeningRow(Base):
@@ -211,6 +215,21 @@ class ProbationRow(Base):
     contribution: Mapped[bytes | None] = mapped_column(LargeBinary, comment="signed Contribution")
     contribution_digest: Mapped[bytes | None] = mapped_column(LargeBinary)
     leaf_index: Mapped[int | None] = mapped_column(BigInteger, comment="of its credit")
+
+
+class OtherCreditRow(Base):
+    """Credit that is not a merged contribution's: for reducing, or for a probation unit."""
+
+    __tablename__ = "other_credits"
+
+    leaf_index: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    work: Mapped[str] = mapped_column(String(16), comment="reducing | probation")
+    round: Mapped[int] = mapped_column(index=True)
+    worker: Mapped[str] = mapped_column(String(64))
+    donor: Mapped[str] = mapped_column(String(64), index=True)
+    microcredits: Mapped[int] = mapped_column(BigInteger)
+    credit: Mapped[str] = mapped_column(String(16), index=True, comment="as of a contribution")
+    credited_at_s: Mapped[float] = mapped_column()
 
 
 class BlockRow(Base):

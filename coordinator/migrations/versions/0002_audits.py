@@ -126,11 +126,31 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("audit_id", "member", "chunk", name=op.f("pk_openings")),
     )
     op.create_table(
+        "other_credits",
+        sa.Column("leaf_index", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("work", sa.String(length=16), nullable=False, comment="reducing | probation"),
+        sa.Column("round", sa.Integer(), nullable=False),
+        sa.Column("worker", sa.String(length=64), nullable=False),
+        sa.Column("donor", sa.String(length=64), nullable=False),
+        sa.Column("microcredits", sa.BigInteger(), nullable=False),
+        sa.Column("credit", sa.String(length=16), nullable=False, comment="as of a contribution"),
+        sa.Column("credited_at_s", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("leaf_index", name=op.f("pk_other_credits")),
+    )
+    with op.batch_alter_table("other_credits", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_other_credits_credit"), ["credit"], unique=False)
+        batch_op.create_index(batch_op.f("ix_other_credits_donor"), ["donor"], unique=False)
+        batch_op.create_index(batch_op.f("ix_other_credits_round"), ["round"], unique=False)
+
+    op.create_table(
         "reducer_audits",
         sa.Column("audit_id", sa.LargeBinary(), nullable=False),
         sa.Column("round", sa.Integer(), nullable=False),
         sa.Column("group_id", sa.LargeBinary(), nullable=False),
         sa.Column("chunk", sa.Integer(), nullable=False),
+        sa.Column(
+            "ordinal", sa.Integer(), nullable=False, comment="0: as drawn; then further evidence"
+        ),
         sa.Column("reducer", sa.String(length=64), nullable=False),
         sa.Column("phase", sa.String(length=16), nullable=False, comment="opening | decided"),
         sa.Column("verdict", sa.String(length=16), nullable=True),
@@ -140,7 +160,9 @@ def upgrade() -> None:
         sa.Column("record", sa.LargeBinary(), nullable=True, comment="signed Verdict"),
         sa.Column("leaf_index", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint("audit_id", name=op.f("pk_reducer_audits")),
-        sa.UniqueConstraint("group_id", "chunk", name=op.f("uq_reducer_audits_group_id")),
+        sa.UniqueConstraint(
+            "group_id", "chunk", "ordinal", name=op.f("uq_reducer_audits_group_id")
+        ),
     )
     with op.batch_alter_table("reducer_audits", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_reducer_audits_phase"), ["phase"], unique=False)
@@ -188,6 +210,12 @@ def upgrade() -> None:
             sa.String(length=32),
             nullable=False,
             comment="a Why that makes the next audit certain",
+        ),
+        sa.Column(
+            "forfeited",
+            sa.Integer(),
+            nullable=False,
+            comment="passes that a conviction took; an appeal can give them back",
         ),
         sa.PrimaryKeyConstraint("worker", "execution", name=op.f("pk_trust")),
     )
@@ -294,6 +322,9 @@ def upgrade() -> None:
             )
         )
         batch_op.add_column(sa.Column("credited_at_s", sa.Double(), nullable=True))
+        batch_op.create_index(
+            batch_op.f("ix_contributions_commitment_root"), ["commitment_root"], unique=False
+        )
         batch_op.create_index(batch_op.f("ix_contributions_credit"), ["credit"], unique=False)
 
     with op.batch_alter_table("workers", schema=None) as batch_op:
@@ -318,3 +349,4 @@ def upgrade() -> None:
         batch_op.create_index(
             batch_op.f("ix_workers_enrolled_from"), ["enrolled_from"], unique=False
         )
+        batch_op.drop_column("blocked_reason")

@@ -1,0 +1,84 @@
+"""Trust: consecutive audited passes of a device, for each of its execution classes.
+
+Invariants:
+
+* Only audits raise it, and only a conviction takes it away; what cannot be had or cannot be
+  decided leaves it as it is, and makes the next audit certain.
+* A conviction takes it in every class. An appeal that succeeds gives back what that took.
+
+Source: BOINC's adaptive replication (docs/verification.md).
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from coordinator.audit.schema import TrustRow
+from protocol.audit_policy import Why
+from protocol.identity import PeerId
+
+
+def passes_of(session: Session, worker: PeerId, execution: str) -> int:
+    """Consecutive audited passes of a device in one execution class."""
+    row = session.get(TrustRow, (worker, execution))
+    return 0 if row is None else row.passes
+
+
+def best_passes(session: Session, worker: PeerId) -> int:
+    """The same in the class in which it has most: for what does not depend on arithmetic."""
+    most = session.scalar(select(func.max(TrustRow.passes)).where(TrustRow.worker == worker))
+    return most or 0
+
+
+def add_pass(session: Session, worker: PeerId, execution: str) -> None:
+    """An audit was passed."""
+    _row(session, worker, execution).passes += 1
+
+
+def count_audit(session: Session, worker: PeerId, execution: str) -> None:
+    """An audit was decided, whatever it said."""
+    _row(session, worker, execution).audits += 1
+
+
+def reset(session: Session, worker: PeerId) -> None:
+    """A conviction: no trust in any class."""
+    for row in _rows(session, worker):
+        row.passes, row.forfeited = 0, row.forfeited + row.passes
+
+
+def restore(session: Session, worker: PeerId) -> None:
+    """The last conviction was overturned: give back what :func:`reset` took."""
+    for row in _rows(session, worker):
+        row.passes, row.forfeited = row.passes + row.forfeited, 0
+
+
+def watch(session: Session, worker: PeerId, execution: str, why: Why) -> None:
+    """Make the next audit of this device and class certain, once."""
+    _row(session, worker, execution).watch = why
+
+
+def watched(session: Session, worker: PeerId, execution: str) -> Why | None:
+    """Why the next audit is certain, if it is."""
+    row = session.get(TrustRow, (worker, execution))
+    return Why(row.watch) if row is not None and row.watch else None
+
+
+def clear_watch(session: Session, worker: PeerId, execution: str) -> None:
+    """The audit that was to be certain has been opened."""
+    row = session.get(TrustRow, (worker, execution))
+    if row is not None:
+        row.watch = ""
+
+
+def _rows(session: Session, worker: PeerId) -> list[TrustRow]:
+    return list(session.scalars(select(TrustRow).where(TrustRow.worker == worker)))
+
+
+def _row(session: Session, worker: PeerId, execution: str) -> TrustRow:
+    row = session.get(TrustRow, (worker, execution))
+    if row is None:
+        row = TrustRow(worker=worker, execution=execution, passes=0, audits=0, watch="")
+        session.add(row)
+        session.flush()
+    return row
