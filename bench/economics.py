@@ -17,9 +17,9 @@ a cheat costs its donor nothing, and nothing earlier is audited again after a co
 from __future__ import annotations
 
 import argparse
-import hashlib
 import statistics
 from dataclasses import dataclass
+from random import Random
 
 from bench.report import Row, write_report
 from protocol.audit_policy import chance_ppm
@@ -27,7 +27,7 @@ from protocol.draw import is_selected
 from protocol.manifest import VerificationSpec
 
 SEEDS = 10_000
-_LONGEST = 100_000
+_LONGEST = 20_000
 """Rounds after which a seed counts as never caught; none was seen to come near."""
 
 NOTE = (
@@ -58,19 +58,19 @@ class Career:
 
 def career(policy: VerificationSpec, strategy: Strategy, seed: int) -> Career:
     """Play one donor until it is convicted."""
+    random, subject = Random(seed), seed.to_bytes(16, "big")
     passes, cheated, caught_at = 0, list[bool](), None
     while caught_at is None or len(cheated) < caught_at + strategy.lag_rounds:
         number = len(cheated)
         if number >= _LONGEST:
             break
-        cheats = number >= strategy.good_rounds and _uniform(seed, number) < strategy.cheat_share
+        cheats = number >= strategy.good_rounds and random.random() < strategy.cheat_share
         cheated.append(cheats)
-        draw = hashlib.sha256(f"{seed}/{number}".encode()).digest()
-        if not is_selected(draw, seed.to_bytes(16, "big"), chance_ppm(policy, passes)):
+        if not is_selected(random.randbytes(32), subject, chance_ppm(policy, passes)):
             continue
         if not cheats:
             passes += 1
-        elif caught_at is None and _uniform(seed, -number - 1) < strategy.caught_by_audit:
+        elif caught_at is None and random.random() < strategy.caught_by_audit:
             caught_at = number
     pending = cheated[-policy.pending_contributions :] if caught_at is not None else []
     final = cheated[: len(cheated) - len(pending)]
@@ -107,11 +107,6 @@ def run(quick: bool) -> list[Row]:
     rows = [measure(policy, strategy, seeds) for strategy in strategies]
     write_report("economics-quick" if quick else "economics", rows, note=NOTE)
     return rows
-
-
-def _uniform(seed: int, number: int) -> float:
-    digest = hashlib.sha256(f"cheat/{seed}/{number}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def main() -> None:
