@@ -49,23 +49,26 @@ class SavedState:
 class CheckpointStore:
     """Saves and loads states of one run. Every method blocks: call it off the event loop."""
 
-    def __init__(self, url: str, manifest: RunManifest) -> None:
+    def __init__(self, url: str, manifest: RunManifest, *, sweep: bool = True) -> None:
         """Open (and make, if it is a local folder) the store.
 
         Args:
             url: an fsspec URL or a local path.
             manifest: names the parameters of the model.
+            sweep: remove what a killed process left; false where a server may be writing.
 
         Raises:
             TransientError: the store cannot be reached or written.
         """
+        self.url = url
         self._manifest = manifest
         self._fs, root = fsspec.url_to_fs(url)
         self._root: str = root.rstrip("/")
         self._local = Path(self._root) if "file" in _protocols(self._fs) else None
         with self._explained("open"):
             self._fs.makedirs(self._root, exist_ok=True)
-            self._sweep()
+            if sweep:
+                self._sweep()
 
     @cached_property
     def spec(self) -> ParameterSpec:
@@ -92,6 +95,15 @@ class CheckpointStore:
             weights_sha256, weights_bytes = self._put(WEIGHTS, weights)
             momentum_sha256, momentum_bytes = self._put(MOMENTUM, momentum)
         return SavedState(weights_sha256, weights_bytes, momentum_sha256, momentum_bytes)
+
+    def save_weights(self, weights: Vector) -> bytes:
+        """Store weights alone, rebuilt for an audit; returns the file's SHA-256.
+
+        Raises:
+            TransientError: as :meth:`save`.
+        """
+        with self._explained("save weights to"):
+            return self._put(WEIGHTS, weights)[0]
 
     def load(self, saved: SavedState) -> tuple[Vector, Vector]:
         """Read a state back.
@@ -138,10 +150,15 @@ class CheckpointStore:
         with self._explained("read"):
             return int(self._fs.size(self._path(kind, sha256)))
 
-    def prune(self, keep: Collection[SavedState]) -> int:
-        """Delete every state that is not in ``keep``; returns how many files went."""
+    def prune(self, keep: Collection[SavedState], weights: Collection[bytes] = ()) -> int:
+        """Delete every file that is of no state in ``keep``, nor weights with such a SHA-256.
+
+        Returns:
+            How many files went.
+        """
         names = {self._name(WEIGHTS, s.weights_sha256) for s in keep}
         names |= {self._name(MOMENTUM, s.momentum_sha256) for s in keep}
+        names |= {self._name(WEIGHTS, sha256) for sha256 in weights}
         removed = 0
         with self._explained("prune"):
             for path in self._fs.ls(self._root, detail=False):

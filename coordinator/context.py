@@ -45,6 +45,8 @@ class EngineOptions:
     retry_after_s: float = 2.0  # what a waiting worker is told at most
     subscriber_events: int = 256  # a slower reader is dropped and must come back
     kept_checkpoints: int = 5  # newest states whose files stay, for slow downloads and audits
+    kept_means: int = 512  # newest rounds whose means stay: audits rebuild weights from them
+    kept_mean_bytes: int = 16 << 30  # and not more than so much of them
     heartbeat_s: float = 4.0  # what workers are told
     audit: AuditOptions = AuditOptions()
 

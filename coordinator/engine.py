@@ -24,6 +24,7 @@ from sqlalchemy.orm import Session
 from coordinator import bootstrap, round_state, settle
 from coordinator.admission import check_multiaddrs
 from coordinator.attendance import Attendance, decide_action, write_presence
+from coordinator.audit import base_weights
 from coordinator.checkpoints import CheckpointStore
 from coordinator.clockwork import let_time_pass
 from coordinator.commits import accept_contribution
@@ -321,6 +322,8 @@ class Engine:
         saved = await asyncio.to_thread(
             self._checkpoints.save, after.weights, after.momentum, after.descriptor
         )
+        manifest = self.context.manifest
+        await asyncio.to_thread(base_weights.keep_mean, self._checkpoints, manifest, inputs.chunks)
         self._states[after.descriptor.round] = after
         while len(self._states) > _KEPT_STATES:
             del self._states[min(self._states)]
@@ -332,9 +335,9 @@ class Engine:
         )
         self._evaluation_due.set()
         kept = await self._database.run(
-            lambda session: settle.newest_saved(session, self.context.options.kept_checkpoints)
+            lambda session: base_weights.kept(session, self.context, self._clock())
         )
-        await asyncio.to_thread(self._checkpoints.prune, kept)
+        await asyncio.to_thread(base_weights.prune, self._checkpoints, manifest, kept)
         return True
 
     async def evaluate(self) -> bool:

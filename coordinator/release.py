@@ -94,7 +94,7 @@ def release(folder: RunFolder, out: Path, *, round_: int | None = None) -> Relea
     keys = KeyRing.load(
         folder.keys, run_id=manifest.run_id, root_id=manifest.root, now_s=time.time()
     )
-    store = CheckpointStore(folder.blobs_url(settings), manifest)
+    store = CheckpointStore(folder.blobs_url(settings), manifest, sweep=False)
     database = Database(folder.database_url(settings))
     database.require()
     try:

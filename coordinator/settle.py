@@ -22,7 +22,6 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 
 from coordinator import leases
 from coordinator.checkpoints import SavedState
@@ -188,12 +187,6 @@ def saved_state(row: StateRow) -> SavedState:
     return SavedState(
         row.weights_sha256, row.weights_bytes, row.momentum_sha256, row.momentum_bytes
     )
-
-
-def newest_saved(session: Session, count: int) -> list[SavedState]:
-    """Files of the newest states."""
-    rows = session.scalars(select(StateRow).order_by(StateRow.settled_rounds.desc()).limit(count))
-    return [saved_state(row) for row in rows]
 
 
 def _merged(turn: Turn) -> list[ContributionRow]:

@@ -2,6 +2,8 @@
 
 Invariants:
 
+* A file is named by its job and its root, so an auditor that has lost its job meanwhile cannot
+  replace what another one signed.
 * A file is the encoded chunks, one after the other, then the leaf hash of each. So a few chunks of
   a large update are read, and proven to be those under the auditor's signed root, without reading
   the rest.
@@ -50,7 +52,7 @@ class ReplayStore:
         for chunk in chunks:
             digest.update(chunk)
         leaves = [merkle.leaf_hash(chunk) for chunk in chunks]
-        self._files.put(_name(job_id), [*chunks, *leaves])
+        self._files.put(_name(job_id, merkle.root(leaves)), [*chunks, *leaves])
         return digest.digest(), sum(map(len, chunks))
 
     def read(
@@ -60,7 +62,7 @@ class ReplayStore:
         codec: Codec,
         chunks: Iterable[int],
         *,
-        root: bytes | None = None,
+        root: bytes,
     ) -> dict[int, bytes]:
         """Some chunks of a replay.
 
@@ -69,15 +71,14 @@ class ReplayStore:
             layout: of the run's update vector.
             codec: of the run.
             chunks: their numbers.
-            root: as the auditor signed it; each chunk is proven to be under it. Give it always,
-                but where the replay was made in this very process.
+            root: as the auditor signed it; each chunk is proven to be under it.
 
         Raises:
             NotFound: the replay is kept no more.
             BadDigest: it has another size, or is not what was signed.
             TransientError: the store cannot be read.
         """
-        name, starts = _name(job_id), _starts(layout, codec)
+        name, starts = _name(job_id, root), _starts(layout, codec)
         expected = starts[-1] + merkle.HASH_BYTES * layout.count
         size = self._files.size(name)
         if size is None:
@@ -86,7 +87,7 @@ class ReplayStore:
             raise BadDigest(f"the replay {job_id.hex()[:16]} has {size} bytes, not {expected}")
         leaves = self._files.read(name, starts[-1], expected)
         hashes = [leaves[start : start + 32] for start in range(0, len(leaves), 32)]
-        if root is not None and merkle.root(hashes) != root:
+        if merkle.root(hashes) != root:
             raise BadDigest(f"the replay {job_id.hex()[:16]} is not what its auditor signed")
         found = {}
         for chunk in chunks:
@@ -97,16 +98,18 @@ class ReplayStore:
         return found
 
     def delete(self, job_id: bytes) -> None:
-        """Forget a replay; one that is gone already is fine.
+        """Forget what was computed for a job, by whomever; nothing there is fine.
 
         Raises:
             TransientError: the store refused.
         """
-        self._files.delete(_name(job_id))
+        for name in list(self._files.names()):
+            if name.startswith(job_id.hex()):
+                self._files.delete(name)
 
 
-def _name(job_id: bytes) -> str:
-    return f"{job_id.hex()}.update"
+def _name(job_id: bytes, root: bytes) -> str:
+    return f"{job_id.hex()}-{root.hex()}.update"
 
 
 def _starts(layout: ChunkLayout, codec: Codec) -> list[int]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -99,6 +100,20 @@ class FileStore:
         """
         with self._explained("write"), suppress(FileNotFoundError):
             self._fs.rm_file(self._path(name))
+
+    def sweep(self, older_than_s: float) -> None:
+        """Remove what killed processes left half-written, once nobody can be writing it.
+
+        Raises:
+            TransientError: the store refused.
+        """
+        if self._local is None:
+            return
+        with self._explained("write"):
+            for leftover in self._local.glob(f"{_TEMPORARY}*"):
+                with suppress(FileNotFoundError):
+                    if time.time() - leftover.stat().st_mtime > older_than_s:
+                        leftover.unlink()
 
     def names(self) -> Iterator[str]:
         """Names of all files that are whole.
