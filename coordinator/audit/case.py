@@ -1,0 +1,261 @@
+"""One audit as a pure function: what is known in, the next step out. No clock, no database.
+
+Invariants (docs/verification.md, layer 4):
+
+* FAILED takes two replays that agree with each other and both differ from opened, proven bytes.
+* What cannot be had convicts nobody: it ends UNAVAILABLE, at once when everybody who could show it
+  said no, else when patience is over.
+* An organiser without auditors, or with auditors that do not agree, pays: INCONCLUSIVE.
+* Every case ends: each phase has its patience, and replays are counted.
+* Nothing depends on the order in which answers and replays arrive.
+
+    waiting    all projections and one replay are in         -> open chunks
+    opening    all opened chunks are proven, replays compared:
+               two replays agree with them                   -> PASSED
+               one does, and nobody wants a second           -> PASSED
+               two differ, and agree with each other         -> FAILED
+               else, while there are fewer than allowed      -> another replay
+               else                                          -> INCONCLUSIVE
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Final, Literal
+
+from coordinator.audit.schema import ASKED, OPENING, REFUSED, SILENT
+from protocol.audit_policy import Verdict
+from protocol.tolerance import Outcome
+
+UNASKED: Final = "unasked"
+
+LOST_REASONS: Final = ("weights_lost", "data_lost")
+"""Why a replay was impossible because the organiser lost what it takes."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Somebody who may have what is needed."""
+
+    who: str  # PeerID
+    status: str = UNASKED
+    asked_at_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that any one of its sources can show; they are asked one after the other."""
+
+    name: str
+    sources: tuple[Source, ...]  # best first
+    met: bool = False
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether everybody who could show it said no, for good."""
+        return not self.met and all(source.status == REFUSED for source in self.sources)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A finished replay."""
+
+    ordinal: int
+    auditor: str
+    execution: str
+    outcome: Outcome | None = None  # against the opened chunks; None: not compared yet
+    failed: str = ""  # why it could not be done: says nothing of the worker
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything that is known of an audit."""
+
+    now_s: float
+    phase: str
+    since_s: float  # when the phase began
+    projections: tuple[Need, ...]
+    replays: tuple[Replay, ...] = ()
+    unfinished: int = 0  # replays that are queued or under way
+    second: bool = False  # a second auditor was drawn
+    openings: tuple[Need, ...] = ()  # in phase OPENING
+    agreeing: frozenset[tuple[int, int]] = frozenset()  # ordinals of replays that agree, ascending
+    answer_s: float = 60.0
+    patience_s: float = 24 * 3600.0
+    most_replays: int = 3
+
+    @property
+    def usable(self) -> tuple[Replay, ...]:
+        """Replays that were really done, in order."""
+        return tuple(sorted((r for r in self.replays if not r.failed), key=lambda r: r.ordinal))
+
+    @property
+    def out_of_patience(self) -> bool:
+        return self.now_s >= self.since_s + self.patience_s
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Ask ``(need, who)``; who is ``silent`` has had its time."""
+
+    ask: tuple[tuple[str, str], ...]
+    silent: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class OpenChunks:
+    """Nothing can be adapted to it any more: tell which chunks are to be opened."""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """These replays have not been compared yet."""
+
+    ordinals: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class QueueJob:
+    """Have it replayed once more."""
+
+    ordinal: int
+    avoid_auditors: tuple[str, ...]
+    avoid_executions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Decide:
+    """The case is over."""
+
+    verdict: Verdict
+    reason: str  # stable word
+    by: tuple[int, ...] = ()  # ordinals of the replays that decided
+    outvoted: tuple[str, ...] = ()  # auditors against whom two others agreed
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Nothing is to be done yet."""
+
+
+Decision = Ask | OpenChunks | Compare | QueueJob | Decide | Wait
+
+
+def decide(facts: Facts) -> Decision:
+    """The next step of an audit; see the module's table."""
+    lost = [replay for replay in facts.replays if replay.failed in LOST_REASONS]
+    if lost:
+        return Decide(Verdict.LOST, lost[0].failed)
+    if facts.phase == OPENING:
+        return _collect(facts, facts.openings, "chunks_unavailable") or _judge(facts)
+    return _collect(facts, facts.projections, "projections_unavailable") or _await_replay(facts)
+
+
+def pursue(
+    needs: Iterable[Need], *, now_s: float, answer_s: float, out_of_patience: bool, reason: str
+) -> Ask | Decide | Wait | None:
+    """The next step towards everything that is needed; None once all of it is there.
+
+    Args:
+        needs: what is wanted.
+        now_s: the coordinator's clock.
+        answer_s: so long one source has before the next one is asked.
+        out_of_patience: whether what is not there by now cannot be had.
+        reason: stable word for that.
+    """
+    unmet = [need for need in needs if not need.met]
+    if not unmet:
+        return None
+    if out_of_patience or any(need.hopeless for need in unmet):
+        return Decide(Verdict.UNAVAILABLE, reason)
+    ask: list[tuple[str, str]] = []
+    silent: list[tuple[str, str]] = []
+    for need in unmet:
+        asked = [source for source in need.sources if source.status == ASKED]
+        overdue = [source for source in asked if now_s >= source.asked_at_s + answer_s]
+        silent += [(need.name, source.who) for source in overdue]
+        fresh = [source for source in need.sources if source.status == UNASKED]
+        if fresh and len(overdue) == len(asked):
+            ask.append((need.name, fresh[0].who))
+    return Ask(tuple(ask), tuple(silent)) if ask or silent else Wait()
+
+
+def _collect(facts: Facts, needs: tuple[Need, ...], reason: str) -> Decision | None:
+    return pursue(
+        needs,
+        now_s=facts.now_s,
+        answer_s=facts.answer_s,
+        out_of_patience=facts.out_of_patience,
+        reason=reason,
+    )
+
+
+def _await_replay(facts: Facts) -> Decision:
+    """Projections are in: the chunks to open are told once a replay is, too."""
+    if facts.usable:
+        return OpenChunks()
+    return _another_replay(facts, "not_replayed")
+
+
+def _judge(facts: Facts) -> Decision:
+    """Everything that was to be opened is proven."""
+    usable = facts.usable
+    uncompared = tuple(replay.ordinal for replay in usable if replay.outcome is None)
+    if uncompared:
+        return Compare(uncompared)
+    agree = [replay for replay in usable if replay.outcome is Outcome.AGREES]
+    differ = [replay for replay in usable if replay.outcome is Outcome.DIFFERS]
+    if len(agree) >= 2:
+        by, outvoted = _ordinals(agree), _auditors(differ)
+        return Decide(Verdict.PASSED, "replay_agrees", by, outvoted)
+    if agree and len(usable) == 1 and not facts.second:
+        return Decide(Verdict.PASSED, "replay_agrees", _ordinals(agree))
+    for pair in combinations(differ, 2):
+        if _ordinals(pair) in facts.agreeing:
+            outvoted = _auditors(agree)
+            return Decide(Verdict.FAILED, "replay_differs", _ordinals(pair), outvoted)
+    return _another_replay(facts, "replays_disagree" if agree or differ else "between_bounds")
+
+
+def _another_replay(facts: Facts, reason: str) -> Decision:
+    """One more, unless one is under way; if there can be none, the organiser bears it."""
+    made = len(facts.replays) + facts.unfinished
+    if facts.out_of_patience or (not facts.unfinished and made >= facts.most_replays):
+        return Decide(Verdict.INCONCLUSIVE, reason, _ordinals(facts.usable))
+    if facts.unfinished:
+        return Wait()
+    doubtful = [replay for replay in facts.usable if replay.outcome is not Outcome.AGREES]
+    executions = tuple(sorted({replay.execution for replay in doubtful}))
+    return QueueJob(made + 1, tuple(sorted(_auditors(facts.replays))), executions)
+
+
+def _ordinals(replays: Iterable[Replay]) -> tuple[int, ...]:
+    return tuple(sorted(replay.ordinal for replay in replays))
+
+
+def _auditors(replays: Iterable[Replay]) -> tuple[str, ...]:
+    return tuple(sorted({replay.auditor for replay in replays}))
+
+
+@dataclass(frozen=True)
+class Task:
+    """The contributions that were audited in one round."""
+
+    donors: int  # whose they are
+    audited: int
+    guilty: int  # convicted, or about to be
+    undecided: int  # could still turn out so
+
+
+def judge_task(task: Task) -> Literal["sound", "suspect", "open"]:
+    """Whether so many fail that the task itself must be at fault, not those who did it.
+
+    Fewer than three donors tell nothing of the task.
+    """
+    if task.donors < 3:
+        return "sound"
+    if 2 * task.guilty > task.audited:
+        return "suspect"
+    return "open" if 2 * (task.guilty + task.undecided) > task.audited else "sound"
