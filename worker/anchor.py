@@ -83,9 +83,7 @@ async def reduce_for_ever(node: Node, board: Board) -> None:
         head = await node.watch.until(lambda: node.watch.head)
         board.round, board.settled_rounds = head.record.round, head.record.settled_rounds
         board.waiting("waiting for a roster", Phase.WAITING)
-        reduction = Reduction(
-            node.session, node.swarm, node.watch, node.states, node.outbox, reports=False
-        )
+        reduction = Reduction.of(node, reports=False)
         try:
             await reduction.follow(head, None, listen=True)
         except TransientError as error:

@@ -59,6 +59,11 @@ class Home:
         return self.path / "updates"
 
     @property
+    def evidence(self) -> Path:
+        """What audits may ask for besides the updates."""
+        return self.path / "evidence"
+
+    @property
     def scratch(self) -> Path:
         """Half-finished downloads and what passes between daemon and trainer."""
         return self.path / "scratch"
@@ -105,6 +110,7 @@ class WorkerConfig:
     client_mode: bool = False  # no inbound port: for machines behind NAT
     listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/0",)
     announce: tuple[str, ...] = ()
+    evidence_mib: int = 2048  # most disk for what audits may ask for; at most a tenth of the free
 
     def __post_init__(self) -> None:
         JoinLink.parse(self.link)
@@ -112,6 +118,7 @@ class WorkerConfig:
         _check(self.threads >= 1, "threads", "must be at least 1")
         _check(self.device in get_args(DeviceChoice), "device", "is auto, cpu, cuda or mps")
         _check(self.micro_batch_sequences >= 0, "micro_batch_sequences", "must not be negative")
+        _check(self.evidence_mib >= 0, "evidence_mib", "must not be negative")
         for key in ("listen", "announce"):
             addresses = getattr(self, key)
             _check(len(addresses) <= MAX_MULTIADDRS, key, f"holds at most {MAX_MULTIADDRS}")

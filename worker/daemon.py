@@ -33,7 +33,7 @@ from worker.journal import Lease, LeaseState
 from worker.node import Node, open_node
 from worker.race import unless
 from worker.receipts import collect_receipts, last_receipts, store_trust
-from worker.round_runner import RECEIPT_PATIENCE_S, RoundRunner, end_leases
+from worker.round_runner import RECEIPT_PATIENCE_S, RoundRunner
 from worker.status import Board, Phase
 from worker.taking_part import Reduction
 from worker.trainer import Trainer
@@ -242,7 +242,7 @@ class Daemon:
         head = node.watch.head  # it may have moved while we fetched or asked
         if head is None or head.record.round != lease.round:
             return
-        reduction = Reduction(node.session, node.swarm, node.watch, node.states, node.outbox)
+        reduction = Reduction.of(node)
         await runner.run(lease, head, reduction)
 
     async def _lease(self, node: Node, runner: RoundRunner, round_: int) -> Lease | None:
@@ -291,7 +291,7 @@ class Daemon:
                 node.journal.expect_receipt(
                     lease.assignment_id, lease.round, 0, patience_s=RECEIPT_PATIENCE_S
                 )
-        end_leases(node.journal, over, self.home.updates)
+            node.journal.end(lease.assignment_id)
         node.journal.forget_rounds_before(round_)
 
 

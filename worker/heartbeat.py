@@ -1,10 +1,13 @@
-"""Signs of life, and seeding of weights: what a node does besides its work."""
+"""Signs of life, answers to audits, and seeding of weights: what a node does besides its work.
+
+Invariant: heartbeats never wait for an answer to an audit, nor for a disk.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import structlog
@@ -19,7 +22,14 @@ from worker.status import Board
 log = structlog.get_logger()
 
 HEARTBEAT_S = 4.0
+"""Unless the coordinator asks for another interval, within :data:`HEARTBEAT_BOUNDS_S`."""
+
+HEARTBEAT_BOUNDS_S = (0.1, 60.0)
+
+_MOST_CHALLENGES = 64
+_ANSWER_S = 300.0  # reading, projecting, sending: else the coordinator asks again
 _ANNOUNCE_S = 60.0
+_KINDS = frozenset(api.ChallengeKind.values())
 
 
 @dataclass
@@ -31,8 +41,17 @@ class Heartbeats:
     runner: RoundRunner | None = None
     paused: bool = False
     reason: str = ""
+    _interval_s: float = HEARTBEAT_S
+    _retain_from: int = 0
+    _asked: dict[bytes, api.Challenge] = field(default_factory=dict)
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._beat_for_ever())
+            tasks.create_task(self._answer_for_ever())
+
+    async def _beat_for_ever(self) -> None:
         while True:
             try:
                 reply = await self.node.session.heartbeat(await self._beat())
@@ -44,7 +63,7 @@ class Heartbeats:
                 if self.board.connected:
                     log.warning("heartbeat not answered", problem=str(error))
                 self.board.connected = False
-            await asyncio.sleep(HEARTBEAT_S)
+            await asyncio.sleep(self._interval_s)
 
     async def _enrol(self) -> None:
         try:
@@ -77,6 +96,55 @@ class Heartbeats:
             self.runner.abandoned = bytes.fromhex(self.board.assignment_id)
             log.info("the coordinator gave up this unit", reason=reply.reason)
             self.node.watch.notify()
+        self._interval_s = interval_s(reply.next_heartbeat_ms)
+        self._retain_from = reply.retain_from_round
+        for challenge in reply.challenges[:_MOST_CHALLENGES]:
+            if len(self._asked) < _MOST_CHALLENGES:
+                self._asked.setdefault(challenge.challenge_id, challenge)
+        self._news.set()
+
+    # ---- audits ------------------------------------------------------------------------
+
+    async def _answer_for_ever(self) -> None:
+        """Show what is asked for, one after the other; what fails is asked for again."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            await self._forget()
+            for challenge_id in list(self._asked):
+                await self._answer(self._asked[challenge_id])
+                del self._asked[challenge_id]
+
+    async def _answer(self, challenge: api.Challenge) -> None:
+        kind = api.ChallengeKind.Name(challenge.kind) if challenge.kind in _KINDS else "unknown"
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                request = await asyncio.to_thread(self.node.evidence.answer, challenge)
+                if request is None:
+                    return
+                valid = await self.node.session.answer_challenge(request)
+        except (ProtocolError, TimeoutError) as error:
+            log.info("challenge not answered", kind=kind, problem=str(error))
+        else:
+            log.info("challenge answered", kind=kind, chunks=len(request.chunks), valid=valid)
+
+    async def _forget(self) -> None:
+        """Let go of what no audit needs any more."""
+        head, tidy = self.node.watch.head, self.node.retained.tidy
+        if head is None:
+            return
+        try:
+            await asyncio.to_thread(tidy, self._retain_from, head.record.round)
+        except TransientError as error:
+            log.warning("old evidence stays", problem=str(error))
+
+
+def interval_s(next_heartbeat_ms: int) -> float:
+    """Seconds to the next heartbeat; 0 ms leaves them to us."""
+    if not next_heartbeat_ms:
+        return HEARTBEAT_S
+    least_s, most_s = HEARTBEAT_BOUNDS_S
+    return min(max(next_heartbeat_ms / 1000, least_s), most_s)
 
 
 async def seed_weights(node: Node, *, fetch: bool) -> None:

@@ -26,8 +26,10 @@ from protocol.identity import Identity
 from protocol.limits import MAX_MULTIADDRS
 from protocol.wire import records_pb2 as wire
 from worker.config import Home, WorkerConfig
+from worker.evidence import Evidence
 from worker.journal import Journal
 from worker.outbox import Outbox
+from worker.retained import Retained
 from worker.session import Session
 from worker.shards import BlobStore
 from worker.state_cache import StateCache
@@ -58,6 +60,8 @@ class Node:
     device: Device
     anchor: bool
     admission: wire.Envelope
+    retained: Retained
+    evidence: Evidence
 
     async def enrol(self) -> None:
         """Enrol (again): renews admission and addresses.
@@ -104,6 +108,9 @@ async def open_node(
         watch.on_connected = outbox.retry_now
         states.anchor_ids = tuple(peer.rsplit("/p2p/", 1)[-1] for peer in peers)
         device = await asyncio.to_thread(pick_device, config.device)
+        retained = await asyncio.to_thread(_retained, home, config)
+        answers = home.evidence / "answers"
+        evidence = Evidence(identity, manifest, retained, answers, states.elements)
         enrolment = await _enrolment(config, identity, swarm, device, anchor)
         admission = await _patiently(lambda: session.enrol(enrolment), board)
         board.connected = True
@@ -121,6 +128,8 @@ async def open_node(
             device=device,
             anchor=anchor,
             admission=admission,
+            retained=retained,
+            evidence=evidence,
         )
 
 
@@ -164,6 +173,11 @@ def deaf_to_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+def _retained(home: Home, config: WorkerConfig) -> Retained:
+    inputs = home.evidence / "inputs"
+    return Retained(home.updates, inputs, most_bytes=config.evidence_mib << 20)
 
 
 async def _connect(config: WorkerConfig, identity: Identity, board: Board) -> Session:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +35,7 @@ from worker.state_cache import StateCache
 from worker.status import Board, Phase
 from worker.taking_part import Outcome, Reduction
 from worker.trainer import Device, Job, Progress, Trained, Trainer, WarmUp
-from worker.updates import adopt_update, prune_updates, read_update
+from worker.updates import UpdateName, adopt_update, read_update
 from worker.watch import Watch
 
 log = structlog.get_logger()
@@ -250,7 +249,8 @@ class RoundRunner:
         self, output: Path, lease: Lease, record: wire.Assignment, trained: Trained
     ) -> Lease:
         """Update file first, then one transaction with the signed Contribution (see journal)."""
-        final = adopt_update(output, self.home.updates, lease.assignment_id)
+        name = UpdateName(record.round, lease.assignment_id, trained.root)
+        final = adopt_update(output, self.home.updates, name)
         contribution = self._contribution(record, trained)
         self.journal.trained(lease.assignment_id, seal(contribution, self.session.identity), final)
         self.journal.put(self._speed_key, repr(trained.tokens_per_s))
@@ -278,6 +278,7 @@ class RoundRunner:
             update_norm=trained.update_norm,
             mean_loss=trained.mean_loss,
             training_spec=TRAINING_SPEC,
+            execution=self.device + ("-bf16" if self.config.autocast_bf16 else ""),
         )
 
     # ---- commit ------------------------------------------------------------------------
@@ -326,7 +327,7 @@ class RoundRunner:
                 contribution.tokens,
                 patience_s=RECEIPT_PATIENCE_S,
             )
-        await asyncio.to_thread(end_leases, self.journal, [lease], self.home.updates)
+        await asyncio.to_thread(self.journal.end, lease.assignment_id)
         self.board.peers = outcome.peers
         self.board.assignment_id, self.board.steps, self.board.steps_done = "", 0, 0
 
@@ -338,17 +339,6 @@ class RoundRunner:
 
     def _seconds_left(self, record: wire.Assignment) -> float:
         return self.session.seconds_until(self.watch.training_deadline_ms(record))
-
-
-def end_leases(journal: Journal, leases: Sequence[Lease], updates: Path) -> None:
-    """Mark leases ended and delete update files that nobody will ask for; blocking.
-
-    Args:
-        updates: the folder of update files.
-    """
-    for lease in leases:
-        journal.end(lease.assignment_id)
-    prune_updates(updates, {lease.update_path for lease in journal.open_leases()})
 
 
 def _short(record: wire.Assignment) -> str:

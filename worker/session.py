@@ -37,6 +37,7 @@ from protocol.wire.service_pb2_grpc import CoordinatorStub
 Record = TypeVar("Record", bound=Message)
 
 _STREAM_TIMEOUT_S = 600.0
+_ANSWER_TIMEOUT_S = 60.0  # 3 MiB, over a slow line
 _NONCE_BYTES = 16
 
 
@@ -210,6 +211,21 @@ class Session:
 
         reply: api.SubmitResultsReply = await call(attempt, timeout_s=120.0)
         return reply
+
+    async def answer_challenge(self, request: api.AnswerChallengeRequest) -> bool:
+        """Show what an audit asked for.
+
+        Returns:
+            Whether it proves what it should.
+        """
+        reply: api.ChallengeReply = await call(
+            lambda t: self._stub.AnswerChallenge(request, timeout=t), timeout_s=_ANSWER_TIMEOUT_S
+        )
+        return reply.valid
+
+    async def submit_screening(self, envelope: wire.Envelope) -> None:
+        """Tell what was measured of the members' inputs; tried once: nobody waits for it."""
+        await call(lambda t: self._stub.SubmitScreening(envelope, timeout=t), attempts=1)
 
     async def heartbeat(self, beat: wire.Heartbeat) -> api.HeartbeatReply:
         sent_s = time.monotonic()

@@ -34,6 +34,8 @@ from worker.watch import Watch
 if TYPE_CHECKING:
     from protocol.update import EncodedUpdate
     from worker.allreduce import GroupReduce, ReduceResult
+    from worker.node import Node
+    from worker.retained import Retained
     from worker.swarm import Swarm
 
 log = structlog.get_logger()
@@ -67,9 +69,23 @@ class Reduction:
     watch: Watch
     states: StateCache
     outbox: Outbox
+    retained: Retained
     reports: bool = True  # members report their state; anchors only serve it
     _groups: list[GroupReduce] = field(default_factory=list)
     _last: _Attempt | None = None
+
+    @classmethod
+    def of(cls, node: Node, *, reports: bool = True) -> Reduction:
+        """With a node's parts."""
+        return cls(
+            session=node.session,
+            swarm=node.swarm,
+            watch=node.watch,
+            states=node.states,
+            outbox=node.outbox,
+            retained=node.retained,
+            reports=reports,
+        )
 
     async def follow(
         self, head: Signed[wire.RunHead], update: EncodedUpdate | None, *, listen: bool
