@@ -6,6 +6,7 @@ Steps for each piece, cheapest first:
 2. the bytes have exactly the chunk's encoded size, and hash to the signed digest;
 3. they decode to finite values, so that a settle cannot fail later;
 4. a second, different signed result for a chunk is evidence of equivocation; the first one counts.
+   This holds for attempts that are over, too: members compare what they got, and may come later.
 
 Whoever holds a piece may bring it: the signature decides, not the messenger.
 """
@@ -95,7 +96,7 @@ def keep_pieces(turn: Turn, pieces: Sequence[CheckedPiece]) -> int:
     for piece in pieces:
         group_id = piece.signed.record.group_id
         if roster_row is None or group_id != roster_row.group_id:
-            _require_known_group(turn, group_id)
+            _keep_contradiction(turn, piece)
             continue  # of an attempt that is over: nobody's fault
         if turn.machine.phase is not Phase.BROADCAST:
             raise BadRecord("a result before its inclusion set is signed")
@@ -105,13 +106,18 @@ def keep_pieces(turn: Turn, pieces: Sequence[CheckedPiece]) -> int:
     return accepted
 
 
-def _require_known_group(turn: Turn, group_id: bytes) -> None:
-    known = select(RosterRow.group_id).where(RosterRow.group_id == group_id)
-    if turn.session.scalar(known) is None:
+def _keep_contradiction(turn: Turn, piece: CheckedPiece) -> None:
+    """A result of an attempt that is over counts for nothing, but it may convict its reducer."""
+    roster_row = turn.session.scalars(
+        select(RosterRow).where(RosterRow.group_id == piece.signed.record.group_id)
+    ).one_or_none()
+    if roster_row is None:
         raise BadRecord("a result of a group that does not exist")
+    _check_range(roster_row, piece)
+    _matches_known(turn, piece)
 
 
-def _keep_piece(turn: Turn, roster_row: RosterRow, piece: CheckedPiece) -> bool:
+def _check_range(roster_row: RosterRow, piece: CheckedPiece) -> None:
     record = piece.signed.record
     roster = wire.Roster.FromString(wire.Envelope.FromString(roster_row.envelope).payload)
     if record.attempt != roster.attempt or not any(
@@ -119,12 +125,26 @@ def _keep_piece(turn: Turn, roster_row: RosterRow, piece: CheckedPiece) -> bool:
         for r in roster.reducers
     ):
         raise BadRecord(f"chunk {record.chunk} is not in the range of {record.reducer}")
+
+
+def _matches_known(turn: Turn, piece: CheckedPiece) -> bool | None:
+    """Whether it is the result that is held; None when none is. Another one is evidence."""
+    record = piece.signed.record
     known = turn.session.get(ResultRow, (record.group_id, record.chunk))
-    if known is not None:
-        if known.sha256 == record.sha256:
-            return True
-        keep_evidence(turn.session, "result", known.envelope, piece.signed, turn.now_s)
-        return False
+    if known is None:
+        return None
+    if known.sha256 == record.sha256:
+        return True
+    keep_evidence(turn.session, "result", known.envelope, piece.signed, turn.now_s)
+    return False
+
+
+def _keep_piece(turn: Turn, roster_row: RosterRow, piece: CheckedPiece) -> bool:
+    _check_range(roster_row, piece)
+    matches = _matches_known(turn, piece)
+    if matches is not None:
+        return matches
+    record = piece.signed.record
     turn.session.add(
         ResultRow(
             group_id=record.group_id,

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Final, Literal
 
-from coordinator.audit.schema import ASKED, OPENING, REFUSED, SILENT
+from coordinator.audit.schema import ASKED, OPENING, REFUSED
 from protocol.audit_policy import Verdict
 from protocol.tolerance import Outcome
 
