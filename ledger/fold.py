@@ -9,7 +9,11 @@ contradicts the leaves before it, so to fold a log is to audit it. What it insis
 4. nothing is paid twice, and nothing for a skipped round;
 5. rounds come in order, none is left out; a skipped round changes nothing;
 6. each settled round paid exactly the members and tokens that it merged
-   (:meth:`Board.check_merged`).
+   (:meth:`Board.check_merged`);
+7. draws are those that the run fixed, chances of an audit follow from the verdicts, and a verdict
+   is about work that was there to judge (:mod:`ledger.audits`);
+8. credit becomes final by the rule, is taken back by a verdict and given back by its overturning
+   (:mod:`ledger.finality`).
 """
 
 from __future__ import annotations
@@ -17,69 +21,27 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from ledger.audits import Audits
 from ledger.credit import FLOPS_PER_MICROCREDIT, flops_per_token, reducing_microcredits
+from ledger.finality import take_final, take_reversal
 from ledger.records import (
+    BlockLeaf,
     CreditLeaf,
+    DrawLeaf,
     EnrolLeaf,
+    FinalLeaf,
     Leaf,
     ReleaseLeaf,
+    ReversalLeaf,
     RoundLeaf,
     RunLeaf,
+    VerdictLeaf,
     parse_leaf,
 )
+from ledger.tally import Accounts, Donor, Tally, Worker
 from protocol.errors import BadRecord, UsageError
 from protocol.identity import PeerId
 from protocol.manifest import RunManifest
-
-
-@dataclass
-class Tally:
-    """What somebody, or a round, was credited with."""
-
-    training_microcredits: int = 0
-    reducing_microcredits: int = 0
-    tokens: int = 0
-    contributions: int = 0  # training credits
-    chunks: int = 0
-
-    @property
-    def pending_microcredits(self) -> int:
-        return self.training_microcredits + self.reducing_microcredits
-
-    def add(self, leaf: CreditLeaf) -> None:
-        """Count one credit leaf."""
-        if leaf.work == "training":
-            self.training_microcredits += leaf.microcredits
-            self.contributions += 1
-        else:
-            self.reducing_microcredits += leaf.microcredits
-        self.tokens += leaf.tokens
-        self.chunks += leaf.chunks
-
-
-@dataclass
-class Worker:
-    """A device."""
-
-    worker: PeerId
-    donor: PeerId  # whom it works for now
-    device_class: str
-    donors: set[PeerId]  # whom it ever worked for
-    enrolled_s: int
-    tally: Tally = field(default_factory=Tally)
-    last_credit_s: int | None = None
-    last_round: int | None = None
-
-
-@dataclass
-class Donor:
-    """A person or group, by key."""
-
-    donor: PeerId
-    enrolled_s: int
-    workers: list[PeerId] = field(default_factory=list)
-    tally: Tally = field(default_factory=Tally)
-    last_credit_s: int | None = None
 
 
 @dataclass(frozen=True)
@@ -99,15 +61,36 @@ class Board:
     run_id: str = ""
     opened_s: int = 0
     newest_s: int = 0  # latest time that any leaf gives
-    total: Tally = field(default_factory=Tally)
-    donors: dict[PeerId, Donor] = field(default_factory=dict)
-    workers: dict[PeerId, Worker] = field(default_factory=dict)
+    accounts: Accounts = field(default_factory=Accounts)
     rounds: dict[int, Round] = field(default_factory=dict)  # ascending
-    credited: dict[int, Tally] = field(default_factory=dict)  # by round
     releases: list[tuple[int, ReleaseLeaf]] = field(default_factory=list)
+    _audits: Audits | None = None
     _flops_per_token: int = 0
-    _paid: set[bytes] = field(default_factory=set)
+    _paid: set[str] = field(default_factory=set)
     _last_round: Round | None = None
+
+    @property
+    def total(self) -> Tally:
+        return self.accounts.total
+
+    @property
+    def donors(self) -> dict[PeerId, Donor]:
+        return self.accounts.donors
+
+    @property
+    def workers(self) -> dict[PeerId, Worker]:
+        return self.accounts.workers
+
+    @property
+    def credited(self) -> dict[int, Tally]:
+        """What was credited, by round."""
+        return self.accounts.rounds
+
+    @property
+    def audits(self) -> Audits:
+        """Draws, verdicts and trust; there from the run leaf on."""
+        assert self._audits is not None
+        return self._audits
 
     @property
     def last_round(self) -> Round | None:
@@ -169,8 +152,24 @@ class Board:
             self._take_round(leaf)
         elif isinstance(leaf, CreditLeaf):
             self._take_credit(leaf)
-        else:
+        elif isinstance(leaf, ReleaseLeaf):
             self.releases.append((self.size, leaf))
+        else:
+            self._take_audit(leaf)
+
+    def _take_audit(
+        self, leaf: DrawLeaf | VerdictLeaf | FinalLeaf | ReversalLeaf | BlockLeaf
+    ) -> None:
+        if isinstance(leaf, DrawLeaf):
+            self.audits.take_draw(self.size, leaf)
+        elif isinstance(leaf, VerdictLeaf):
+            self.audits.take_verdict(self.size, leaf)
+        elif isinstance(leaf, FinalLeaf):
+            take_final(self.accounts, self.audits, leaf)
+        elif isinstance(leaf, ReversalLeaf):
+            take_reversal(self.accounts, self.audits, leaf)
+        else:
+            self.audits.take_block(leaf)
 
     def _take_run(self, leaf: RunLeaf) -> None:
         if self.size:
@@ -183,6 +182,7 @@ class Board:
         except UsageError as error:
             raise BadRecord(str(error)) from error
         self.manifest, self.run_id, self.opened_s = manifest, leaf.run_id, leaf.at_s
+        self._audits = Audits.of(leaf, manifest.verification, self.accounts)
 
     def _take_enrol(self, leaf: EnrolLeaf) -> None:
         donor = self.donors.setdefault(leaf.donor, Donor(leaf.donor, leaf.at_s))
@@ -215,7 +215,8 @@ class Board:
                 raise BadRecord("a skipped round merged tokens")
             if last is not None and leaf.state_digest != last.leaf.state_digest:
                 raise BadRecord("a skipped round changed the state")
-            if leaf.round in self.credited:
+            paid = self.credited.get(leaf.round, Tally())
+            if paid.contributions or paid.chunks:
                 raise BadRecord(f"round {leaf.round} was paid, but is skipped")
         self._last_round = self.rounds[leaf.round] = Round(self.size, leaf)
 
@@ -227,30 +228,21 @@ class Board:
         if leaf.microcredits != expected:
             raise BadRecord(f"pays {leaf.microcredits} microcredits; the formula gives {expected}")
         settled = self.rounds.get(leaf.round)
-        if settled is not None and settled.leaf.outcome == "skipped":
+        skipped = settled is not None and settled.leaf.outcome == "skipped"
+        if skipped and leaf.work != "probation":
             raise BadRecord(f"pays for round {leaf.round}, which was skipped")
-        key = _payment_key(leaf)
+        key = leaf.assignment_id or f"{leaf.round}/{leaf.worker}"
         if key in self._paid:
             raise BadRecord("pays the same work twice")
+        self.audits.check_credit(leaf)
         self._paid.add(key)
-        donor = self.donors[leaf.donor]
-        donor.last_credit_s = worker.last_credit_s = leaf.at_s
-        worker.last_round = leaf.round
-        by_round = self.credited.setdefault(leaf.round, Tally())
-        for tally in (self.total, donor.tally, worker.tally, by_round):
-            tally.add(leaf)
+        self.accounts.pay(self.size, leaf)
 
     def _microcredits(self, leaf: CreditLeaf) -> int:
         assert self.manifest is not None
-        if leaf.work == "training":
+        if leaf.work != "reducing":
             return leaf.tokens * self._flops_per_token // FLOPS_PER_MICROCREDIT
         return reducing_microcredits(leaf.chunks, self.manifest.update.chunk_elements)
-
-
-def _payment_key(leaf: CreditLeaf) -> bytes:
-    if leaf.assignment_id is not None:
-        return bytes.fromhex(leaf.assignment_id)
-    return f"{leaf.round}/{leaf.worker}".encode()
 
 
 def fold(leaves: Iterable[bytes]) -> Board:

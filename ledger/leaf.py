@@ -11,13 +11,14 @@ Fields that hold digests and ids are hex text; constructors accept ``bytes`` for
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Annotated, Literal
 
 import rfc8785
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from protocol.audit_policy import PPM, check_execution
+from protocol.audit_policy import PPM, Verdict, check_execution
 from protocol.errors import BadRecord
 from protocol.identity import PublicKey
 
@@ -40,6 +41,7 @@ def _listed(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value  # JSON has no tuples
 
 
+@functools.lru_cache(maxsize=8192)  # a log names the same keys again and again
 def _key_id(value: str) -> str:
     try:
         PublicKey.from_peer_id(value)
@@ -48,6 +50,7 @@ def _key_id(value: str) -> str:
     return value
 
 
+@functools.lru_cache(maxsize=16)
 def _execution(value: str) -> str:
     try:
         return check_execution(value)
@@ -76,16 +79,7 @@ LeafIndexes = Annotated[
     Field(min_length=1, max_length=MAX_CREDITS_IN_LEAF),
 ]
 VerdictWord = Annotated[
-    Literal[
-        "passed",
-        "failed",
-        "inconclusive",
-        "unavailable",
-        "unproven",
-        "unaudited-lost",
-        "overturned",
-    ],
-    BeforeValidator(_plain),
+    str, BeforeValidator(_plain), Field(pattern=f"^({'|'.join(word.value for word in Verdict)})$")
 ]
 
 

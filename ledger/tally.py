@@ -1,0 +1,176 @@
+"""What was credited, to whom, and what became of it.
+
+Invariants, of every tally at every moment:
+
+* no amount is negative;
+* ``training + reducing + probation == pending + final + forfeited + unpaid``: credit changes its
+  status, and never appears or vanishes;
+* ``total = pending + final`` is what somebody has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ledger.audit_records import VerdictLeaf
+from ledger.records import CreditLeaf
+from protocol.identity import PeerId
+
+Status = Literal["pending", "final", "forfeited", "unpaid"]
+"""``forfeited``: taken with everything pending of a proven cheat. ``unpaid``: the bytes that an
+audit needed could not be had; it costs that unit and nothing else."""
+
+
+@dataclass
+class Tally:
+    """What somebody, or a round, was credited with. Amounts in microcredits."""
+
+    training_microcredits: int = 0
+    reducing_microcredits: int = 0
+    probation_microcredits: int = 0
+    pending_microcredits: int = 0
+    final_microcredits: int = 0
+    forfeited_microcredits: int = 0
+    unpaid_microcredits: int = 0
+    tokens: int = 0  # merged into the model
+    contributions: int = 0  # merged
+    chunks: int = 0
+
+    @property
+    def total_microcredits(self) -> int:
+        return self.pending_microcredits + self.final_microcredits
+
+    def add(self, leaf: CreditLeaf) -> None:
+        """Count one credit leaf, pending."""
+        if leaf.work == "training":
+            self.training_microcredits += leaf.microcredits
+            self.tokens += leaf.tokens
+            self.contributions += 1
+        elif leaf.work == "probation":
+            self.probation_microcredits += leaf.microcredits  # its tokens are in no model
+        else:
+            self.reducing_microcredits += leaf.microcredits
+            self.chunks += leaf.chunks
+        self.pending_microcredits += leaf.microcredits
+
+    def move(self, microcredits: int, old: Status, new: Status) -> None:
+        """Credit changes its status."""
+        self._change(old, -microcredits)
+        self._change(new, microcredits)
+
+    def _change(self, status: Status, by: int) -> None:
+        if status == "pending":
+            self.pending_microcredits += by
+        elif status == "final":
+            self.final_microcredits += by
+        elif status == "forfeited":
+            self.forfeited_microcredits += by
+        else:
+            self.unpaid_microcredits += by
+
+
+@dataclass(slots=True)
+class Judgement:
+    """A verdict, and where the log says it."""
+
+    leaf_index: int
+    leaf: VerdictLeaf
+    donor: PeerId  # who answers for the worker's work
+    overturns: frozenset[int] = frozenset()  # leaves of the verdicts that it undoes
+    overturned: bool = False  # a later one undid it
+
+    @property
+    def convicts(self) -> bool:
+        return self.leaf.verdict == "failed" and not self.overturned
+
+
+@dataclass(slots=True)
+class Credit:
+    """One credit leaf, and what became of it."""
+
+    index: int
+    leaf: CreditLeaf
+    place: int  # contributions of its donor so far, itself included
+    status: Status = "pending"
+    selected: bool | None = None  # by its round's draw; None: not published, or not drawn for
+    verdict: Judgement | None = None  # of training and probation
+    reversed_by: int | None = None  # leaf of the verdict that took it back
+
+
+@dataclass
+class Worker:
+    """A device."""
+
+    worker: PeerId
+    donor: PeerId  # whom it works for now
+    device_class: str
+    donors: set[PeerId]  # whom it ever worked for
+    enrolled_s: int
+    tally: Tally = field(default_factory=Tally)
+    verdicts: list[Judgement] = field(default_factory=list)
+    passes: dict[str, int] = field(default_factory=dict)  # consecutive, audited; by execution
+    last_credit_s: int | None = None
+    last_round: int | None = None
+
+
+@dataclass
+class Donor:
+    """A person or group, by key."""
+
+    donor: PeerId
+    enrolled_s: int
+    workers: list[PeerId] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
+    convictions: list[Judgement] = field(default_factory=list)  # not overturned, oldest first
+    last_credit_s: int | None = None
+    last_contribution_s: int | None = None
+
+
+@dataclass
+class Accounts:
+    """Every credit, and the tallies that it counts in."""
+
+    total: Tally = field(default_factory=Tally)
+    donors: dict[PeerId, Donor] = field(default_factory=dict)
+    workers: dict[PeerId, Worker] = field(default_factory=dict)
+    rounds: dict[int, Tally] = field(default_factory=dict)
+    credits: dict[int, Credit] = field(default_factory=dict)  # by leaf index, ascending
+    by_assignment: dict[str, Credit] = field(default_factory=dict)  # training, probation
+    by_round: dict[int, list[Credit]] = field(default_factory=dict)
+
+    def pay(self, index: int, leaf: CreditLeaf) -> None:
+        """Count a credit leaf that was found right."""
+        donor, worker = self.donors[leaf.donor], self.workers[leaf.worker]
+        donor.last_credit_s = worker.last_credit_s = leaf.at_s
+        if leaf.work == "training":
+            donor.last_contribution_s = leaf.at_s
+        if leaf.work != "probation":
+            worker.last_round = leaf.round
+        by_round = self.rounds.setdefault(leaf.round, Tally())
+        for tally in (self.total, donor.tally, worker.tally, by_round):
+            tally.add(leaf)
+        credit = Credit(index, leaf, donor.tally.contributions)
+        self.credits[index] = credit
+        self.by_round.setdefault(leaf.round, []).append(credit)
+        if leaf.assignment_id is not None:
+            self.by_assignment[leaf.assignment_id] = credit
+
+    def move(self, credits: Iterable[Credit], status: Status) -> None:
+        """Give credits another status, in every tally that counts them."""
+        for credit in credits:
+            leaf = credit.leaf
+            tallies = (
+                self.total,
+                self.donors[leaf.donor].tally,
+                self.workers[leaf.worker].tally,
+                self.rounds[leaf.round],
+            )
+            for tally in tallies:
+                tally.move(leaf.microcredits, credit.status, status)
+            credit.status = status
+
+    def training_of(self, round_: int) -> list[Credit]:
+        """The contributions that were credited for a round."""
+        return [c for c in self.by_round.get(round_, ()) if c.leaf.work == "training"]
