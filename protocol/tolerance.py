@@ -31,16 +31,20 @@ from protocol.update import ChunkLayout
 
 __all__ = [
     "FARTHEST",
+    "NEAR_ZERO",
     "Bounds",
+    "ChunkSize",
     "Comparison",
     "Entry",
     "Finding",
     "Measured",
     "Outcome",
     "ToleranceTable",
+    "chunk_sizes",
     "compare_chunks",
     "differing_chunks",
     "projection_distances",
+    "relative_distances",
 ]
 
 FARTHEST: Final = 1e9
@@ -48,6 +52,9 @@ FARTHEST: Final = 1e9
 
 MAX_TABLE_BYTES: Final = 1 << 20
 """A stored table: six execution classes make 21 pairs of a few hundred bytes."""
+
+NEAR_ZERO: Final = 0.02
+"""A chunk whose mean size is below this share of all chunks' is measured against that share."""
 
 Execution = Annotated[str, Field(pattern=r"^(cpu|cuda|mps)(-bf16)?$")]
 Distance = Annotated[float, Field(ge=0, le=FARTHEST)]
@@ -66,7 +73,7 @@ class Bounds(_Frozen):
     chunk_pass: Distance  # L1 of each opened chunk
     chunk_fail: Distance
     projection: Distance  # L2 of a chunk, as 64 projections estimate it: beyond it, open the chunk
-    near_zero: float = Field(0.02, gt=0, le=1)  # least size of a chunk, as a share of the mean size
+    near_zero: float = Field(NEAR_ZERO, gt=0, le=1)  # share of the mean size
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -76,14 +83,13 @@ class Bounds(_Frozen):
 
 
 class Measured(_Frozen):
-    """What the bounds were made of: the worst honest and the least cheating distances."""
+    """What bounds are made of: the greatest honest distances, and the least of each cheat."""
 
-    comparisons: int = Field(ge=1)
-    honest_pooled: Distance
-    honest_chunk: Distance
-    honest_projection: Distance
-    cheat_pooled: Distance
-    cheat_chunk: Distance
+    comparisons: int = Field(ge=0)  # of honest work
+    honest_pooled: Distance = 0.0
+    honest_chunk: Distance = 0.0
+    honest_projection: Distance = 0.0
+    cheats: dict[str, Distance] = Field(default_factory=dict)  # least pooled distance, by name
 
 
 class Entry(_Frozen):
@@ -96,6 +102,7 @@ class Entry(_Frozen):
     second: Execution
     measured: Measured
     bounds: Bounds | None
+    catches: tuple[str, ...] = Field((), strict=False)  # the cheats that lie beyond the bounds
 
 
 class ToleranceTable(_Frozen):
@@ -185,8 +192,8 @@ def compare_chunks(
     """
     if not theirs or not theirs.keys() <= replayed.keys():
         raise ValueError("nothing was opened, or not everything that was opened was replayed")
-    sizes = _sizes(codec, layout, theirs, replayed)
-    pooled, distances = _distances(sizes, bounds.near_zero if bounds else 0.0)
+    sizes = chunk_sizes(codec, layout, theirs, replayed)
+    pooled, distances = relative_distances(sizes, bounds.near_zero if bounds else NEAR_ZERO)
     if all(theirs[chunk] == replayed[chunk] for chunk in theirs):
         return Comparison(Outcome.AGREES, (Finding("bytes", 0, 0.0, 0.0),), 0.0)
     if bounds is None:
@@ -203,8 +210,56 @@ def compare_chunks(
     return Comparison(outcome, tuple(finding for _, finding in judged), pooled)
 
 
+@dataclass(frozen=True)
+class ChunkSize:
+    """Sums over a chunk: all that distances take."""
+
+    elements: int
+    apart: float  # sum|theirs - replay|
+    replay: float  # sum|replay|
+
+
+def chunk_sizes(
+    codec: Codec, layout: ChunkLayout, theirs: Mapping[int, bytes], replayed: Mapping[int, bytes]
+) -> dict[int, ChunkSize]:
+    """Decode the chunks of ``theirs`` and add up how far they are from the replay's.
+
+    Raises:
+        BadRecord: a chunk is malformed.
+    """
+    sizes = {}
+    for chunk, encoded in theirs.items():
+        elements = layout.chunk_size(chunk)
+        ours = decode_chunk(codec, replayed[chunk], elements).astype(np.float64)
+        values = decode_chunk(codec, encoded, elements).astype(np.float64)
+        apart = float(np.abs(values - ours).sum())
+        sizes[chunk] = ChunkSize(elements, apart, float(np.abs(ours).sum()))
+    return sizes
+
+
+def relative_distances(
+    sizes: Mapping[int, ChunkSize], near_zero: float = NEAR_ZERO
+) -> tuple[float, dict[int, float]]:
+    """The pooled relative L1 distance of some chunks, and that of each.
+
+    Args:
+        sizes: by chunk, at least one.
+        near_zero: as in :class:`Bounds`.
+    """
+    elements = sum(size.elements for size in sizes.values())
+    replay = sum(size.replay for size in sizes.values())
+    floor = near_zero * replay / elements
+    apart = np.array([size.apart for size in sizes.values()])
+    least = np.array([max(size.replay, floor * size.elements) for size in sizes.values()])
+    pooled = _ratios(apart.sum(keepdims=True), np.array([replay]))
+    distances = _ratios(apart, least)
+    return float(pooled[0]), {
+        chunk: float(distance) for chunk, distance in zip(sizes, distances, strict=True)
+    }
+
+
 def projection_distances(
-    theirs: FloatMatrix, replayed: FloatMatrix, near_zero: float
+    theirs: FloatMatrix, replayed: FloatMatrix, near_zero: float = NEAR_ZERO
 ) -> NDArray[np.float64]:
     """Estimated relative L2 distance of each chunk.
 
@@ -232,44 +287,10 @@ def differing_chunks(
 
     Worth opening: a projection alone convicts nobody. Without bounds any difference counts.
     """
-    near_zero, bound = (bounds.near_zero, bounds.projection) if bounds else (0.0, 0.0)
+    near_zero, bound = (bounds.near_zero, bounds.projection) if bounds else (NEAR_ZERO, 0.0)
     distances = projection_distances(theirs, replayed, near_zero)
     ranked = np.argsort(-distances, kind="stable")
     return [int(chunk) for chunk in ranked[:most] if distances[chunk] > bound]
-
-
-@dataclass(frozen=True)
-class _Sizes:
-    elements: int
-    apart: float  # sum|theirs - replay|
-    replay: float  # sum|replay|
-
-
-def _sizes(
-    codec: Codec, layout: ChunkLayout, theirs: Mapping[int, bytes], replayed: Mapping[int, bytes]
-) -> dict[int, _Sizes]:
-    sizes = {}
-    for chunk, encoded in theirs.items():
-        elements = layout.chunk_size(chunk)
-        ours = decode_chunk(codec, replayed[chunk], elements).astype(np.float64)
-        values = decode_chunk(codec, encoded, elements).astype(np.float64)
-        apart = float(np.abs(values - ours).sum())
-        sizes[chunk] = _Sizes(elements, apart, float(np.abs(ours).sum()))
-    return sizes
-
-
-def _distances(sizes: Mapping[int, _Sizes], near_zero: float) -> tuple[float, dict[int, float]]:
-    """The pooled distance and each chunk's."""
-    elements = sum(size.elements for size in sizes.values())
-    replay = sum(size.replay for size in sizes.values())
-    floor = near_zero * replay / elements
-    apart = np.array([size.apart for size in sizes.values()])
-    least = np.array([max(size.replay, floor * size.elements) for size in sizes.values()])
-    pooled = _ratios(apart.sum(keepdims=True), np.array([replay]))
-    distances = _ratios(apart, least)
-    return float(pooled[0]), {
-        chunk: float(distance) for chunk, distance in zip(sizes, distances, strict=True)
-    }
 
 
 def _ratios(apart: NDArray[np.float64], length: NDArray[np.float64]) -> NDArray[np.float64]:
