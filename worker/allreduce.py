@@ -40,6 +40,7 @@ from protocol.update import EncodedUpdate
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2 as service
 from worker import frames
+from worker.equivocation import MOST_PROOFS, Equivocation, of_results
 from worker.group import Group
 from worker.reducer import Reducer
 from worker.streams import BoundedP2P
@@ -66,14 +67,6 @@ class ReduceResult:
 
     mean_update: NDArray[np.float32]  # flat, vector_elements
     pieces: dict[int, service.ResultPiece]
-
-
-@dataclass(frozen=True)
-class Equivocation:
-    """Two results signed by one reducer for one chunk."""
-
-    first: wire.Envelope
-    second: wire.Envelope
 
 
 @dataclass(frozen=True)
@@ -328,7 +321,8 @@ class GroupReduce:
         if held is None:
             return False
         if held.result.payload != piece.result.payload:
-            self.equivocations.append(Equivocation(held.result, piece.result))
+            if len(self.equivocations) < MOST_PROOFS:
+                self.equivocations.append(of_results(held, piece))
             log.error("equivocation", reducer=self.group.reducer_of(chunk), chunk=chunk)
             raise Conflict(f"its reducer signed two different results for chunk {chunk}")
         return True

@@ -175,6 +175,7 @@ class Daemon:
                 tasks.create_task(node.watch.run())
                 tasks.create_task(node.outbox.run())
                 tasks.create_task(beats.run())
+                tasks.create_task(node.retained.run())
                 tasks.create_task(collect_receipts(node, self.board))
                 if not self.config.client_mode:
                     tasks.create_task(seed_weights(node, fetch=False))

@@ -7,8 +7,8 @@ Invariants:
 * A sender is complete only with a signed GatherStatement over exactly the kept bytes.
 * Each result is combined once, over exactly the inclusion set, in roster order, encoded once
   and signed once; everyone is sent the same bytes.
-* Encoded inputs stay in :attr:`Reducer.inboxes` as long as the group is open: the verdicts of
-  the round may need them.
+* Encoded inputs stay in :attr:`Reducer.inboxes` as long as the group is open; what the round's
+  audits may need, :mod:`worker.retained` keeps on disk.
 * Hashing, decoding and combining run in threads; the loop only moves messages.
 """
 
@@ -34,6 +34,7 @@ from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2 as service
 from worker import frames
 from worker.group import Group
+from worker.screening import Screener
 
 log = structlog.get_logger()
 
@@ -79,6 +80,7 @@ class Reducer:
         self.group, self.identity = group, identity
         self.first, self.end = own.first_chunk, own.end_chunk
         self.inboxes = {name: Inbox() for name in group.members}
+        self.screener = Screener(group, self.first, self.end)
         self._changed = asyncio.Event()
 
     # ---- GATHER
@@ -301,6 +303,7 @@ class Reducer:
             decode_chunk(group.codec, self.inboxes[m.worker].chunks[chunk], size) for m in members
         ]
         mean = combine_chunk(group.combine, inputs, [m.weight for m in members])
+        self.screener.note(chunk, inputs, mean)
         key = noise_key(record.run_id, record.round, chunk, MEAN_SOURCE)
         encoded = encode_chunk(group.codec, mean, key)
         result = wire.ResultChunk(

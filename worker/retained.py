@@ -35,7 +35,9 @@ log = structlog.get_logger()
 MOST_BYTES = 2 << 30
 MOST_OF_FREE_DISK = 0.1
 
-_KEEP_S = 120.0
+_MOST_WAITING = 3
+"""Groups in memory that wait for the disk."""
+
 _PART = ".part"
 _ROSTER, _INCLUSION = "roster", "inclusion"
 
@@ -106,7 +108,8 @@ class Retained:
         """
         self.updates, self.inputs, self.most_bytes = updates, inputs, most_bytes
         self.current_round = 0  # what is of this round or later stays whatever it takes
-        self._writing: set[bytes] = set()
+        self._waiting: dict[bytes, tuple[Reducer, Signed[wire.InclusionSet]]] = {}
+        self._news = asyncio.Event()
         self._tidied_for = (0, 0)
         inputs.mkdir(mode=0o700, parents=True, exist_ok=True)
         for part in inputs.glob(f"*{_PART}"):
@@ -122,28 +125,38 @@ class Retained:
 
     def is_writing(self, group_id: bytes) -> bool:
         """The inputs of this group are on their way to the disk."""
-        return group_id in self._writing
+        return group_id in self._waiting
 
-    async def keep(self, reducer: Reducer, inclusion: Signed[wire.InclusionSet]) -> None:
-        """Write a group's inputs down; never fails, for a round does not wait for a disk."""
-        group_id = reducer.group.group_id
-        self._writing.add(group_id)
-        try:
-            async with asyncio.timeout(_KEEP_S):
-                await asyncio.to_thread(self.write, reducer, inclusion)
-        except (TransientError, TimeoutError) as error:
-            log.warning("inputs not kept", group=group_id.hex(), problem=str(error) or "disk slow")
-        finally:
-            self._writing.discard(group_id)
+    def keep(self, reducer: Reducer, inclusion: Signed[wire.InclusionSet]) -> None:
+        """Have a group's inputs written down by :meth:`run`; no round waits for a disk."""
+        if len(self._waiting) >= _MOST_WAITING:
+            log.warning("inputs not kept: the disk is too slow", round=inclusion.record.round)
+            return
+        self._waiting[reducer.group.group_id] = (reducer, inclusion)
+        self._news.set()
+
+    async def run(self) -> None:
+        """Write down what is to be kept. Run it as a task, for ever."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            for group_id, (reducer, inclusion) in list(self._waiting.items()):
+                try:
+                    await asyncio.to_thread(self.write, reducer, inclusion)
+                except (TransientError, PeerFault) as error:
+                    log.warning("inputs not kept", group=group_id.hex(), problem=str(error))
+                del self._waiting[group_id]
 
     def write(self, reducer: Reducer, inclusion: Signed[wire.InclusionSet]) -> None:
         """Write a group's inputs down; blocking. A group of an earlier attempt goes.
 
         Raises:
             TransientError: no room for them, or the disk failed.
+            BadRecord: the inclusion set is of another group.
         """
         group = reducer.group
-        members = [member.worker for member in group.included(inclusion)]
+        included = (member.worker for member in group.included(inclusion))
+        members = [name for name in included if reducer.inboxes[name].statement is not None]
         round_, final = group.record.round, self._folder(group)
         if final.exists():
             return

@@ -21,7 +21,14 @@ import structlog
 
 from protocol.channel import backoff_s
 from protocol.envelope import Signed, seal
-from protocol.errors import BadDigest, BadRecord, PeerFault, TransientError, UsageError
+from protocol.errors import (
+    BadDigest,
+    BadRecord,
+    PeerFault,
+    ProtocolError,
+    TransientError,
+    UsageError,
+)
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2 as api
 from worker.journal import report_key
@@ -36,11 +43,14 @@ if TYPE_CHECKING:
     from worker.allreduce import GroupReduce, ReduceResult
     from worker.node import Node
     from worker.retained import Retained
+    from worker.screening import Screener
     from worker.swarm import Swarm
 
 log = structlog.get_logger()
 
 _LAST_MOMENT_S = 2.0
+_SCREENING_S = 5.0
+_PROOF_S = 20.0
 _REPORT_AGAIN_S = 2.0  # at most: the gather waits for it
 
 
@@ -146,7 +156,10 @@ class Reduction:
         if inclusion is None:
             return
         self._last.inclusion = inclusion
+        if group.reducer is not None:
+            self.retained.keep(group.reducer, inclusion)
         result = await self._finish(group, inclusion)
+        await self._prove(group)
         if result is not None:
             await self._step(head, roster, inclusion, result)
 
@@ -204,7 +217,7 @@ class Reduction:
             None when the mean could not be had, or the round was settled meanwhile.
         """
         async with asyncio.TaskGroup() as tasks:
-            submitting = tasks.create_task(self._submit_own(group))
+            submitting = tasks.create_task(self._submit_own(group, len(inclusion.record.members)))
             try:
                 result = await unless(
                     group.finish(inclusion), self._settled(inclusion.record.round)
@@ -212,6 +225,7 @@ class Reduction:
             except (TransientError, PeerFault) as error:
                 log.warning("reduce incomplete", error=str(error), pieces=len(group.pieces))
                 result = None
+            if result is None:  # what is missing will not come any more
                 submitting.cancel()
         return result
 
@@ -220,8 +234,33 @@ class Reduction:
         await self.watch.until(partial(self.watch.head_beyond, round_))
         await asyncio.sleep(_LAST_MOMENT_S)
 
-    async def _submit_own(self, group: GroupReduce) -> None:
-        await self._submit(await group.own_results())
+    async def _submit_own(self, group: GroupReduce, members: int) -> None:
+        pieces = await group.own_results()
+        if pieces and group.reducer is not None:
+            # First: the round may be settled as soon as the last result is there.
+            await self._submit_screening(group.reducer.screener, members)
+        await self._submit(pieces)
+
+    async def _submit_screening(self, screener: Screener, members: int) -> None:
+        """Worth a little time, and never the round."""
+        identity = self.session.identity
+        try:
+            async with asyncio.timeout(_SCREENING_S):
+                for record in await asyncio.to_thread(screener.records, members, identity):
+                    await self.session.submit_screening(record)
+        except (ProtocolError, TimeoutError) as error:
+            log.warning("screening not taken by the coordinator", error=str(error))
+
+    async def _prove(self, group: GroupReduce) -> None:
+        """Bring results that contradict each other to the coordinator."""
+        proofs = [proof for proof in group.equivocations if proof.pieces]
+        try:
+            async with asyncio.timeout(_PROOF_S):
+                for proof in proofs:
+                    await self.session.submit_results(proof.pieces)
+                    group.equivocations.remove(proof)
+        except (ProtocolError, TimeoutError) as error:
+            log.warning("proof of equivocation not taken", error=str(error))
 
     async def _submit(self, pieces: list[api.ResultPiece]) -> set[int]:
         """Give results to the coordinator.
@@ -293,6 +332,8 @@ class Reduction:
             self.watch.offer_head(reply.run_head)
 
     async def _conclude(self, head: Signed[wire.RunHead]) -> Outcome:
+        for group in self._groups:  # what came late, or could not be brought before
+            await self._prove(group)
         stepped = await self.states.confirm(head)
         if self._last is None:
             return Outcome(head, stepped=stepped)
