@@ -30,9 +30,11 @@ _BYTES_OF_MEMBER = 8
 """In a record, for each chunk: a norm and a cosine."""
 
 
-def measure(
-    inputs: Sequence[FloatVector], combined: FloatVector
-) -> tuple[FloatVector, FloatVector]:
+Measured = tuple[FloatVector, FloatVector]
+"""Norms and cosines of one chunk, one of each for each member."""
+
+
+def measure(inputs: Sequence[FloatVector], combined: FloatVector) -> Measured:
     """Compare the inputs of one chunk with what they were combined to.
 
     Args:
