@@ -8,7 +8,9 @@ Steps (protocol.md section 2, verification.md layer 1); the caller has checked t
 4. run, round, state digest, codec, layout and training specification are the assignment's and
    the manifest's;
 5. the sequences are a prefix of the lease in whole batches, and tokens are what they hold;
-6. the numbers are ones that float32 arithmetic can give, and the root is a hash.
+6. the numbers are ones that float32 arithmetic can give, and the root is a hash;
+7. the execution class is one of the device's, and no contribution of the run has the same root:
+   rounding noise is keyed by worker and round, so honest updates never agree in every byte.
 
 A device that was blocked after it got its lease contributes no more.
 """
@@ -20,6 +22,7 @@ import math
 import structlog
 from sqlalchemy import select
 
+from coordinator.audit.schema import ProbationRow
 from coordinator.evidence import keep_evidence
 from coordinator.round_state import Committed
 from coordinator.schema import (
@@ -31,6 +34,7 @@ from coordinator.schema import (
 )
 from coordinator.turn import Turn
 from coordinator.work import enrolled
+from protocol.audit_policy import check_execution
 from protocol.envelope import Signed
 from protocol.errors import BadRecord, Conflict, ProtocolError, TooLate
 from protocol.merkle import HASH_BYTES
@@ -56,7 +60,7 @@ def accept_contribution(
     Raises:
         BadRecord: it does not fit its assignment or the manifest.
         TooLate: its round has closed, or its lease was given up.
-        UsageError: the organiser blocked the device.
+        UsageError: the device is blocked.
     """
     record = signed.record
     assignment = turn.session.get(AssignmentRow, record.assignment_id)
@@ -68,8 +72,10 @@ def accept_contribution(
             return service_pb2.CommitReply(first=False)
         keep_evidence(turn.session, "contribution", known.envelope, signed, turn.now_s)
         return Conflict("another contribution to this assignment is kept: both are evidence now")
-    enrolled(turn.session, signed.signer)
+    worker = enrolled(turn.session, signed.signer)
     check_contribution(turn, assignment, record)
+    check_execution_of(worker, record.execution)
+    _check_fresh(turn, record)
     if assignment.round != turn.machine.number or not turn.machine.accepts_commits:
         raise TooLate(f"round {assignment.round} closed before this contribution came")
     if assignment.status != TRAINING:
@@ -78,7 +84,9 @@ def accept_contribution(
     return service_pb2.CommitReply(first=True)
 
 
-def check_contribution(turn: Turn, assignment: AssignmentRow, record: wire.Contribution) -> None:
+def check_contribution(
+    turn: Turn, assignment: AssignmentRow | ProbationRow, record: wire.Contribution
+) -> None:
     """Steps 4 to 6.
 
     Raises:
@@ -114,6 +122,26 @@ def check_contribution(turn: Turn, assignment: AssignmentRow, record: wire.Contr
         raise BadRecord("mean_loss is not finite, or below zero")
 
 
+def check_execution_of(worker: WorkerRow, execution: str) -> None:
+    """Insist on an execution class that the device can have.
+
+    Raises:
+        BadRecord: it is none, or another device's.
+    """
+    if check_execution(execution).removesuffix("-bf16") != worker.device_class:
+        raise BadRecord(f"execution {execution} is not one of a device of {worker.device_class}")
+
+
+def _check_fresh(turn: Turn, record: wire.Contribution) -> None:
+    known = turn.session.scalar(
+        select(ContributionRow.assignment_id)
+        .where(ContributionRow.commitment_root == record.commitment_root)
+        .limit(1)
+    )
+    if known is not None:
+        raise BadRecord("this commitment was made before: an update is trained anew each round")
+
+
 def _keep(turn: Turn, assignment: AssignmentRow, signed: Signed[wire.Contribution]) -> None:
     record = signed.record
     turn.session.add(
@@ -126,6 +154,7 @@ def _keep(turn: Turn, assignment: AssignmentRow, signed: Signed[wire.Contributio
             commitment_root=record.commitment_root,
             digest=signed.digest,
             mean_loss=record.mean_loss,
+            execution=record.execution,
             received_at_s=turn.now_s,
             envelope=signed.envelope.SerializeToString(),
         )

@@ -202,6 +202,8 @@ class ContributionRow(Base):
     credited_at_s: Mapped[float | None] = mapped_column()
     envelope: Mapped[bytes] = mapped_column(LargeBinary)
 
+    __table_args__ = (Index("ix_contributions_worker", "worker", "round"),)
+
 
 class RosterRow(Base):
     __tablename__ = "rosters"

@@ -6,8 +6,8 @@ Order, safe against a kill between any two steps:
 2. the new state is a pure function of them and of the old state: computing it again gives the
    same bytes (protocol.md section 9);
 3. its files are saved under the names of their digests, and durable, before any row names them;
-4. one transaction: state row, consumed sequences, credit leaves, verdicts on reports, the round's
-   end and the opening of the next;
+4. one transaction: state row, consumed sequences, chances of an audit and credit leaves, the draw
+   and the audits that it opens, verdicts on reports, the round's end and the opening of the next;
 5. the log's head is signed after that commit.
 
 A restart finds the round still settling and begins again at 1; the files of step 3 are then
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from sqlalchemy import select
 
 from coordinator import leases
+from coordinator.audit import selection
 from coordinator.checkpoints import SavedState
 from coordinator.context import RunContext
 from coordinator.record import append_credit
@@ -138,14 +139,17 @@ def record_settled(
     for row in merged:
         turn.session.get_one(AssignmentRow, row.assignment_id).status = MERGED
         leases.consume(turn.session, row.assignment_id, row.steps)
+    chances = selection.chances(turn, merged, roster_row)
     append_credit(
         turn.context,
         turn.session,
         round_=inputs.round,
         merged=merged,
         roster=read_roster(roster_row),
+        chances={assignment_id: chance.ppm for assignment_id, chance in chances.items()},
         now_s=turn.now_s,
     )
+    selection.open_audits(turn, merged, roster_row, chances)
     turn.leaves_added = True
     turn.row.members = len(merged)
     turn.row.tokens = inputs.tokens

@@ -29,6 +29,9 @@ ASKED, ANSWERED, REFUSED, SILENT = "asked", "answered", "refused", "silent"
 PENDING, FINAL, FORFEITED, UNPAID = "pending", "final", "forfeited", "unpaid"
 """Status of a contribution's credit."""
 
+ISSUED, COMMITTED, PASSED, FAILED, LAPSED = "issued", "committed", "passed", "failed", "lapsed"
+"""Status of a probation unit. LAPSED: it was not done, or nothing could be decided by it."""
+
 
 class DrawRow(Base):
     """The draw of a settled round; its preimage is published once nobody can profit from it."""
@@ -206,9 +209,7 @@ class ProbationRow(Base):
     worker: Mapped[str] = mapped_column(ForeignKey("workers.worker"), index=True)
     round: Mapped[int] = mapped_column(comment="whose base weights it starts from")
     settled_rounds: Mapped[int] = mapped_column(comment="of that state")
-    status: Mapped[str] = mapped_column(
-        String(16), comment="issued | committed | passed | failed | lapsed"
-    )
+    status: Mapped[str] = mapped_column(String(16), index=True)
     issued_at_s: Mapped[float] = mapped_column()
     deadline_s: Mapped[float] = mapped_column()
     envelope: Mapped[bytes] = mapped_column(LargeBinary, comment="signed Assignment")

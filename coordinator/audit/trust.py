@@ -11,6 +11,8 @@ Source: BOINC's adaptive replication (docs/verification.md).
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
@@ -58,10 +60,10 @@ def watch(session: Session, worker: PeerId, execution: str, why: Why) -> None:
     _row(session, worker, execution).watch = why
 
 
-def watched(session: Session, worker: PeerId, execution: str) -> Why | None:
-    """Why the next audit is certain, if it is."""
-    row = session.get(TrustRow, (worker, execution))
-    return Why(row.watch) if row is not None and row.watch else None
+def rows_of(session: Session, workers: Collection[PeerId]) -> dict[tuple[PeerId, str], TrustRow]:
+    """What is known of these devices, by device and execution class."""
+    rows = session.scalars(select(TrustRow).where(TrustRow.worker.in_(workers)))
+    return {(row.worker, row.execution): row for row in rows}
 
 
 def clear_watch(session: Session, worker: PeerId, execution: str) -> None:
@@ -72,7 +74,7 @@ def clear_watch(session: Session, worker: PeerId, execution: str) -> None:
 
 
 def _rows(session: Session, worker: PeerId) -> list[TrustRow]:
-    return list(session.scalars(select(TrustRow).where(TrustRow.worker == worker)))
+    return list(rows_of(session, [worker]).values())
 
 
 def _row(session: Session, worker: PeerId, execution: str) -> TrustRow:

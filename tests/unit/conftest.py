@@ -23,7 +23,8 @@ async def boot(
     rigs = []
 
     async def start(*, rig: dict[str, Any] | None = None, **manifest: Any) -> Any:
-        made = engine_rig.Rig(tmp_path, make_manifest(**manifest), **(rig or {}))
+        settings = {"verification": engine_rig.QUIET, **manifest}
+        made = engine_rig.Rig(tmp_path, make_manifest(**settings), **(rig or {}))
         await made.boot()
         rigs.append(made)
         return made

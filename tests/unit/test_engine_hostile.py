@@ -269,8 +269,7 @@ async def test_a_device_that_was_blocked_after_its_lease_contributes_no_more(boo
     ada = rig.enrol(2)
     await ada.lease()
     ada.train()
-    with rig.database.session() as session:
-        session.get_one(WorkerRow, ada.name).blocked_reason = "cheated"
+    rig.block(ada.name, "cheated")
     with pytest.raises(UsageError, match="cheated"):
         await ada.commit()
 

@@ -258,12 +258,7 @@ def upgrade() -> None:
             "round", sa.Integer(), nullable=False, comment="whose base weights it starts from"
         ),
         sa.Column("settled_rounds", sa.Integer(), nullable=False, comment="of that state"),
-        sa.Column(
-            "status",
-            sa.String(length=16),
-            nullable=False,
-            comment="issued | committed | passed | failed | lapsed",
-        ),
+        sa.Column("status", sa.String(length=16), nullable=False),
         sa.Column("issued_at_s", sa.Double(), nullable=False),
         sa.Column("deadline_s", sa.Double(), nullable=False),
         sa.Column("envelope", sa.LargeBinary(), nullable=False, comment="signed Assignment"),
@@ -276,6 +271,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("assignment_id", name=op.f("pk_probations")),
     )
     with op.batch_alter_table("probations", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_probations_status"), ["status"], unique=False)
         batch_op.create_index(batch_op.f("ix_probations_worker"), ["worker"], unique=False)
 
     op.create_table(
@@ -326,6 +322,7 @@ def upgrade() -> None:
             batch_op.f("ix_contributions_commitment_root"), ["commitment_root"], unique=False
         )
         batch_op.create_index(batch_op.f("ix_contributions_credit"), ["credit"], unique=False)
+        batch_op.create_index("ix_contributions_worker", ["worker", "round"], unique=False)
 
     with op.batch_alter_table("workers", schema=None) as batch_op:
         batch_op.add_column(
