@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from coordinator.audit.cli_calibrate import calibrate
 from coordinator.terminal import configure_logging, print_json, print_rich, reader, watch
 from protocol.errors import UsageError
 
@@ -353,3 +354,6 @@ def _set_paused(run_dir: Path, paused: bool, as_json: bool) -> None:
         return
     word = "paused: no more work is handed out" if paused else "resumed"
     click.echo(word if serving else f"{word}, once the coordinator runs (it is down now)")
+
+
+cli.add_command(calibrate)
