@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
+from coordinator.audit.schema import ISSUED, LAPSED, ProbationRow
 from coordinator.schema import COMMITTED, MERGED, TRAINING, AssignmentRow, ControlRow, WorkerRow
 from coordinator.turn import Turn
 from protocol.wire import records_pb2 as wire
@@ -78,9 +79,22 @@ def finite_speed(tokens_per_s: float) -> float:
     return tokens_per_s if math.isfinite(tokens_per_s) and tokens_per_s > 0 else 0.0
 
 
-def decide_action(turn: Turn, heartbeat: wire.Heartbeat) -> tuple[service_pb2.Action, str]:
-    """What a worker should do about what it says it is doing, and why."""
+def decide_action(
+    turn: Turn, heartbeat: wire.Heartbeat, kept_out: str | None
+) -> tuple[service_pb2.Action, str]:
+    """What a worker should do about what it says it is doing, and why.
+
+    Args:
+        turn: of the running round.
+        heartbeat: what it says.
+        kept_out: why the device takes no part, if so.
+    """
+    if kept_out is not None:
+        return service_pb2.ACTION_PAUSE, kept_out
     if heartbeat.assignment_id:
+        unit = turn.session.get(ProbationRow, heartbeat.assignment_id)
+        if unit is not None and unit.worker == heartbeat.worker:
+            return _about_probation(unit, turn.now_s)
         row = turn.session.get(AssignmentRow, heartbeat.assignment_id)
         if row is None or row.worker != heartbeat.worker:
             return service_pb2.ACTION_ABANDON, "this assignment is not yours"
@@ -93,4 +107,11 @@ def decide_action(turn: Turn, heartbeat: wire.Heartbeat) -> tuple[service_pb2.Ac
         return service_pb2.ACTION_KEEP, ""
     if turn.session.get_one(ControlRow, 1).paused:
         return service_pb2.ACTION_PAUSE, "the organiser has paused the run"
+    return service_pb2.ACTION_KEEP, ""
+
+
+def _about_probation(unit: ProbationRow, now_s: float) -> tuple[service_pb2.Action, str]:
+    over = unit.status == LAPSED or (unit.status == ISSUED and now_s > unit.deadline_s)
+    if over:
+        return service_pb2.ACTION_ABANDON, "the time for this unit is over: ask for another"
     return service_pb2.ACTION_KEEP, ""

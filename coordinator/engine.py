@@ -27,11 +27,11 @@ from coordinator.attendance import Attendance, decide_action, write_presence
 from coordinator.audit import base_weights
 from coordinator.checkpoints import CheckpointStore
 from coordinator.clockwork import let_time_pass
-from coordinator.commits import accept_contribution
 from coordinator.context import EngineOptions, RunContext, to_ms
 from coordinator.database import Database
 from coordinator.events import Hub
 from coordinator.keys import KeyRing
+from coordinator.probation_commits import accept_unit
 from coordinator.queries import read_receipt, snapshot_events
 from coordinator.record import keep_loss, log_ended_rounds, state_to_evaluate
 from coordinator.reports import accept_reducer_report, accept_report
@@ -40,7 +40,7 @@ from coordinator.schema import ControlRow
 from coordinator.turn import Turn
 from coordinator.uncancelled import to_the_end
 from coordinator.validation import Evaluate, Validation
-from coordinator.work import enrolled, grant_work
+from coordinator.work import grant_work, kept_out, known
 from ledger.log import Log
 from protocol.dataset import DatasetManifest
 from protocol.envelope import Signed
@@ -190,7 +190,7 @@ class Engine:
         Raises:
             BadRecord, Conflict, TooLate: see :mod:`coordinator.commits`.
         """
-        return await self._turn(lambda turn: accept_contribution(turn, signed))
+        return await self._turn(lambda turn: accept_unit(turn, signed))
 
     async def reducer_report(
         self, signed: Signed[wire.ReducerReport]
@@ -238,15 +238,16 @@ class Engine:
         """Note that a worker is there, and tell it what to do.
 
         Raises:
-            NotEnrolled, UsageError: not admitted, or blocked.
+            NotEnrolled: not admitted.
             BadRecord: an address in it is malformed or not its own.
         """
         record = signed.record
         check_multiaddrs(record.multiaddrs, record.worker)
 
         def answer(turn: Turn) -> service_pb2.HeartbeatReply:
-            enrolled(turn.session, record.worker)
-            action, reason = decide_action(turn, record)
+            # Whoever is kept out hears why, and may still be asked to show what it did.
+            out = kept_out(turn.session, known(turn.session, record.worker))
+            action, reason = decide_action(turn, record, out)
             return service_pb2.HeartbeatReply(
                 action=action,
                 reason=reason,

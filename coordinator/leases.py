@@ -22,6 +22,9 @@ from sqlalchemy.orm import Session
 
 from coordinator.schema import CONSUMED, FREE, LEASED, IntervalRow
 
+SEED_BITS = 63
+"""A seed fits into a signed 64-bit integer, which is what databases and frameworks have."""
+
 _SAFETY = 0.9
 """Part of the time left that a lease fills: encoding and committing take the rest."""
 

@@ -1,8 +1,12 @@
-"""Who reduces what: a pure choice, and the roster that says so.
+"""Who reduces what, and what each member weighs: pure choices, and no more.
 
-Rules (protocol.md section 7): anchors and publicly reachable members share the chunks evenly; what
-one donor may hold is capped at a quarter, and what the cap leaves over goes to the anchors. Where
-there is no anchor the cap gives way as far as it must. The last attempt uses anchors only.
+Rules (protocol.md section 7, docs/verification.md):
+
+* Anchors and the members that may reduce (publicly reachable, trusted, not suspended: the caller
+  says which) share the chunks evenly. One donor holds at most a quarter, anchors apart; what that
+  cap leaves over goes to the anchors. Where there is no anchor the cap gives way as far as it must.
+* The last attempt uses anchors only. With neither an anchor nor a trusted member nobody reduces.
+* A member without enough audited passes weighs at most a share of the median of the trusted ones.
 
 However many there are, at most :data:`MAX_REDUCERS` share: a roster must fit into one record.
 """
@@ -12,6 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from statistics import median_low
 
 MAX_REDUCERS = 64
 """With the most and longest addresses they take 256 KiB of the roster, a quarter of a record; the
@@ -23,12 +28,17 @@ _DONOR_SHARE = 4
 
 @dataclass(frozen=True)
 class Candidate:
-    """Somebody who could reduce."""
+    """Somebody who could reduce; ``trusted``: a member that may, by audits and suspensions."""
 
     worker: str
     donor: str
     anchor: bool
     multiaddrs: tuple[str, ...]
+    trusted: bool = True
+
+    @property
+    def able(self) -> bool:
+        return bool(self.multiaddrs) and (self.anchor or self.trusted)
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,36 @@ class Share:
     candidate: Candidate
     first: int
     end: int
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a member brings: tokens really done, and whether its audits make it a trusted one."""
+
+    tokens: int
+    trusted: bool
+
+
+def member_weights(
+    claims: Sequence[Claim], *, newcomer_share: float, cap_tokens: int | None
+) -> list[int]:
+    """Weights of a roster's members, in their order; each at least 1.
+
+    Args:
+        claims: of all members.
+        newcomer_share: what a newcomer weighs at most, as a part of the trusted members' (lower)
+            median. No bound where nobody is trusted: a young run has only newcomers.
+        cap_tokens: what anybody weighs at most.
+    """
+    weights = [c.tokens if cap_tokens is None else min(c.tokens, cap_tokens) for c in claims]
+    trusted = [weight for weight, claim in zip(weights, claims, strict=True) if claim.trusted]
+    if trusted:
+        most = max(1, int(newcomer_share * median_low(trusted)))
+        weights = [
+            weight if claim.trusted else min(weight, most)
+            for weight, claim in zip(weights, claims, strict=True)
+        ]
+    return weights
 
 
 def choose_reducers(
@@ -59,7 +99,7 @@ def choose_reducers(
         Shares in ascending order that cover [0, chunk_count) without a gap; empty if there is
         nobody.
     """
-    able = [c for c in candidates if c.multiaddrs]
+    able = [c for c in candidates if c.able]
     if anchors_only and any(c.anchor for c in able):
         able = [c for c in able if c.anchor]
     able = [c for c in able if c.worker not in avoid] or able

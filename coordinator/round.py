@@ -59,6 +59,12 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
 """GATHER -> GATHER and BROADCAST -> GATHER are further attempts."""
 
 
+_NO_REDUCER = (
+    "no reducer could be found: start an anchor ([server] anchor = true, or "
+    "'barnraise worker anchor')"
+)
+
+
 class ImpossibleEvent(RuntimeError):
     """An event that the phase cannot see: the caller has a bug."""
 
@@ -232,7 +238,7 @@ def _include(state: Round, now_s: float) -> Step:
         return after, (SignInclusion(state.attempt, members),)
     held = dict(state.complete)
     failed = tuple(r for r in state.reducers if len(held.get(r, ())) < state.policy.min_members)
-    why = "no reducer could be found" if not state.reducers else "too few members reached them all"
+    why = _NO_REDUCER if not state.reducers else "too few members reached them all"
     return _next_attempt(state, failed, now_s, f"reduce failed: {why}")
 
 

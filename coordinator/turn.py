@@ -18,11 +18,12 @@ import structlog
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from coordinator import leases, round_state
+from coordinator import leases, round_state, suspensions
+from coordinator.audit.trust import best_passes, passes_of
 from coordinator.blocks import welcome
 from coordinator.context import RunContext, to_ms
 from coordinator.record import log_ended_rounds
-from coordinator.roster import Candidate, choose_reducers
+from coordinator.roster import Candidate, Claim, choose_reducers, member_weights
 from coordinator.round import tick
 from coordinator.round_state import Effect, Event, FreeLeases, Phase, Round, Settle
 from coordinator.schema import (
@@ -77,11 +78,12 @@ class Turn:
 
     def apply(self, event: Event) -> None:
         """Feed one event to the state machine and carry out what it asks for."""
-        before = self.machine.phase
-        self.machine, effects = tick(self.machine, event, self.now_s)
+        before = self.machine
+        self.machine, effects = tick(before, event, self.now_s)
         self._store()
-        if self.machine.phase is not before:
+        if self.machine.phase is not before.phase:
             self._announce_phase()
+        suspensions.take_note(self.session, before, self.machine)
         for effect in effects:
             self._carry_out(effect)
         if self.machine.ended and self.row.ended_at_s is None:
@@ -187,26 +189,34 @@ class Turn:
         )
 
     def _members(self, workers: tuple[str, ...]) -> list[wire.RosterMember]:
-        cap = self.context.manifest.verification.weight_cap_tokens
-        rows = self.session.execute(
+        policy = self.context.manifest.verification
+        found = self.session.execute(
             select(ContributionRow, WorkerRow.client_mode)
             .join(WorkerRow, WorkerRow.worker == ContributionRow.worker)
             .where(ContributionRow.round == self.machine.number)
         ).all()
-        by_worker = {row.worker: (row, client_mode) for row, client_mode in rows}
-        members = []
-        for worker in workers:
-            row, client_mode = by_worker[worker]
-            members.append(
-                wire.RosterMember(
-                    worker=worker,
-                    assignment_id=row.assignment_id,
-                    weight=row.tokens if cap is None else min(row.tokens, cap),
-                    commitment_root=row.commitment_root,
-                    client_mode=client_mode,
-                )
+        by_worker = {row.worker: (row, client_mode) for row, client_mode in found}
+        rows = [by_worker[worker] for worker in workers]
+        weights = member_weights(
+            [Claim(row.tokens, self._has_weight(row)) for row, _ in rows],
+            newcomer_share=policy.newcomer_weight_share,
+            cap_tokens=policy.weight_cap_tokens,
+        )
+        return [
+            wire.RosterMember(
+                worker=row.worker,
+                assignment_id=row.assignment_id,
+                weight=weight,
+                commitment_root=row.commitment_root,
+                client_mode=client_mode,
             )
-        return members
+            for (row, client_mode), weight in zip(rows, weights, strict=True)
+        ]
+
+    def _has_weight(self, row: ContributionRow) -> bool:
+        """Trusted in the class in which it was computed: another one rounds otherwise."""
+        passes = passes_of(self.session, row.worker, row.execution)
+        return passes >= self.context.manifest.verification.probation_passes
 
     def _candidates(self, members: tuple[str, ...]) -> list[Candidate]:
         """Anchors heard of lately and public members; silent anchors if there is nobody else."""
@@ -217,12 +227,26 @@ class Turn:
             .where(WorkerRow.anchor | WorkerRow.worker.in_(members))
             .order_by(WorkerRow.worker)
         ).all()
+        suspended = suspensions.suspended(self.session, self.machine.number, members)
         since_s = self.now_s - self.context.options.silent_after_s
-        heard = [row for row in rows if row.last_seen_s >= since_s or row.worker in members]
-        return [
-            Candidate(row.worker, row.donor, row.anchor, tuple(json.loads(row.multiaddrs)))
-            for row in (heard or rows)
-        ]
+        heard: list[Candidate] = []
+        silent: list[Candidate] = []
+        for row in rows:
+            candidate = Candidate(
+                row.worker,
+                row.donor,
+                row.anchor,
+                tuple(json.loads(row.multiaddrs)),
+                trusted=row.worker not in suspended and self._may_reduce(row.worker),
+            )
+            there = row.last_seen_s >= since_s or row.worker in members
+            (heard if there else silent).append(candidate)
+        return heard if any(candidate.able for candidate in heard) else silent
+
+    def _may_reduce(self, worker: str) -> bool:
+        """Combining is the same arithmetic everywhere: trust in any class will do."""
+        least = self.context.manifest.verification.reducer_passes
+        return best_passes(self.session, worker) >= least
 
     def _sign_inclusion(self, effect: round_state.SignInclusion) -> None:
         roster = self.session.get_one(RosterRow, (self.machine.number, effect.attempt))

@@ -6,6 +6,7 @@ Invariants:
 * A lease ends with its round; what a worker gets fits into the time that is left, by the speed
   at which its work was accepted before (its own word only until there is such work).
 * Every refusal names one reason, in words for a person and as a stable code.
+* A new key gets a probation unit instead (:mod:`coordinator.probation`): no lease, no weight.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from sqlalchemy.orm import Session
 
 from coordinator import leases
 from coordinator.attendance import finite_speed
-from coordinator.blocks import require_welcome
+from coordinator.blocks import reason_for
 from coordinator.context import to_ms
+from coordinator.probation import grant_probation, needs_probation
 from coordinator.round_state import Leased, Phase
 from coordinator.schema import (
     COMMITTED,
@@ -30,12 +32,9 @@ from coordinator.schema import (
     WorkerRow,
 )
 from coordinator.turn import Turn, newest_state
-from protocol.errors import NotEnrolled
+from protocol.errors import NotEnrolled, UsageError
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
-
-SEED_BITS = 63
-"""A seed fits into a signed 64-bit integer, which is what databases and frameworks have."""
 
 _log = structlog.get_logger()
 
@@ -55,6 +54,9 @@ def grant_work(turn: Turn, request: wire.WorkRequest) -> service_pb2.WorkReply:
     """
     worker = enrolled(turn.session, request.worker)
     head = wire.Envelope.FromString(turn.row.head)
+    refusal = _refuse_all(turn)
+    if refusal is None and needs_probation(turn, worker):
+        return grant_probation(turn, worker, request)
     row = turn.session.scalars(
         select(AssignmentRow).where(
             AssignmentRow.round == turn.machine.number, AssignmentRow.worker == worker.worker
@@ -63,7 +65,7 @@ def grant_work(turn: Turn, request: wire.WorkRequest) -> service_pb2.WorkReply:
     if row is not None and row.status == TRAINING:
         envelope = wire.Envelope.FromString(row.envelope)
         return service_pb2.WorkReply(assignment=envelope, run_head=head)
-    refusal = _refuse(turn, row)
+    refusal = refusal or _refuse(turn, row)
     steps = 0
     if refusal is None:
         steps = _steps(turn, worker, request)
@@ -79,22 +81,49 @@ def enrolled(session: Session, worker: str) -> WorkerRow:
 
     Raises:
         NotEnrolled: the device is not known.
-        UsageError: it, or its donor, is blocked.
+        UsageError: it, or its donor, is blocked, or the organiser has yet to approve it.
+    """
+    row = known(session, worker)
+    reason = kept_out(session, row)
+    if reason is not None:
+        raise UsageError(reason)
+    return row
+
+
+def known(session: Session, worker: str) -> WorkerRow:
+    """The row of a device that has asked to be admitted, welcome or not.
+
+    Raises:
+        NotEnrolled: it has not.
     """
     row = session.get(WorkerRow, worker)
     if row is None:
         raise NotEnrolled("this device is not enrolled in the run: enrol first")
-    require_welcome(session, worker, row.donor)
     return row
 
 
-def _refuse(turn: Turn, row: AssignmentRow | None) -> _Refusal | None:
+def kept_out(session: Session, row: WorkerRow) -> str | None:
+    """Why a known device takes no part, for a person; None if it may."""
+    reason = reason_for(session, row.worker, row.donor)
+    if reason is not None:
+        return f"this device is blocked: {reason}"
+    if not row.approved:
+        return f"the organiser has yet to approve this device: tell them its key, {row.worker}"
+    return None
+
+
+def _refuse_all(turn: Turn) -> _Refusal | None:
+    """What holds for everybody, whoever asks."""
     control = turn.session.get_one(ControlRow, 1)
-    number = turn.machine.number
     if control.finished:
         return _Refusal("finished", "the run is complete: thank you")
     if control.paused:
         return _Refusal("paused", "the organiser has paused the run")
+    return None
+
+
+def _refuse(turn: Turn, row: AssignmentRow | None) -> _Refusal | None:
+    number = turn.machine.number
     if row is not None and row.status == COMMITTED:
         return _Refusal("committed", f"your work for round {number} is in; the round is closing")
     if row is not None:
@@ -130,7 +159,7 @@ def _steps(turn: Turn, worker: WorkerRow, request: wire.WorkRequest) -> int:
 def _assign(turn: Turn, worker: WorkerRow, steps: int) -> wire.Envelope:
     context, number = turn.context, turn.machine.number
     state = newest_state(turn.session)
-    assignment_id, seed = secrets.token_bytes(16), secrets.randbits(SEED_BITS)
+    assignment_id, seed = secrets.token_bytes(16), secrets.randbits(leases.SEED_BITS)
     lease = leases.take(turn.session, assignment_id, steps, context.batches_per_epoch)
     turn.apply(Leased(worker.worker))
     assert turn.machine.deadline_s is not None
