@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from coordinator.audit.cli import audit
 from coordinator.audit.cli_calibrate import calibrate
 from coordinator.terminal import configure_logging, print_json, print_rich, reader, watch
 from protocol.errors import UsageError
@@ -41,6 +42,9 @@ def cli() -> None:
       barnraise coordinator status --watch
       barnraise coordinator release --out my-model
     """
+
+
+cli.add_command(audit)
 
 
 @cli.command()
@@ -127,10 +131,16 @@ def init(
 @_run_dir_option
 @click.option("--listen", metavar="HOST:PORT", help="Instead of [server] listen.")
 @click.option("--no-anchor", is_flag=True, help="Do not start the run's own anchor.")
+@click.option("--no-auditor", is_flag=True, help="Do not start an auditor beside the server.")
 @click.option("--leaderboard", metavar="HOST:PORT", help="Also serve the leaderboard there.")
 @click.option("--verbose", is_flag=True, help="Log more.")
 def serve(
-    run_dir: Path, listen: str | None, no_anchor: bool, leaderboard: str | None, verbose: bool
+    run_dir: Path,
+    listen: str | None,
+    no_anchor: bool,
+    no_auditor: bool,
+    leaderboard: str | None,
+    verbose: bool,
 ) -> None:
     """Serve the run until SIGTERM or Ctrl-C.
 
@@ -159,6 +169,7 @@ def serve(
             folder,
             listen=listen,
             with_anchor=not no_anchor,
+            with_auditor=not no_auditor,
             leaderboard=leaderboard,
             announce=lambda line: click.echo(line, err=True),
         )

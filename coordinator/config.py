@@ -97,6 +97,8 @@ class ServerSection(_Section):
     anchor: bool = True  # start the run's own anchor beside the server
     anchor_arguments: tuple[str, ...] = Field((), strict=False)
     anchors: tuple[str, ...] = Field((), strict=False)  # PeerIDs of further anchors
+    auditor: bool = True  # start an auditor beside the server
+    auditor_arguments: tuple[str, ...] = Field((), strict=False)
     delegations_valid_days: int = Field(365, ge=1, le=3650)
     min_client_version: str = "0.1.0"
     validation_sequences: int = Field(256, ge=1)
@@ -208,6 +210,10 @@ class RunFolder:
     @property
     def anchor_home(self) -> Path:
         return self.path / "anchor"
+
+    @property
+    def auditors(self) -> Path:
+        return self.path / "auditors"
 
     @property
     def evaluation(self) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coordinator.admission import (
     Admission,
@@ -51,6 +51,16 @@ class Run:
     @property
     def settings(self) -> ServerSection:
         return self.file.server
+
+    def choosing(self, *, anchor: bool, auditor: bool) -> Run:
+        """The run without the children that the command line forbids."""
+        settings = self.settings.model_copy(
+            update={
+                "anchor": anchor and self.settings.anchor,
+                "auditor": auditor and self.settings.auditor,
+            }
+        )
+        return replace(self, file=self.file.model_copy(update={"server": settings}))
 
     @classmethod
     def open(cls, folder: RunFolder, now_s: float) -> Run:
@@ -101,6 +111,7 @@ async def serve_run(
     *,
     listen: str | None = None,
     with_anchor: bool = True,
+    with_auditor: bool = True,
     leaderboard: str | None = None,
     announce: Callable[[str], None],
 ) -> None:
@@ -110,6 +121,7 @@ async def serve_run(
         folder: made by ``init``.
         listen: instead of the settings' address.
         with_anchor: start the run's own anchor, unless the settings forbid it.
+        with_auditor: start an auditor, unless the settings forbid it.
         leaderboard: ``host:port`` of a leaderboard to start; default: the settings'.
         announce: prints a line for a person.
 
@@ -119,13 +131,13 @@ async def serve_run(
     stop = stop_on_signals()
     run = Run.open(folder, time.time())
     with folder.hold():
-        await _serve(run, listen, with_anchor, leaderboard, announce, stop)
+        run = run.choosing(anchor=with_anchor, auditor=with_auditor)
+        await _serve(run, listen, leaderboard, announce, stop)
 
 
 async def _serve(
     run: Run,
     listen: str | None,
-    with_anchor: bool,
     leaderboard: str | None,
     announce: Callable[[str], None],
     stop: asyncio.Event,
@@ -136,7 +148,7 @@ async def _serve(
         require_free(*split_address(page), option="--leaderboard")
     database = Database(folder.database_url(run.settings))
     try:
-        _prepare_database(database, run, starts_anchor=with_anchor and run.settings.anchor)
+        _prepare_database(database, run)
         sequences = folder_reader(folder.data, run.dataset).validation(
             run.settings.validation_sequences
         )
@@ -158,7 +170,7 @@ async def _serve(
             )
             bound = await start_server(service, run.keys.tls, listen or run.settings.listen)
             try:
-                children = _children(run, bound, with_anchor, page)
+                children = _children(run, bound, page)
                 for line in _welcome(run, bound, page):
                     announce(line)
                 await run_until_stopped(bound, engine, children, stop)
@@ -204,7 +216,7 @@ def make_service(
     )
 
 
-def _prepare_database(database: Database, run: Run, *, starts_anchor: bool) -> None:
+def _prepare_database(database: Database, run: Run) -> None:
     """Upgrade the tables, check whose they are, drop what the last server's end made untrue.
 
     Raises:
@@ -221,7 +233,7 @@ def _prepare_database(database: Database, run: Run, *, starts_anchor: bool) -> N
             )
         store_delegations(session, run.keys.delegations, run.keys.revocations)
         dismiss_anchors(session, _anchors(run))
-        if run.keys.anchor_id is not None and starts_anchor:
+        if run.keys.anchor_id is not None and run.settings.anchor:
             forget_addresses(session, run.keys.anchor_id)
 
 
@@ -231,10 +243,12 @@ def _anchors(run: Run) -> frozenset[PeerId]:
     return frozenset((*run.settings.anchors, *own))
 
 
-def _children(run: Run, bound: BoundServer, with_anchor: bool, page: str) -> list[Child]:
+def _children(run: Run, bound: BoundServer, page: str) -> list[Child]:
     children = []
-    if with_anchor and run.settings.anchor:
+    if run.settings.anchor:
         children.append(_anchor(run, bound))
+    if run.settings.auditor:
+        children.append(_auditor(run))
     if page:
         url = run.folder.database_url(run.settings)
         children.append(
@@ -263,6 +277,19 @@ def _anchor(run: Run, bound: BoundServer) -> Child:
             *run.settings.anchor_arguments,
         ),
         run.folder.logs / "anchor.log",
+        _CHILD_ENVIRONMENT,
+    )
+
+
+def _auditor(run: Run) -> Child:
+    """An auditor of the run's own; further ones may run on other machines."""
+    return Child(
+        "auditor",
+        (
+            *("coordinator", "audit", "--run-dir", str(run.folder.path.absolute())),
+            *("--json-logs", *run.settings.auditor_arguments),
+        ),
+        run.folder.logs / "auditor.log",
         _CHILD_ENVIRONMENT,
     )
 

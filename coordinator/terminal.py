@@ -50,19 +50,22 @@ def reader(run_dir: Path) -> Iterator[tuple[Read, RunManifest]]:
         database.close()
 
 
-def configure_logging(*, verbose: bool = False, quiet: bool = False) -> None:
-    """To stderr, so that a command's answer on stdout stays clean."""
+def configure_logging(
+    *, verbose: bool = False, quiet: bool = False, json_lines: bool = False
+) -> None:
+    """To stderr, so that a command's answer on stdout stays clean; JSON unless on a terminal."""
     import logging
 
     import structlog
 
     level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
-    stamp = structlog.processors.TimeStamper(fmt="iso" if not sys.stderr.isatty() else "%H:%M:%S")
+    for_person = sys.stderr.isatty() and not json_lines
+    stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S" if for_person else "iso")
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
     ]
-    if sys.stderr.isatty():
+    if for_person:
         shared += [stamp, structlog.dev.ConsoleRenderer()]
     else:
         shared += [

@@ -170,7 +170,7 @@ class BaseWeights:
     def _rebuilt(self, plan: Plan) -> Vector:
         weights, momentum, steps = self._start(plan)
         for step in steps:
-            mean = self._means.load(step.result_digest)
+            mean = self._mean(step)
             weights, momentum = outer_step(weights, momentum, mean, self._manifest.outer)
         if vector_root(weights, self._manifest.update.chunk_elements) != plan.weights_root:
             raise NotFound(
@@ -180,6 +180,12 @@ class BaseWeights:
             raise NotFound(f"the weights of state {plan.settled_rounds} have another file digest")
         _log.info("base_weights_rebuilt", settled_rounds=plan.settled_rounds, steps=len(steps))
         return weights
+
+    def _mean(self, step: Ancestor) -> Vector:
+        try:
+            return self._means.load(step.result_digest)
+        except BadDigest as error:
+            raise NotFound(str(error)) from error
 
     def _start(self, plan: Plan) -> tuple[Vector, Vector, list[Ancestor]]:
         """The nearest older state that is whole, and the steps from there, in order."""

@@ -36,6 +36,16 @@ from protocol.wire import records_pb2 as wire
 ALIVE_S = 180.0
 """An auditor that was heard of within this time is waited for, where it suits a job better."""
 
+WEIGHTS_LOST, DATA_LOST, DIVERGED, NO_UNIT, GAVE_UP = (
+    "weights_lost",
+    "data_lost",
+    "diverged",
+    "no_unit",
+    "gave_up",
+)
+"""Why a replay failed (``AuditResult.failed``): the organiser's files are gone, the numbers left
+the finite ones, the assignment is outside the dataset, or auditor after auditor died of it."""
+
 _REFRESH_S = 15.0
 """How old a note of an auditor's life may become: polls in between write nothing."""
 
@@ -144,25 +154,21 @@ def finish(
     return True
 
 
-def give_back(session: Session, auditor: PeerId, job_id: bytes | None = None) -> int:
-    """Put a job back into the queue, as if it had never been tried.
+def give_back(session: Session, auditor: PeerId, *, counted: bool) -> int:
+    """Put what an auditor has under way back into the queue.
 
     Args:
         session: in a transaction.
-        auditor: who had it.
-        job_id: which; default: whatever an earlier process of this auditor left behind.
+        auditor: who had it; a process does one job at a time, so more were left by earlier ones.
+        counted: whether it was a failed attempt; an orderly end is none.
 
     Returns:
-        How many went back.
+        How many jobs went back.
     """
-    mine = and_(AuditJobRow.status == RUNNING, AuditJobRow.auditor == auditor)
-    if job_id is not None:
-        mine = and_(mine, AuditJobRow.job_id == job_id)
-    # An orderly end is no failure of the job; what a killed process left counts as an attempt.
-    attempts = AuditJobRow.attempts - (1 if job_id is not None else 0)
+    attempts = AuditJobRow.attempts - (0 if counted else 1)
     given = session.execute(
         update(AuditJobRow)
-        .where(mine)
+        .where(AuditJobRow.status == RUNNING, AuditJobRow.auditor == auditor)
         .values(status=QUEUED, auditor=None, leased_until_s=None, attempts=attempts)
     )
     assert isinstance(given, CursorResult)
