@@ -4,8 +4,9 @@ Invariants:
 
 * A draw is the one that the run's first leaf fixed; who it selects is recomputed, not believed.
 * Trust is what the verdicts give: a pass of training or probation adds one for that device in
-  that execution class, a failure sets all of the device's classes to zero, and nothing else
-  changes it. No contribution was given a smaller chance of an audit than its trust allows.
+  that execution class, a failure sets all of the device's classes to zero until it is
+  overturned, and nothing else changes it. No contribution was given a smaller chance of an
+  audit than its device's trust allows.
 * A merged contribution is judged once, if the draw chose it or its donor was convicted of
   something else; what failed can be judged again on appeal, and be overturned.
 """
@@ -13,7 +14,6 @@ Invariants:
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_left, insort
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -32,39 +32,28 @@ NOT_DRAWN = (Why.RETAINED, Why.APPEAL)
 
 @dataclass
 class DrawChain:
-    """The preimages that were published, each proven by its nearest neighbour.
+    """The preimages that were published, each proven by the one before it."""
 
-    They come nearly in order, so that proving one costs few hashes however long the run is.
-    """
-
-    tip: bytes
+    newest: bytes  # the tip, before the first
     rounds: int
-    _known: dict[int, bytes] = field(default_factory=dict)
-    _order: list[int] = field(default_factory=list)
+    newest_round: int = -1
 
     def take(self, round_: int, preimage: bytes) -> None:
-        """Accept the preimage of a round.
+        """Accept the preimage of a round. They come in order, for each gives away all before it.
 
         Raises:
             BadRecord: it does not lead to the tip, or the round has one.
         """
-        if round_ in self._known:
-            raise BadRecord(f"round {round_} has a draw already")
+        if round_ <= self.newest_round:
+            raise BadRecord(f"draws for round {round_} after round {self.newest_round}")
         if round_ >= self.rounds:
             raise BadRecord(f"the run's chain has no draw for round {round_}")
-        if not self._fits(round_, preimage):
+        value = preimage
+        for _ in range(round_ - self.newest_round):
+            value = hashlib.sha256(value).digest()
+        if value != self.newest:
             raise BadRecord(f"the preimage of round {round_} does not lead to the run's tip")
-        self._known[round_] = preimage
-        insort(self._order, round_)
-
-    def _fits(self, round_: int, preimage: bytes) -> bool:
-        place = bisect_left(self._order, round_)
-        lower = self._order[place - 1] if place else -1
-        if place < len(self._order) and self._order[place] - round_ < round_ - lower:
-            higher = self._order[place]
-            return _hashed(self._known[higher], higher - round_) == preimage
-        expected = self._known[lower] if place else self.tip
-        return _hashed(preimage, round_ - lower) == expected
+        self.newest, self.newest_round = preimage, round_
 
 
 @dataclass
@@ -105,7 +94,7 @@ class Audits:
         elif leaf.work == "training":
             if leaf.round in self.draws:
                 raise BadRecord(f"pays for round {leaf.round} after its draw was published")
-            passes = self.accounts.workers[leaf.worker].passes.get(leaf.execution or "", 0)
+            passes = self.accounts.workers[leaf.worker].passes[leaf.execution or ""]
             least = chance_ppm(self.policy, passes)
             if (leaf.audit_ppm or 0) < least:
                 raise BadRecord(
@@ -214,11 +203,18 @@ class Audits:
     def _change_trust(self, judgement: Judgement) -> None:
         leaf = judgement.leaf
         worker = self.accounts.workers[leaf.worker]
-        if leaf.verdict == Verdict.FAILED:
+        if leaf.verdict == Verdict.PASSED and leaf.execution is not None:
+            worker.passes[leaf.execution] += 1
+        elif leaf.verdict == Verdict.FAILED:
+            worker.convictions += 1
+            worker.lost_passes += worker.passes
             worker.passes.clear()
             self.accounts.donors[judgement.donor].convictions.append(judgement)
-        elif leaf.verdict == Verdict.PASSED and leaf.execution is not None:
-            worker.passes[leaf.execution] = worker.passes.get(leaf.execution, 0) + 1
+        elif leaf.verdict == Verdict.OVERTURNED:
+            worker.convictions -= len(judgement.overturns)
+            if not worker.convictions:
+                worker.passes += worker.lost_passes
+                worker.lost_passes.clear()
 
 
 def _check_drawn(credit: Credit, leaf: VerdictLeaf) -> None:
@@ -227,9 +223,3 @@ def _check_drawn(credit: Credit, leaf: VerdictLeaf) -> None:
             f"leaf {credit.index} was audited as {leaf.why}, but the draw of round "
             f"{leaf.round} did not choose it"
         )
-
-
-def _hashed(value: bytes, times: int) -> bytes:
-    for _ in range(times):
-        value = hashlib.sha256(value).digest()
-    return value

@@ -226,7 +226,7 @@ def _read_text(path: Path) -> str:
 
 
 def _describe(report: Report) -> str:
-    credit = report.pending_microcredits
+    audits = report.audits
     lines = [
         f"verified: {report.size} leaves of {report.origin}",
         f"  run              {report.run_id}",
@@ -234,8 +234,15 @@ def _describe(report: Report) -> str:
         f"  tree root        {report.root}",
         f"  donors, devices  {report.donors}, {report.devices}",
         f"  rounds, tokens   {report.rounds}, {report.merged_tokens}",
-        f"  pending credit   {credit // MICROCREDITS_PER_CREDIT}"
-        f".{credit % MICROCREDITS_PER_CREDIT:06d}",
+        f"  pending credit   {_credits(report.pending_microcredits)}",
+        f"  final credit     {_credits(report.final_microcredits)}",
+        f"  taken back       {_credits(report.forfeited_microcredits)} forfeited, "
+        f"{_credits(report.unpaid_microcredits)} unpaid",
+        f"  draws            {audits.draws} checked, {audits.awaited} not published yet",
+        f"  audits           {audits.selected} contributions selected by them, {audits.open} open",
+        f"  verdicts         {audits.passed} passed, {audits.failed} failed, "
+        f"{audits.inconclusive} inconclusive, {audits.unavailable} unavailable, "
+        f"{audits.other} other",
     ]
     if report.old_size is not None:
         lines.append(f"  extends          the earlier head of {report.old_size} leaves")
@@ -247,3 +254,8 @@ def _describe(report: Report) -> str:
     if report.trust == "root named by the record":
         lines.append("compare the root key with your join link, or give it as --root")
     return "\n".join(lines)
+
+
+def _credits(microcredits: int) -> str:
+    """In credits, to the unit."""
+    return f"{microcredits // MICROCREDITS_PER_CREDIT}.{microcredits % MICROCREDITS_PER_CREDIT:06d}"

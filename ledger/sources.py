@@ -11,7 +11,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -40,13 +40,30 @@ _BOARD_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
+class PublishedTotals:
+    """What a leaderboard shows of somebody, or of the run."""
+
+    pending_microcredits: int
+    final_microcredits: int
+    forfeited_microcredits: int
+    tokens: int
+
+    @classmethod
+    def read(cls, shown: dict[str, Any]) -> PublishedTotals:
+        """From a row of ``/api/v1``."""
+        return cls(*(shown[field.name] for field in fields(cls)))
+
+    def __str__(self) -> str:
+        return ", ".join(f"{field.name} {getattr(self, field.name)}" for field in fields(self))
+
+
+@dataclass(frozen=True)
 class PublishedBoard:
     """Totals that a leaderboard shows, to be compared with the fold at ``size`` leaves."""
 
     size: int
-    pending_microcredits: int
-    tokens: int
-    donors: dict[PeerId, tuple[int, int]]  # (pending microcredits, tokens)
+    total: PublishedTotals
+    donors: dict[PeerId, PublishedTotals]
 
 
 class _LogGrewError(Exception):
@@ -202,7 +219,7 @@ class HttpSource(TileSource):
         raise TransientError("the leaderboard changes too fast to read it whole; try again")
 
     def _read_board(self, campaign: dict[str, Any]) -> PublishedBoard:
-        donors: dict[PeerId, tuple[int, int]] = {}
+        donors: dict[PeerId, PublishedTotals] = {}
         if campaign["donors"] > campaign["size"]:
             raise BadRecord("the leaderboard has more donors than the record has leaves")
         for page in range(1, 2 + int(campaign["donors"]) // _PAGE_DONORS):
@@ -210,12 +227,10 @@ class HttpSource(TileSource):
             if answer is None or answer["size"] != campaign["size"]:
                 raise _LogGrewError
             for row in answer["donors"]:
-                donors[row["donor"]] = (row["pending_microcredits"], row["tokens"])
+                donors[row["donor"]] = PublishedTotals.read(row)
             if not answer["donors"]:
                 break
-        return PublishedBoard(
-            campaign["size"], campaign["pending_microcredits"], campaign["tokens"], donors
-        )
+        return PublishedBoard(campaign["size"], PublishedTotals.read(campaign), donors)
 
     def _json(self, path: str) -> dict[str, Any] | None:
         data = self._get(path, _MAX_PAGE_BYTES)

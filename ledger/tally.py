@@ -10,6 +10,7 @@ Invariants, of every tally at every moment:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -110,7 +111,9 @@ class Worker:
     enrolled_s: int
     tally: Tally = field(default_factory=Tally)
     verdicts: list[Judgement] = field(default_factory=list)
-    passes: dict[str, int] = field(default_factory=dict)  # consecutive, audited; by execution
+    passes: Counter[str] = field(default_factory=Counter)  # consecutive, audited; by execution
+    lost_passes: Counter[str] = field(default_factory=Counter)  # to convictions that still stand
+    convictions: int = 0  # that stand
     last_credit_s: int | None = None
     last_round: int | None = None
 

@@ -3,7 +3,9 @@
 Steps, all of which must hold (:func:`verify`):
 
 1. every leaf parses, and contradicts none before it: enrolment, order of rounds, nothing paid
-   twice, credit recomputed from the leaf's tokens and the run's formula (:mod:`ledger.fold`);
+   twice, credit recomputed from the leaf's tokens and the run's formula, draws recomputed from the
+   chain that the run leaf fixed, credit final or taken back only as the audits allow
+   (:mod:`ledger.fold`);
 2. the leaves hash to the root of the head, and to every published hash in between;
 3. the head is signed by a key that the run's root key delegated, or by the key that was given;
 4. the earlier head that was given is a prefix: nothing was rewritten since;
@@ -22,8 +24,9 @@ from typing import Literal
 from ledger import tree
 from ledger.authority import log_keys
 from ledger.fold import Board
-from ledger.sources import PublishedBoard, Source
+from ledger.sources import PublishedBoard, PublishedTotals, Source
 from protocol import merkle
+from protocol.audit_policy import Verdict
 from protocol.errors import BadDigest, BadRecord, BadSignature
 from protocol.identity import PeerId
 from protocol.manifest import RunManifest
@@ -32,6 +35,24 @@ from protocol.notes import Checkpoint, NoteKey, open_checkpoint, read_checkpoint
 Trust = Literal["given root", "given key", "root named by the record"]
 Progress = Callable[[int, int], None]
 """``(leaves done, leaves in all)``"""
+
+_SHOWN = (Verdict.PASSED, Verdict.FAILED, Verdict.INCONCLUSIVE, Verdict.UNAVAILABLE)
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """What the record says of audits; every draw among them was recomputed."""
+
+    draws: int  # published, and checked
+    awaited: int  # rounds that paid for training, whose draw is not published yet
+    selected: int  # contributions, by these draws
+    open: int  # of these, without a verdict yet
+    passed: int
+    failed: int
+    inconclusive: int
+    unavailable: int
+    other: int  # unproven, lost by the organiser, overturned
+    audited_tokens: int  # of merged contributions that have a verdict
 
 
 @dataclass(frozen=True)
@@ -50,6 +71,10 @@ class Report:
     merged_tokens: int
     credited_tokens: int
     pending_microcredits: int
+    final_microcredits: int
+    forfeited_microcredits: int
+    unpaid_microcredits: int
+    audits: AuditReport
     old_size: int | None  # of the earlier head that it extends
     board_compared: bool  # a published leaderboard was equal to the fold
 
@@ -100,8 +125,30 @@ def verify(
         merged_tokens=board.merged_tokens,
         credited_tokens=board.total.tokens,
         pending_microcredits=board.total.pending_microcredits,
+        final_microcredits=board.total.final_microcredits,
+        forfeited_microcredits=board.total.forfeited_microcredits,
+        unpaid_microcredits=board.total.unpaid_microcredits,
+        audits=_audit_report(board),
         old_size=old.size if old else None,
         board_compared=published is not None,
+    )
+
+
+def _audit_report(board: Board) -> AuditReport:
+    audits = board.audits
+    said = {word: audits.verdicts[word] for word in _SHOWN}
+    paid = sum(1 for tally in board.credited.values() if tally.contributions)
+    return AuditReport(
+        draws=len(audits.draws),
+        awaited=paid - len(audits.draws),
+        selected=audits.selected,
+        open=audits.unaudited,
+        passed=said[Verdict.PASSED],
+        failed=said[Verdict.FAILED],
+        inconclusive=said[Verdict.INCONCLUSIVE],
+        unavailable=said[Verdict.UNAVAILABLE],
+        other=audits.verdicts.total() - sum(said.values()),
+        audited_tokens=audits.audited_tokens,
     )
 
 
@@ -156,20 +203,31 @@ def _replay(
 def _compare(board: Board, published: PublishedBoard) -> None:
     """Insist that the leaderboard shows the fold."""
     fold = {
-        key: (donor.tally.pending_microcredits, donor.tally.tokens)
+        key: PublishedTotals(
+            donor.tally.pending_microcredits,
+            donor.tally.final_microcredits,
+            donor.tally.forfeited_microcredits,
+            donor.tally.tokens,
+        )
         for key, donor in board.donors.items()
     }
     for key in fold.keys() | published.donors.keys():
         if fold.get(key) != published.donors.get(key):
             raise BadDigest(
-                f"the leaderboard shows {published.donors.get(key)} (microcredits, tokens) for "
-                f"donor {key}; the first {board.size} leaves give {fold.get(key)}"
+                f"the leaderboard shows {published.donors.get(key)} for donor {key}; "
+                f"the first {board.size} leaves give {fold.get(key)}"
             )
-    totals = (board.total.pending_microcredits, board.merged_tokens)
-    if totals != (published.pending_microcredits, published.tokens):
+    total = board.total
+    totals = PublishedTotals(
+        total.pending_microcredits,
+        total.final_microcredits,
+        total.forfeited_microcredits,
+        board.merged_tokens,
+    )
+    if totals != published.total:
         raise BadDigest(
-            f"the campaign page shows {published.pending_microcredits} microcredits and "
-            f"{published.tokens} tokens; the first {board.size} leaves give {totals}"
+            f"the campaign page shows {published.total}; the first {board.size} leaves give "
+            f"{totals}"
         )
 
 

@@ -6,15 +6,31 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Engine, create_engine, event, select
 from sqlalchemy.orm import Session
 
+from ledger import tree
 from ledger.authority import store_delegations
 from ledger.credit import reducing_microcredits, training_microcredits
 from ledger.donors import set_profile
 from ledger.log import Log
-from ledger.records import CreditLeaf, EnrolLeaf, Leaf, ReleaseLeaf, RoundLeaf, RunLeaf
-from ledger.schema import Base, RunPage
+from ledger.records import (
+    BlockLeaf,
+    CreditLeaf,
+    DrawLeaf,
+    EnrolLeaf,
+    FinalLeaf,
+    Leaf,
+    ReleaseLeaf,
+    ReversalLeaf,
+    RoundLeaf,
+    RunLeaf,
+    VerdictLeaf,
+    parse_leaf,
+)
+from ledger.schema import Base, LogLeaf, RunPage
+from protocol.audit_policy import PPM, Verdict, Why
+from protocol.draw import DrawChain, draw, is_selected
 from protocol.identity import Identity, PeerId
 from protocol.manifest import RunManifest
 from protocol.trust import delegate
@@ -31,6 +47,16 @@ def identity(name: str) -> Identity:
 
 ROOT = Identity.from_seed(bytes(32))  # the root of conftest's manifest
 LOG_KEY = identity("log")
+DRAWS = DrawChain.of(hashlib.sha256(b"draws").digest(), rounds=1024)  # enough rounds for a test
+
+
+def assignment(round_: int, worker: int, work: str = "training") -> bytes:
+    """Id of the lease of a device in a round."""
+    return hashlib.sha256(f"{work} {round_}/{worker}".encode()).digest()[:16]
+
+
+def _inclusion_digest(round_: int) -> bytes:
+    return hashlib.sha256(f"inclusion {round_}".encode()).digest()
 
 
 def _without_fsync(connection: Any, _record: Any) -> None:
@@ -88,7 +114,7 @@ class History:
                 RunPage(run_id=run_id.hex(), join_link=link, notes="", updated_at_s=START_S)
             )
 
-        return self.write([RunLeaf.of(self.manifest, at_s=self.now_s)], also)
+        return self.write([RunLeaf.of(self.manifest, at_s=self.now_s, draw_tip=DRAWS.tip)], also)
 
     def enrol(
         self, name: str, *, display_name: str = "", donor: str = "", device: str = "cpu"
@@ -107,14 +133,29 @@ class History:
         self.write([leaf], lambda s: set_profile(s, whose, display_name, now_s=self.now_s))
         return len(self.workers) - 1
 
-    def settle(self, steps: dict[int, int], *, loss_nats: float | None = 5.0) -> str:
-        """A settled round: ``steps[worker]`` done by each; worker 0 reduces all chunks."""
-        return self.write(self.settled_leaves(steps, loss_nats=loss_nats))
+    def settle(
+        self,
+        steps: dict[int, int],
+        *,
+        loss_nats: float | None = 5.0,
+        chances: dict[int, int] | None = None,
+    ) -> str:
+        """A settled round: ``steps[worker]`` done by each; the first one reduces all chunks."""
+        return self.write(self.settled_leaves(steps, loss_nats=loss_nats, chances=chances))
 
-    def settled_leaves(self, steps: dict[int, int], *, loss_nats: float | None = 5.0) -> list[Leaf]:
-        """The leaves of :meth:`settle`, not written."""
+    def settled_leaves(
+        self,
+        steps: dict[int, int],
+        *,
+        loss_nats: float | None = 5.0,
+        chances: dict[int, int] | None = None,
+    ) -> list[Leaf]:
+        """The leaves of :meth:`settle`, not written; ``chances`` are in ppm, or certain."""
         started_s, self.now_s = self.now_s, self.now_s + ROUND_S
-        leaves: list[Leaf] = [self._credit(worker, count) for worker, count in steps.items()]
+        ppm = chances or {}
+        leaves: list[Leaf] = [
+            self._credit(worker, count, ppm.get(worker, PPM)) for worker, count in steps.items()
+        ]
         leaves.append(self._reducing(next(iter(steps)), 9))
         self.merged_tokens += sum(steps.values()) * self.manifest.tokens_per_step
         self.state = hashlib.sha256(self.state).digest()
@@ -142,16 +183,151 @@ class History:
             ]
         )
 
-    def _credit(self, number: int, steps: int) -> CreditLeaf:
+    def publish_draw(self, round_: int) -> None:
+        """The draw of a settled round."""
+        self.write([self.draw_leaf(round_)])
+
+    def draw_leaf(self, round_: int) -> DrawLeaf:
+        return DrawLeaf(
+            run_id=self.manifest.run_id,
+            at_s=self.now_s,
+            round=round_,
+            preimage=DRAWS.preimage(round_),
+            inclusion_digest=_inclusion_digest(round_),
+        )
+
+    def is_drawn(self, round_: int, worker: int, chance_ppm: int) -> bool:
+        """Whether the draw of a round chooses that contribution."""
+        value = draw(DRAWS.preimage(round_), _inclusion_digest(round_))
+        return is_selected(value, assignment(round_, worker), chance_ppm)
+
+    def judge(
+        self,
+        round_: int,
+        worker: int,
+        verdict: Verdict = Verdict.PASSED,
+        **fields: Any,
+    ) -> int:
+        """A verdict on a contribution; returns its leaf's index."""
+        self.write([self.verdict_leaf(round_, worker, verdict, **fields)])
+        return self.size() - 1
+
+    def verdict_leaf(
+        self, round_: int, worker: int, verdict: Verdict = Verdict.PASSED, **fields: Any
+    ) -> VerdictLeaf:
+        of_reducing = fields.get("subject") == "reducing"
+        said = {
+            "subject": "training",
+            "execution": None if of_reducing else "cpu",
+            "assignment_id": None if of_reducing else assignment(round_, worker),
+            "chunk": 0 if of_reducing else None,
+            "reason": {Verdict.PASSED: "agrees", Verdict.FAILED: "differs"}.get(verdict, "other"),
+            "why": Why.NEWCOMER,
+            "record_digest": hashlib.sha256(f"verdict {self.size()}".encode()).digest(),
+            **fields,
+        }
+        return VerdictLeaf(
+            run_id=self.manifest.run_id,
+            at_s=self.now_s,
+            round=round_,
+            worker=self.workers[worker][0],
+            verdict=verdict,
+            **said,
+        )
+
+    def pay_probation(self, round_: int, worker: int, steps: int = 5) -> int:
+        """Credit for a probation unit, which a verdict has passed; returns its leaf's index."""
+        self.write([self._credit(worker, steps, PPM, work="probation", round_=round_)])
+        return self.size() - 1
+
+    def finish(self, donor: int, credits: Sequence[int]) -> None:
+        """Final credit of the donor of a device."""
+        self.write([self.final_leaf(donor, credits)])
+
+    def final_leaf(self, donor: int, credits: Sequence[int]) -> FinalLeaf:
+        return FinalLeaf(
+            run_id=self.manifest.run_id,
+            at_s=self.now_s,
+            donor=self.workers[donor][1],
+            credits=tuple(credits),
+        )
+
+    def reverse(self, donor: int, credits: Sequence[int], verdict_leaf: int, **fields: Any) -> None:
+        """Credit of the donor of a device, taken back or, with ``restored``, given back."""
+        self.write([self.reversal_leaf(donor, credits, verdict_leaf, **fields)])
+
+    def reversal_leaf(
+        self, donor: int, credits: Sequence[int], verdict_leaf: int, **fields: Any
+    ) -> ReversalLeaf:
+        said = {
+            "microcredits": sum(self.credit_leaf(index).microcredits for index in credits),
+            "reason": "differs",
+            **fields,
+        }
+        return ReversalLeaf(
+            run_id=self.manifest.run_id,
+            at_s=self.now_s,
+            donor=self.workers[donor][1],
+            credits=tuple(credits),
+            verdict_leaf=verdict_leaf,
+            **said,
+        )
+
+    def block(self, worker: int, blocked: bool = True) -> None:
+        leaf = BlockLeaf(
+            run_id=self.manifest.run_id,
+            at_s=self.now_s,
+            key=self.workers[worker][0],
+            blocked=blocked,
+            reason="audit_failed" if blocked else "audit_overturned",
+        )
+        self.write([leaf])
+
+    def size(self) -> int:
+        """Leaves so far."""
+        with Session(self.engine) as session:
+            return tree.tree_size(session)
+
+    def credits_of(self, worker: int, round_: int | None = None, work: str = "") -> list[int]:
+        """Indexes of the credit leaves of a device."""
+        with Session(self.engine) as session:
+            rows = session.execute(
+                select(LogLeaf.leaf_index, LogLeaf.data).where(LogLeaf.kind == "credit")
+            )
+            found = sorted((index, parse_leaf(data)) for index, data in rows)
+        return [
+            index
+            for index, leaf in found
+            if isinstance(leaf, CreditLeaf)
+            and leaf.worker == self.workers[worker][0]
+            and round_ in (None, leaf.round)
+            and work in ("", leaf.work)
+        ]
+
+    def credit_leaf(self, index: int) -> CreditLeaf:
+        with Session(self.engine) as session:
+            leaf = parse_leaf(session.get_one(LogLeaf, index).data)
+        assert isinstance(leaf, CreditLeaf)
+        return leaf
+
+    def _credit(
+        self,
+        number: int,
+        steps: int,
+        audit_ppm: int,
+        work: str = "training",
+        round_: int | None = None,
+    ) -> CreditLeaf:
         worker, donor = self.workers[number]
         tokens = steps * self.manifest.tokens_per_step
-        name = f"{self.round}/{number}".encode()
+        at = self.round if round_ is None else round_
+        name = assignment(at, number, work)
         return CreditLeaf(
             run_id=self.manifest.run_id,
             at_s=self.now_s,
-            work="training",
-            round=self.round,
-            assignment_id=hashlib.sha256(name).digest()[:16],
+            work=work,
+            round=at,
+            assignment_id=name,
             worker=worker,
             donor=donor,
             tokens=tokens,
@@ -159,6 +335,8 @@ class History:
                 tokens, self.manifest.model_config_json, self.manifest.sequence_length
             ),
             contribution_digest=hashlib.sha256(b"contribution" + name).digest(),
+            execution="cpu",
+            audit_ppm=audit_ppm,
         )
 
     def _reducing(self, number: int, chunks: int) -> CreditLeaf:

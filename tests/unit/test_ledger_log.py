@@ -188,7 +188,7 @@ def test_a_leaf_too_large_for_a_bundle_is_refused(make_manifest: Any, empty: Any
         Session(empty.engine) as session,
         pytest.raises(UsageError, match="shorten the texts"),
     ):
-        empty.log.append(session, [RunLeaf.of(big, at_s=0)])
+        empty.log.append(session, [RunLeaf.of(big, at_s=0, draw_tip=bytes(32))])
 
 
 def test_appending_nothing_changes_nothing(empty: Any) -> None:

@@ -10,9 +10,24 @@ import rfc8785
 from pydantic import ValidationError
 
 from ledger.donors import clean_name, short_key
-from ledger.records import CreditLeaf, EnrolLeaf, RoundLeaf, RunLeaf, parse_leaf
+from ledger.records import (
+    MAX_CREDITS_IN_LEAF,
+    MAX_SAFE_INTEGER,
+    BlockLeaf,
+    CreditLeaf,
+    DrawLeaf,
+    EnrolLeaf,
+    FinalLeaf,
+    ReversalLeaf,
+    RoundLeaf,
+    RunLeaf,
+    VerdictLeaf,
+    parse_leaf,
+)
+from protocol.audit_policy import Verdict, Why
 from protocol.errors import BadRecord, BadSignature
 from protocol.identity import Identity
+from protocol.limits import MAX_LEAF_BYTES
 from protocol.notes import (
     Checkpoint,
     NoteKey,
@@ -39,6 +54,36 @@ CREDIT = {
     "microcredits": 5,
     "status": "pending",
     "contribution_digest": "2" * 64,
+    "execution": "cpu-bf16",
+    "audit_ppm": 50_000,
+}
+VERDICT = {
+    "v": 1,
+    "kind": "verdict",
+    "run_id": "0" * 64,
+    "at_s": 1,
+    "round": 0,
+    "subject": "training",
+    "worker": KEY.peer_id,
+    "execution": "cpu",
+    "assignment_id": "1" * 32,
+    "chunk": None,
+    "verdict": "passed",
+    "reason": "agrees",
+    "why": "newcomer",
+    "record_digest": "2" * 64,
+}
+REVERSAL = {
+    "v": 1,
+    "kind": "reversal",
+    "run_id": "0" * 64,
+    "at_s": 1,
+    "donor": KEY.peer_id,
+    "credits": [3, 5],
+    "reason": "differs",
+    "verdict_leaf": 7,
+    "restored": False,
+    "microcredits": 10,
 }
 
 
@@ -70,6 +115,12 @@ def test_leaves_round_trip() -> None:
         {"contribution_digest": None},
         {"work": "reducing"},
         {"status": "final"},
+        {"audit_ppm": None},
+        {"audit_ppm": 0},
+        {"audit_ppm": 1_000_001},
+        {"execution": None},
+        {"execution": "tpu"},
+        {"work": "seeding"},
         {"worker": "Ada"},
         {"worker": KEY.peer_id[:-1]},
         {"run_id": "0" * 63},
@@ -85,6 +136,49 @@ def test_leaves_reject_what_they_do_not_understand(changes: dict[str, Any]) -> N
         except rfc8785.IntegerDomainError:
             data = json.dumps(raw, sort_keys=True, separators=(",", ":")).encode()
         parse_leaf(data)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "changes"),
+    [
+        (VERDICT, {"verdict": "guilty"}),
+        (VERDICT, {"verdict": None}),
+        (VERDICT, {"reason": "He cheated!"}),
+        (VERDICT, {"reason": ""}),
+        (VERDICT, {"why": "x" * 65}),
+        (VERDICT, {"subject": "reducing"}),
+        (VERDICT, {"chunk": 3}),
+        (VERDICT, {"assignment_id": None}),
+        (VERDICT, {"execution": None}),
+        (VERDICT, {"execution": "cpu\n"}),
+        (VERDICT, {"worker": "Ada"}),
+        (VERDICT, {"record_digest": "2" * 63}),
+        (REVERSAL, {"credits": []}),
+        (REVERSAL, {"credits": [5, 3]}),
+        (REVERSAL, {"credits": [3, 3]}),
+        (REVERSAL, {"credits": [3, True]}),
+        (REVERSAL, {"credits": "35"}),
+        (REVERSAL, {"credits": [-1, 3]}),
+        (REVERSAL, {"credits": list(range(MAX_CREDITS_IN_LEAF + 1))}),
+        (REVERSAL, {"verdict_leaf": None}),
+        (REVERSAL, {"restored": 1}),
+        (REVERSAL, {"microcredits": 1.5}),
+    ],
+)
+def test_leaves_of_audits_are_as_strict(leaf: dict[str, Any], changes: dict[str, Any]) -> None:
+    parse_leaf(rfc8785.dumps(leaf))
+    with pytest.raises(BadRecord):
+        parse_leaf(rfc8785.dumps({**leaf, **changes}))
+
+
+def test_verdicts_take_the_policys_words_and_longest_lists_fit() -> None:
+    made = VerdictLeaf(**{**VERDICT, "verdict": Verdict.LOST, "why": Why.SAMPLED})
+    assert (made.verdict, made.why) == ("unaudited-lost", "sampled")
+    assert parse_leaf(made.canonical()) == made
+    many = range(MAX_SAFE_INTEGER - MAX_CREDITS_IN_LEAF + 1, MAX_SAFE_INTEGER + 1)
+    longest = ReversalLeaf(**{**REVERSAL, "credits": tuple(many)})
+    assert parse_leaf(longest.canonical()) == longest
+    assert len(longest.canonical()) < MAX_LEAF_BYTES
 
 
 @pytest.mark.parametrize(
@@ -106,14 +200,17 @@ def test_other_bytes_are_not_leaves(data: bytes) -> None:
 
 
 def test_the_run_leaf_is_bound_to_its_manifest(manifest: Any) -> None:
-    leaf = RunLeaf.of(manifest, at_s=5)
+    leaf = RunLeaf.of(manifest, at_s=5, draw_tip=bytes(32))
     assert leaf.run_manifest() == manifest
     with pytest.raises(ValidationError, match="digest of the manifest"):
-        RunLeaf(run_id=bytes(32), at_s=5, manifest=leaf.manifest)
+        RunLeaf(run_id=bytes(32), at_s=5, manifest=leaf.manifest, draw_tip=bytes(32))
 
 
 def test_leaves_hold_no_names_and_no_floats() -> None:
-    for leaf in (EnrolLeaf, RoundLeaf, CreditLeaf):
+    for leaf in (
+        *(EnrolLeaf, RoundLeaf, CreditLeaf),
+        *(DrawLeaf, VerdictLeaf, FinalLeaf, ReversalLeaf, BlockLeaf),
+    ):
         fields = leaf.model_fields
         assert not {"name", "display_name", "address", "device_name"} & set(fields)
         assert all("float" not in str(field.annotation) for field in fields.values())
