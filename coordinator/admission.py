@@ -6,10 +6,12 @@ Steps, all of which must hold, beyond the signature and freshness that every req
 2. every text is bounded and every address is the device's own;
 3. the donor is the device itself, or signed that the device works for it;
 4. an anchor is one that the organiser listed;
-5. neither the device nor its donor is blocked, and it works for no other donor already.
+5. neither the device nor its donor is blocked, and it works for no other donor already;
+6. a new key passes :mod:`coordinator.newcomers`: room, quotas, invitation or approval.
 
-The first enrolment of a device appends a leaf to the public record; later ones only renew what
-the device says of itself, so enrolling again is harmless.
+When a device is let in, a leaf goes into the public record; later enrolments only renew what the
+device says of itself, so enrolling again is harmless. A device that waits for the organiser's
+approval has a row and nothing else.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 from sqlalchemy import select
@@ -25,6 +27,8 @@ from sqlalchemy.orm import Session
 
 from coordinator.blocks import require_welcome, welcome
 from coordinator.database import Database
+from coordinator.invites import MAX_TOKEN_CHARS
+from coordinator.newcomers import NewcomerPolicy, address_key, is_let_in, require_room
 from coordinator.requests import Buckets, Clock, Rate, address_of
 from coordinator.schema import WorkerRow
 from coordinator.uncancelled import to_the_end
@@ -58,6 +62,13 @@ class AdmissionPolicy:
     run_id: bytes
     min_client_version: str
     anchors: Collection[PeerId]
+    newcomers: NewcomerPolicy = field(default_factory=NewcomerPolicy)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    let_in: bool
+    first: bool  # this enrolment let it in
 
 
 class Admission:
@@ -79,7 +90,7 @@ class Admission:
 
         Raises:
             UpgradeNeeded, BadRecord, BadSignature, UsageError: see the module's steps.
-            RateLimited: too many new devices from one address.
+            RateLimited: too many new devices, from one address or for the auditors.
         """
         enrolment = signed.record
         check_version(enrolment.client_version, self._policy.min_client_version)
@@ -98,43 +109,74 @@ class Admission:
             ),
             self._signer,
         )
-        first = await to_the_end(self._keep_and_sign(self._keep(enrolment, admission, peer)))
-        if first:
+        kept = await to_the_end(self._keep_and_sign(self._keep(enrolment, admission, peer)))
+        if not kept.let_in:
+            return service_pb2.EnrolReply(
+                admitted=False,
+                code="approval",
+                message="the organiser has to approve this device first: tell them its key, "
+                f"{enrolment.worker}; this worker tries again by itself",
+            )
+        if kept.first:
             _log.info("worker_enrolled", worker=enrolment.worker, anchor=enrolment.anchor)
         return service_pb2.EnrolReply(
             admitted=True,
-            message="welcome" if first else "welcome back",
+            message="welcome" if kept.first else "welcome back",
             admission=admission,
         )
 
-    async def _keep_and_sign(self, keep: Callable[[Session], bool]) -> bool:
-        first = await self._database.run(keep)
-        if first:
+    async def _keep_and_sign(self, keep: Callable[[Session], _Kept]) -> _Kept:
+        kept = await self._database.run(keep)
+        if kept.first:
             await self._database.run(self._record.sign_head)
-        return first
+        return kept
 
     def _keep(
         self, enrolment: wire.Enrolment, admission: wire.Envelope, peer: str
-    ) -> Callable[[Session], bool]:
+    ) -> Callable[[Session], _Kept]:
         now_s = self._clock()
 
-        def keep(session: Session) -> bool:
+        def keep(session: Session) -> _Kept:
+            require_welcome(session, enrolment.worker, enrolment.donor)
             row = session.get(WorkerRow, enrolment.worker)
-            first = row is None
             if row is None:
                 self._newcomers.take(address_of(peer))
-                row = WorkerRow(worker=enrolment.worker, donor=enrolment.donor, enrolled_at_s=now_s)
-            require_welcome(session, enrolment.worker, enrolment.donor)
+                row = self._new_row(session, enrolment, peer, now_s)
             _check_row(row, enrolment)
-            _update(row, enrolment, admission, now_s)
+            _update(row, enrolment, now_s)
+            session.add(row)
+            first = not row.approved and self._lets_in(session, enrolment, now_s)
             if first:
-                session.add(row)
+                row.approved = True
+            if row.approved:
+                row.admission = admission.SerializeToString()
+                if clean_name(enrolment.display_name):
+                    set_profile(session, row.donor, enrolment.display_name, now_s=int(now_s))
+            if first:
+                session.flush()
                 self._record.append(session, [self._leaf(enrolment, now_s)])
-            if clean_name(enrolment.display_name):
-                set_profile(session, row.donor, enrolment.display_name, now_s=int(now_s))
-            return first
+            return _Kept(row.approved, first)
 
         return keep
+
+    def _new_row(
+        self, session: Session, enrolment: wire.Enrolment, peer: str, now_s: float
+    ) -> WorkerRow:
+        address = address_key(self._policy.run_id, peer)
+        if not enrolment.anchor:
+            require_room(session, self._policy.newcomers, enrolment, address, now_s)
+        return WorkerRow(
+            worker=enrolment.worker,
+            donor=enrolment.donor,
+            enrolled_at_s=now_s,
+            enrolled_from=address,
+            approved=False,
+        )
+
+    def _lets_in(self, session: Session, enrolment: wire.Enrolment, now_s: float) -> bool:
+        if enrolment.anchor:
+            return True
+        return is_let_in(session, self._policy.newcomers, enrolment, now_s)
 
     def _leaf(self, enrolment: wire.Enrolment, now_s: float) -> EnrolLeaf:
         device_class = enrolment.device.device_class
@@ -185,6 +227,7 @@ def check_texts(enrolment: wire.Enrolment) -> None:
         ("device name", device.name, _MAX_TEXT_CHARS),
         ("client_version", enrolment.client_version, _MAX_TEXT_CHARS // 2),
         ("display_name", enrolment.display_name, MAX_DISPLAY_NAME_CHARS),
+        ("invite", enrolment.invite, MAX_TOKEN_CHARS),
     ):
         if len(value) > most:
             raise BadRecord(f"{name} has {len(value)} characters, allowed are {most}")
@@ -264,9 +307,7 @@ def _check_row(row: WorkerRow, enrolment: wire.Enrolment) -> None:
         )
 
 
-def _update(
-    row: WorkerRow, enrolment: wire.Enrolment, admission: wire.Envelope, now_s: float
-) -> None:
+def _update(row: WorkerRow, enrolment: wire.Enrolment, now_s: float) -> None:
     row.device_class = enrolment.device.device_class
     row.device_name = clean_name(enrolment.device.name)
     row.display_name = clean_name(enrolment.display_name)
@@ -274,5 +315,4 @@ def _update(
     row.anchor = enrolment.anchor
     row.client_mode = enrolment.client_mode
     row.multiaddrs = json.dumps(list(enrolment.multiaddrs))
-    row.admission = admission.SerializeToString()
     row.last_seen_s = now_s

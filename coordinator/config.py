@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -79,12 +79,28 @@ class CampaignSection(_Section):
 
 
 class LimitsSection(_Section):
-    """Token buckets. An address may be a school behind one router, so it gets more than a key."""
+    """Token buckets and quotas. An address may be a school behind one router: more than a key."""
 
     requests_per_s_per_key: float = Field(10.0, gt=0)
     burst_per_key: int = Field(60, ge=1)
     requests_per_s_per_address: float = Field(100.0, gt=0)
     burst_per_address: int = Field(500, ge=1)
+    devices_per_donor: int = Field(64, ge=1)
+    devices_per_address: int = Field(128, ge=1)
+    new_devices_per_address_per_day: int = Field(64, ge=1)
+
+
+class AuditSection(_Section):
+    """The fields of :class:`coordinator.context.AuditOptions`, which is too heavy to load here."""
+
+    step_s: float = Field(1.0, gt=0)  # how often open audits are looked at
+    answer_s: float = Field(60.0, gt=0)  # for a reducer to show something; then others are asked
+    patience_s: float = Field(24 * 3600.0, gt=0)  # then what cannot be had is unavailable
+    job_lease_s: float = Field(3600.0, gt=0)  # an auditor that is silent for so long has died
+    appeal_s: float = Field(7 * 24 * 3600.0, ge=0)  # evidence is kept and appeals are heard
+    backlog_jobs: int = Field(200, ge=1)  # waiting replays above which newcomers wait too
+    probation_s: float = Field(3600.0, gt=0)  # for a probation unit
+    most_replays: int = Field(3, ge=1, le=9)  # of one contribution
 
 
 class ServerSection(_Section):
@@ -102,6 +118,10 @@ class ServerSection(_Section):
     delegations_valid_days: int = Field(365, ge=1, le=3650)
     min_client_version: str = "0.1.0"
     validation_sequences: int = Field(256, ge=1)
+    enrolment: Literal["open", "invite", "approval"] = "open"
+    heartbeat_s: float = Field(4.0, gt=0, le=60)  # what workers are told
+    auditor: bool = True  # start the run's own auditor beside the server
+    audit: AuditSection = AuditSection()
     limits: LimitsSection = LimitsSection()
 
     @field_validator("anchors")

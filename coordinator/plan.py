@@ -106,6 +106,19 @@ preset = "{preset}"                       # ... or a preset: {presets}
 # chunk_elements = 131072
 # combine = "mean"                    # mean | clipped_mean
 
+[verification]                        # who is audited, and when credit is final
+# p_min = 0.05                        # least chance of an audit, however trusted
+# probation_passes = 10               # audited passes before a device counts as trusted
+# probation_steps = 5                 # a new key's first, unmerged unit; 0: none
+# reducer_passes = 10                 # audited passes before a member may reduce
+# newcomer_weight_share = 0.25        # of the trusted members' median weight
+# opened_chunks = 8
+# audited_results = 1
+# p_second_auditor = 0.05
+# pending_contributions = 100         # later ones before credit is final ...
+# pending_s = 86400.0                 # ... and so long
+# last_pending_s = 604800.0
+
 [campaign]
 # title = "my-first-run"
 # purpose = ""
@@ -124,6 +137,28 @@ preset = "{preset}"                       # ... or a preset: {presets}
 # delegations_valid_days = 365
 # min_client_version = "0.1.0"
 # validation_sequences = 256
+# enrolment = "open"                  # open | invite | approval
+# heartbeat_s = 4.0
+# auditor = true                      # run an auditor beside the coordinator
+
+[server.audit]
+# step_s = 1.0
+# answer_s = 60.0                     # for a reducer to show something; then others are asked
+# patience_s = 86400.0                # then what cannot be had is unavailable: nobody's fault
+# job_lease_s = 3600.0
+# appeal_s = 604800.0                 # evidence is kept and appeals are heard for so long
+# backlog_jobs = 200                  # waiting replays above which newcomers wait too
+# probation_s = 3600.0
+# most_replays = 3
+
+[server.limits]
+# requests_per_s_per_key = 10.0
+# burst_per_key = 60
+# requests_per_s_per_address = 100.0
+# burst_per_address = 500
+# devices_per_donor = 64
+# devices_per_address = 128
+# new_devices_per_address_per_day = 64
 """
 
 _NOT_OF_THE_MODEL = (

@@ -16,11 +16,13 @@ from coordinator.admission import (
 from coordinator.blobs import BlobIndex
 from coordinator.checkpoints import CheckpointStore
 from coordinator.config import RunFile, RunFolder, ServerSection, split_address
+from coordinator.context import AuditOptions, EngineOptions
 from coordinator.database import Database
 from coordinator.engine import Engine
 from coordinator.evaluation import Evaluator
 from coordinator.init import join_link
 from coordinator.keys import ANCHOR_KEY, KeyRing
+from coordinator.newcomers import NewcomerPolicy, Quotas
 from coordinator.ports import join_address, require_free
 from coordinator.requests import Rate, RequestGuard
 from coordinator.schema import ControlRow
@@ -163,6 +165,7 @@ async def _serve(
                 checkpoints,
                 log,
                 evaluate=lambda weights: asyncio.to_thread(evaluator.loss, weights),
+                options=engine_options(run.settings),
             )
             await engine.start()
             service = make_service(
@@ -192,8 +195,10 @@ def make_service(
 ) -> CoordinatorService:
     """The servicer of a run, with the organiser's limits."""
     settings, run_id = run.settings, run.manifest.run_id
-    policy = AdmissionPolicy(run_id, settings.min_client_version, _anchors(run))
     limits = settings.limits
+    policy = AdmissionPolicy(
+        run_id, settings.min_client_version, _anchors(run), newcomer_policy(settings)
+    )
     return CoordinatorService(
         engine=engine,
         database=database,
@@ -213,6 +218,27 @@ def make_service(
             public_url=settings.public_url or public_url,
         ),
         clock=clock,
+    )
+
+
+def engine_options(settings: ServerSection) -> EngineOptions:
+    """What the organiser tuned."""
+    return EngineOptions(
+        heartbeat_s=settings.heartbeat_s, audit=AuditOptions(**settings.audit.model_dump())
+    )
+
+
+def newcomer_policy(settings: ServerSection) -> NewcomerPolicy:
+    """Whom the organiser lets in."""
+    limits = settings.limits
+    return NewcomerPolicy(
+        enrolment=settings.enrolment,
+        quotas=Quotas(
+            devices_per_donor=limits.devices_per_donor,
+            devices_per_address=limits.devices_per_address,
+            new_devices_per_address_per_day=limits.new_devices_per_address_per_day,
+        ),
+        backlog_jobs=settings.audit.backlog_jobs,
     )
 
 
