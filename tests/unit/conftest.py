@@ -71,6 +71,20 @@ def run_folder(made_run: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def audit_queue(run_folder: Path) -> Iterator[Any]:
+    """Audit tables of a run folder, and units to replay in them (``tests/audit_rig.py``)."""
+    path = Path(__file__).parent.with_name("audit_rig.py")
+    spec = importlib.util.spec_from_file_location("audit_rig", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    queue = module.Queue(run_folder)
+    yield queue
+    queue.database.close()
+
+
+@pytest.fixture
 def full_disk() -> Callable[[int], AbstractContextManager[None]]:
     """``with full_disk(4096):`` no file grows beyond so many bytes: writes fail half-way."""
 
