@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -25,6 +25,9 @@ from coordinator import bootstrap, round_state, settle
 from coordinator.admission import check_multiaddrs
 from coordinator.attendance import Attendance, decide_action, write_presence
 from coordinator.audit import base_weights
+from coordinator.audit.challenges import accept_answer, open_challenges
+from coordinator.audit.files import Found, OpeningKey, audit_file, opened_chunk
+from coordinator.audit.screening import accept_screening
 from coordinator.checkpoints import CheckpointStore
 from coordinator.clockwork import let_time_pass
 from coordinator.context import EngineOptions, RunContext, to_ms
@@ -253,11 +256,48 @@ class Engine:
                 reason=reason,
                 server_time_ms=to_ms(turn.now_s),
                 next_heartbeat_ms=to_ms(self.context.options.heartbeat_s),
+                challenges=open_challenges(turn, record.worker),
             )
 
         reply = await self._turn(answer)
         self._attendance.note(record, self._clock())
         return reply
+
+    async def answer_challenge(
+        self, signed: Signed[wire.ChallengeAnswer], chunks: Sequence[wire.OpenedChunk]
+    ) -> service_pb2.ChallengeReply:
+        """Keep what a member shows of what it was asked for.
+
+        Raises:
+            NotFound, TooLate, BadRecord, BadDigest, Conflict: see :mod:`coordinator.audit`.
+        """
+        return await self._turn(lambda turn: accept_answer(turn, signed, chunks))
+
+    async def submit_screening(self, signed: Signed[wire.Screening]) -> service_pb2.ScreeningReply:
+        """Keep what a reducer measured of its inputs.
+
+        Raises:
+            TooLate, BadRecord, Conflict: see :mod:`coordinator.audit.screening`.
+        """
+        return await self._turn(lambda turn: accept_screening(turn, signed))
+
+    async def audit_file(self, round_: int, worker: str) -> Found:
+        """What redoing the audit of a contribution takes.
+
+        Raises:
+            NotFound, TransientError: see :mod:`coordinator.audit.files`.
+        """
+        return await self._database.run(
+            lambda session: audit_file(session, self.context, round_, worker)
+        )
+
+    async def opened_chunk(self, key: OpeningKey) -> wire.OpenedChunk:
+        """One of the chunks that an audit's file counts.
+
+        Raises:
+            NotFound: it was dropped meanwhile.
+        """
+        return await self._database.run(lambda session: opened_chunk(session, key))
 
     async def receipt(self, assignment_id: bytes) -> service_pb2.GetReceiptReply:
         """The credit leaf of a merged contribution, with its proof.

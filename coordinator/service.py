@@ -161,6 +161,30 @@ class CoordinatorService(CoordinatorServicer):
         with self._one_more("upload", context.peer()):
             return await self._engine.add_results(request)
 
+    # ---- audits ----
+
+    async def AnswerChallenge(  # noqa: N802
+        self, request: service_pb2.AnswerChallengeRequest, context: Context
+    ) -> service_pb2.ChallengeReply:
+        signed = self._open(request.answer, wire.ChallengeAnswer, context)
+        return await self._engine.answer_challenge(signed, request.chunks)
+
+    async def SubmitScreening(  # noqa: N802
+        self, request: wire.Envelope, context: Context
+    ) -> service_pb2.ScreeningReply:
+        return await self._engine.submit_screening(self._open(request, wire.Screening, context))
+
+    async def GetAudit(  # noqa: N802
+        self, request: service_pb2.GetAuditRequest, context: Context
+    ) -> AsyncIterator[service_pb2.AuditPiece]:
+        self._guard.allow(context.peer())
+        self._guard.check_run(request.run_id)
+        found = await self._engine.audit_file(request.round, request.worker)
+        with self._one_more("download", context.peer()):
+            yield service_pb2.AuditPiece(file=found.file)
+            for key in found.openings:
+                yield service_pb2.AuditPiece(chunk=await self._engine.opened_chunk(key))
+
     # ---- streams ----
 
     async def Watch(  # noqa: N802

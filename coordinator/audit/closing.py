@@ -1,0 +1,169 @@
+"""What follows from a decision: whom else it concerns, what it quotes, what is kept no longer.
+
+Invariants:
+
+* A signed projection that proven bytes contradict convicts its signer, whatever the verdict on the
+  worker.
+* Bytes of a worker stay only where they are the evidence of a FAILED; replays only until appeals
+  are heard no more. First the file goes, then its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+
+import structlog
+from sqlalchemy import delete, func, or_, select
+from sqlalchemy.orm import Session, aliased
+
+from coordinator.audit.case import Decide, Task
+from coordinator.audit.challenges import withdraw
+from coordinator.audit.compare import Judged
+from coordinator.audit.facts import audits_of, opened_chunks
+from coordinator.audit.schema import (
+    DECIDED,
+    DONE,
+    SILENT,
+    AuditJobRow,
+    AuditorRow,
+    AuditRow,
+    ChallengeRow,
+    OpeningRow,
+)
+from coordinator.audit.verdict import convict_reducer
+from coordinator.turn import Turn
+from protocol.audit_policy import Verdict
+from protocol.wire import records_pb2 as wire
+
+SUSPECT_TASK = "suspect_task"
+OUTVOTED_TWICE = 2
+"""An auditor against whom two others agreed so often gets no more jobs."""
+
+_DELETED_PER_STEP = 16
+
+_log = structlog.get_logger()
+
+
+def read_task(session: Session, round_: int, guilty: dict[bytes, int]) -> Task:
+    """How the audits of a round stand; who only stays silent is not waited for."""
+    stalled = (
+        select(ChallengeRow.challenge_id)
+        .where(
+            ChallengeRow.audit_id == AuditRow.audit_id,
+            ChallengeRow.asked == AuditRow.worker,
+            ChallengeRow.status == SILENT,
+        )
+        .exists()
+    )
+    rows = session.execute(
+        select(AuditRow, stalled.label("stalled")).where(
+            AuditRow.round == round_, AuditRow.subject == "training", AuditRow.appeal == 0
+        )
+    ).all()
+    convicted = undecided = 0
+    for row, is_stalled in rows:
+        if row.audit_id in guilty or row.verdict == Verdict.FAILED or row.reason == SUSPECT_TASK:
+            convicted += 1
+        elif row.phase != DECIDED and not is_stalled:
+            undecided += 1
+    donors = {row.donor for row, _ in rows}
+    return Task(len(donors), len(rows), convicted, undecided)
+
+
+def findings(
+    session: Session, audit: AuditRow, decision: Decide, judged: Judged | None
+) -> list[wire.Finding]:
+    """What a verdict quotes: the comparisons of the replays that decided."""
+    if judged is None:
+        return []
+    theirs = opened_chunks(session, audit)
+    return [
+        wire.Finding(
+            what=finding.what,
+            chunk=finding.chunk,
+            distance=finding.distance,
+            bound=finding.bound,
+            sha256=b""
+            if finding.what == "pooled"
+            else hashlib.sha256(theirs[finding.chunk]).digest(),
+        )
+        for ordinal in decision.by
+        if ordinal in judged.comparisons
+        for finding in judged.comparisons[ordinal].findings
+        if finding.what == "pooled" or finding.chunk in theirs
+    ]
+
+
+def convict_liars(turn: Turn, audit: AuditRow, judged: Judged) -> None:
+    """Signed projections against proven bytes. Of a unit that was not reduced, the bytes decide."""
+    theirs = opened_chunks(turn.session, audit)
+    for lie in judged.false_projections if audit.group_id else ():
+        digest = hashlib.sha256(theirs[lie.chunk]).digest()
+        finding = wire.Finding(what="projection", chunk=lie.chunk, sha256=digest)
+        convict_reducer(
+            turn,
+            lie.signer,
+            audit.round,
+            audit.group_id,
+            lie.chunk,
+            "false_projection",
+            [finding],
+        )
+
+
+def note_outvoted(session: Session, auditor: str) -> None:
+    """Count against an auditor that two others disagreed with it; twice suspends it."""
+    row = session.get(AuditorRow, auditor)
+    if row is None:
+        return
+    row.outvoted += 1
+    _log.warning("auditor_outvoted", auditor=auditor, times=row.outvoted)
+    if row.outvoted >= OUTVOTED_TWICE and row.suspended_reason is None:
+        row.suspended_reason = f"two other auditors agreed against it, {row.outvoted} times"
+
+
+def tidy(session: Session, audit: AuditRow, verdict: Verdict) -> None:
+    """What a decided audit needs no more: questions, replays to come, and bytes."""
+    withdraw(session, audit.audit_id)
+    session.execute(
+        delete(AuditJobRow).where(
+            AuditJobRow.audit_id == audit.audit_id, AuditJobRow.status != DONE
+        )
+    )
+    if verdict is Verdict.FAILED:
+        return  # they are the evidence
+    # An appeal that is lost or undecided leaves the first verdict, and its evidence, as they are.
+    overturned = audit.appeal and verdict is Verdict.PASSED
+    over = audits_of(session, audit.assignment_id) if overturned else [audit.audit_id]
+    session.execute(delete(OpeningRow).where(OpeningRow.audit_id.in_(over)))
+
+
+def droppable(turn: Turn) -> list[bytes]:
+    """Replays of decided audits; those that convicted stay for as long as appeals are heard."""
+    other = aliased(AuditRow)
+    open_appeal = (
+        select(other.audit_id)
+        .where(other.assignment_id == AuditRow.assignment_id, other.phase != DECIDED)
+        .exists()
+    )
+    heard_until_s = turn.now_s - turn.context.options.audit.appeal_s
+    query = (
+        select(AuditJobRow.job_id)
+        .join(AuditRow, AuditRow.audit_id == AuditJobRow.audit_id)
+        .where(AuditJobRow.blob != "", AuditJobRow.status == DONE, AuditRow.phase == DECIDED)
+        .where(
+            or_(
+                func.coalesce(AuditRow.verdict, "") != Verdict.FAILED,
+                (AuditRow.decided_at_s < heard_until_s) & ~open_appeal,
+            )
+        )
+        .limit(_DELETED_PER_STEP)
+    )
+    return list(turn.session.scalars(query))
+
+
+def forget_files(turn: Turn, jobs: Collection[bytes]) -> None:
+    """Note that the files of these replays are deleted."""
+    for row in turn.session.scalars(select(AuditJobRow).where(AuditJobRow.job_id.in_(jobs))):
+        row.blob = ""
