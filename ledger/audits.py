@@ -79,28 +79,37 @@ class Audits:
         """Of a run that begins."""
         return cls(accounts, policy, DrawChain(bytes.fromhex(leaf.draw_tip), leaf.draw_rounds))
 
-    def check_credit(self, leaf: CreditLeaf) -> None:
-        """Insist that training had its chance of an audit, and probation its pass.
+    def check_credit(self, leaf: CreditLeaf) -> Judgement | None:
+        """Insist that training has its chance of an audit, and that probation passed one.
+
+        Returns:
+            What the audit said, of probation.
 
         Raises:
-            BadRecord: it had not.
+            BadRecord: it has not, or did not.
         """
-        if leaf.work == "probation":
-            judged = self._judged.get(leaf.assignment_id or "")
-            if judged is None or judged.leaf.verdict != Verdict.PASSED:
-                raise BadRecord("pays for probation that did not pass an audit")
-            if (judged.leaf.worker, judged.leaf.subject) != (leaf.worker, "probation"):
-                raise BadRecord("pays for probation of another device than the one that passed")
-        elif leaf.work == "training":
-            if leaf.round in self.draws:
-                raise BadRecord(f"pays for round {leaf.round} after its draw was published")
-            passes = self.accounts.workers[leaf.worker].passes[leaf.execution or ""]
-            least = chance_ppm(self.policy, passes)
-            if (leaf.audit_ppm or 0) < least:
-                raise BadRecord(
-                    f"gives it {leaf.audit_ppm} in a million to be audited; after {passes} "
-                    f"audited passes the policy asks for {least}"
-                )
+        if leaf.work == "training":
+            self._check_chance(leaf)
+        if leaf.work != "probation":
+            return None
+        judged = self._judged.get(leaf.assignment_id or "")
+        if judged is None or judged.leaf.verdict != Verdict.PASSED:
+            raise BadRecord("pays for probation that did not pass an audit")
+        said = (judged.leaf.subject, judged.leaf.worker, judged.leaf.round, judged.leaf.execution)
+        if said != (leaf.work, leaf.worker, leaf.round, leaf.execution):
+            raise BadRecord("pays for other probation than what passed the audit")
+        return judged
+
+    def _check_chance(self, leaf: CreditLeaf) -> None:
+        if leaf.round in self.draws:
+            raise BadRecord(f"pays for round {leaf.round} after its draw was published")
+        passes = self.accounts.workers[leaf.worker].passes[leaf.execution or ""]
+        least = chance_ppm(self.policy, passes)
+        if (leaf.audit_ppm or 0) < least:
+            raise BadRecord(
+                f"gives it {leaf.audit_ppm} in a million to be audited; after {passes} "
+                f"audited passes the policy asks for {least}"
+            )
 
     def take_draw(self, index: int, leaf: DrawLeaf) -> None:
         """Publish who the draw of a round selects.
@@ -175,24 +184,25 @@ class Audits:
     def _stand(self, assignment: str, new: Judgement, credit: Credit | None) -> None:
         """Let a verdict stand for its work, unless an earlier one does."""
         old = self._judged.get(assignment)
-        failed = self._failed.setdefault(assignment, [])
-        if new.leaf.verdict == Verdict.FAILED:
-            failed.append(new)
+        stands = old is None
         if new.leaf.verdict == Verdict.OVERTURNED:
             if old is None or not old.convicts or old.leaf.worker != new.leaf.worker:
                 raise BadRecord("overturns a verdict that does not stand")
-            self._overturn(failed, new)
+            self._overturn(self._failed.pop(assignment), new)
+            stands = True
         elif old is not None:
             repeats = new.leaf.why == Why.APPEAL and new.leaf.verdict != Verdict.PASSED
             if not repeats or not old.convicts or old.leaf.worker != new.leaf.worker:
                 raise BadRecord("judges the same work twice")
-            return  # the appeal did not succeed: the first verdict stands
         elif credit is not None and credit.leaf.work == "training":
             self.audited_tokens += credit.leaf.tokens
             self.unaudited -= credit.selected is True
-        self._judged[assignment] = new
-        if credit is not None:
-            credit.verdict = new
+        if new.leaf.verdict == Verdict.FAILED:
+            self._failed.setdefault(assignment, []).append(new)
+        if stands:  # an appeal that does not succeed changes nothing
+            self._judged[assignment] = new
+            if credit is not None:
+                credit.verdict = new
 
     def _overturn(self, failed: list[Judgement], new: Judgement) -> None:
         new.overturns = frozenset(old.leaf_index for old in failed)

@@ -61,6 +61,7 @@ def take_reversal(accounts: Accounts, audits: Audits, leaf: ReversalLeaf) -> Non
         return
     for credit in credits:
         _check_reversal(credit, judgement)
+    for credit in credits:
         credit.reversed_by = judgement.leaf_index
     failed = judgement.leaf.verdict == Verdict.FAILED
     accounts.move(credits, "forfeited" if failed else "unpaid")
@@ -144,5 +145,6 @@ def _restore(accounts: Accounts, credits: list[Credit], judgement: Judgement) ->
                 f"gives back the credit of leaf {credit.index}, which no verdict took that leaf "
                 f"{judgement.leaf_index} overturns"
             )
+    for credit in credits:
         credit.reversed_by = None
     accounts.move(credits, "pending")

@@ -234,9 +234,9 @@ class Board:
         key = leaf.assignment_id or f"{leaf.round}/{leaf.worker}"
         if key in self._paid:
             raise BadRecord("pays the same work twice")
-        self.audits.check_credit(leaf)
+        verdict = self.audits.check_credit(leaf)
         self._paid.add(key)
-        self.accounts.pay(self.size, leaf)
+        self.accounts.pay(self.size, leaf, verdict)
 
     def _microcredits(self, leaf: CreditLeaf) -> int:
         assert self.manifest is not None

@@ -143,8 +143,8 @@ class Accounts:
     by_assignment: dict[str, Credit] = field(default_factory=dict)  # training, probation
     by_round: dict[int, list[Credit]] = field(default_factory=dict)
 
-    def pay(self, index: int, leaf: CreditLeaf) -> None:
-        """Count a credit leaf that was found right."""
+    def pay(self, index: int, leaf: CreditLeaf, verdict: Judgement | None) -> None:
+        """Count a credit leaf that was found right, and what an audit said of it before."""
         donor, worker = self.donors[leaf.donor], self.workers[leaf.worker]
         donor.last_credit_s = worker.last_credit_s = leaf.at_s
         if leaf.work == "training":
@@ -154,7 +154,7 @@ class Accounts:
         by_round = self.rounds.setdefault(leaf.round, Tally())
         for tally in (self.total, donor.tally, worker.tally, by_round):
             tally.add(leaf)
-        credit = Credit(index, leaf, donor.tally.contributions)
+        credit = Credit(index, leaf, donor.tally.contributions, verdict=verdict)
         self.credits[index] = credit
         self.by_round.setdefault(leaf.round, []).append(credit)
         if leaf.assignment_id is not None:
