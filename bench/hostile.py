@@ -68,10 +68,12 @@ class Case:
     combine: CombineRule
     hostile: int
     audits: bool
+    absent: bool = False  # the hostile never come
 
 
 CASES = (
     Case("nobody is hostile", "clipped_mean", 0, audits=True),
+    Case("the three are absent", "clipped_mean", HOSTILE, audits=False, absent=True),
     Case("clipped_mean and audits", "clipped_mean", HOSTILE, audits=True),
     Case("clipped_mean, no audits", "clipped_mean", HOSTILE, audits=False),
     Case("mean, no audits", "mean", HOSTILE, audits=False),
@@ -200,7 +202,7 @@ class Simulation:
 def run(quick: bool) -> list[Row]:
     """Every case with the same rounds; ``quick`` only proves that it runs."""
     torch.set_num_threads(1)
-    rounds, steps = (3, 2) if quick else (24, 10)
+    rounds, steps = (3, 2) if quick else (36, 8)
     manifest = make_manifest(make_config(48, 2), steps)
     plays, rows = Plays(manifest.sequence_length), list[Row]()
     for case in CASES:
@@ -217,7 +219,7 @@ def run(quick: bool) -> list[Row]:
                 "loss": round(loss, 4),
                 "excess_percent": round(100 * (loss / clean - 1), 2),
                 "hostile_caught": sum(
-                    m.hostile and m.blocked_from is not None for m in simulation.members
+                    m.hostile and m.blocked_from not in (None, 0) for m in simulation.members
                 ),
                 "honest_punished": sum(
                     not m.hostile and m.blocked_from is not None for m in simulation.members
@@ -231,6 +233,10 @@ def run(quick: bool) -> list[Row]:
 
 def _members(case: Case) -> list[Member]:
     return [
-        Member(Identity.from_seed(bytes([number]) * 32), hostile=number < case.hostile)
+        Member(
+            Identity.from_seed(bytes([number]) * 32),
+            hostile=number < case.hostile,
+            blocked_from=0 if case.absent and number < case.hostile else None,
+        )
         for number in range(MEMBERS)
     ]
