@@ -24,6 +24,7 @@ from protocol.link import JoinLink
 HOME_VARIABLE = "BARNRAISE_HOME"
 DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
 _MAX_SOCKET_PATH_BYTES = 100  # sun_path holds 104 bytes on macOS, 108 on Linux
+_MAX_INVITE_CHARS = 64
 _MAX_CONFIG_BYTES = 64 << 10
 
 
@@ -59,9 +60,14 @@ class Home:
         return self.path / "updates"
 
     @property
-    def evidence(self) -> Path:
-        """What audits may ask for besides the updates."""
-        return self.path / "evidence"
+    def inputs(self) -> Path:
+        """What was reduced here, as long as audits may ask for it."""
+        return self.path / "inputs"
+
+    @property
+    def answers(self) -> Path:
+        """The answers that were given to audits."""
+        return self.path / "answers"
 
     @property
     def scratch(self) -> Path:
@@ -88,7 +94,8 @@ class Home:
                 "give a shorter folder with --home"
             )
         try:
-            for folder in (self.path, self.blobs, self.updates, self.scratch):
+            data = (self.blobs, self.updates, self.inputs, self.answers, self.scratch)
+            for folder in (self.path, *data):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(
@@ -110,10 +117,12 @@ class WorkerConfig:
     client_mode: bool = False  # no inbound port: for machines behind NAT
     listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/0",)
     announce: tuple[str, ...] = ()
+    invite: str = ""  # where the organiser admits by invitation
     evidence_mib: int = 2048  # most disk for what audits may ask for; at most a tenth of the free
 
     def __post_init__(self) -> None:
         JoinLink.parse(self.link)
+        _check(len(self.invite) <= _MAX_INVITE_CHARS, "invite", "is not an invitation's token")
         _check(len(self.name) <= MAX_DISPLAY_NAME_CHARS, "name", "is at most 64 characters")
         _check(self.threads >= 1, "threads", "must be at least 1")
         _check(self.device in get_args(DeviceChoice), "device", "is auto, cpu, cuda or mps")

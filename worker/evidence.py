@@ -164,7 +164,6 @@ class Evidence:
 
     def _remember(self, challenge_id: bytes, envelope: wire.Envelope) -> None:
         try:
-            self.answers.mkdir(mode=0o700, parents=True, exist_ok=True)
             part = self.answers / f"{challenge_id.hex()}.part"
             part.write_bytes(envelope.SerializeToString())
             part.replace(self.answers / challenge_id.hex())

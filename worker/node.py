@@ -109,8 +109,7 @@ async def open_node(
         states.anchor_ids = tuple(peer.rsplit("/p2p/", 1)[-1] for peer in peers)
         device = await asyncio.to_thread(pick_device, config.device)
         retained = await asyncio.to_thread(_retained, home, config)
-        answers = home.evidence / "answers"
-        evidence = Evidence(identity, manifest, retained, answers, states.elements)
+        evidence = Evidence(identity, manifest, retained, home.answers, states.elements)
         enrolment = await _enrolment(config, identity, swarm, device, anchor)
         admission = await _patiently(lambda: session.enrol(enrolment), board)
         board.connected = True
@@ -176,8 +175,7 @@ def deaf_to_ctrl_c() -> Iterator[None]:
 
 
 def _retained(home: Home, config: WorkerConfig) -> Retained:
-    inputs = home.evidence / "inputs"
-    return Retained(home.updates, inputs, most_bytes=config.evidence_mib << 20)
+    return Retained(home.updates, home.inputs, most_bytes=config.evidence_mib << 20)
 
 
 async def _connect(config: WorkerConfig, identity: Identity, board: Board) -> Session:
@@ -269,4 +267,5 @@ async def _enrolment(
         anchor=anchor,
         client_mode=config.client_mode,
         multiaddrs=[] if config.client_mode else await own_addresses(swarm),
+        invite=config.invite,
     )

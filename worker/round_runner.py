@@ -77,8 +77,8 @@ class RoundRunner:
         Raises:
             TransientError: weights or data cannot be fetched now.
         """
-        assignment = self.open_assignment(lease)
-        self._show(assignment.record)
+        assignment = self.open_assignment(lease.assignment)
+        self.show(assignment.record)
         update: EncodedUpdate | None = None
         try:
             if lease.state == LeaseState.LEASED:
@@ -134,13 +134,13 @@ class RoundRunner:
             f"/{int(config.autocast_bf16)}"
         )
 
-    def open_assignment(self, lease: Lease) -> Signed[wire.Assignment]:
-        """The verified assignment of a lease.
+    def open_assignment(self, envelope: wire.Envelope) -> Signed[wire.Assignment]:
+        """An assignment, verified.
 
         Raises:
             PeerFault: it is not the coordinator's, or not for this worker.
         """
-        signed = self.session.open_round_record(lease.assignment, wire.Assignment)
+        signed = self.session.open_round_record(envelope, wire.Assignment)
         record = signed.record
         if record.worker != self.session.identity.peer_id:
             raise BadRecord("an assignment for another worker")
@@ -162,14 +162,14 @@ class RoundRunner:
         if record.state_digest != head.record.state_digest:
             raise Abandoned("the assignment starts from another state than the run's head")
         self.board.at_work(Phase.FETCHING)
-        job = await self._job(record, head)
+        job = await self.job(record, head, self._seconds_left(record))
         if job.stop_after_s <= 0:
             raise Abandoned("the round's deadline passed before training could begin")
         self.board.at_work(Phase.TRAINING)
         log.info("training", round=record.round, steps=record.steps, assignment=_short(record))
         try:
             trained = await unless(
-                self.trainer.train(job, self._on_progress),
+                self.trainer.train(job, self.on_progress),
                 self._round_over(record.round, record.assignment_id),
             )
         except ProtocolError as error:
@@ -185,7 +185,16 @@ class RoundRunner:
             raise Abandoned("the round went on before the update could be written down")
         return kept
 
-    async def _job(self, record: wire.Assignment, head: Signed[wire.RunHead]) -> Job:
+    async def job(
+        self, record: wire.Assignment, head: Signed[wire.RunHead], seconds_left: float
+    ) -> Job:
+        """The unit with everything that it reads, fetched.
+
+        Args:
+            record: its assignment.
+            head: of the round whose state it starts from.
+            seconds_left: until it must be committed.
+        """
         weights = await self.states.file(head, "weights")
         shards = await self.data.shards(record.start_sequence, record.end_sequence)
         dataset = await self.data.dataset_file()
@@ -208,7 +217,7 @@ class RoundRunner:
             device=self.device,
             micro_batch_sequences=self.config.micro_batch_sequences,
             autocast_bf16=self.config.autocast_bf16,
-            stop_after_s=self._seconds_left(record) - _COMMIT_MARGIN_S,
+            stop_after_s=seconds_left - _COMMIT_MARGIN_S,
         )
 
     async def _round_over(self, round_: int, assignment_id: bytes) -> None:
@@ -219,7 +228,7 @@ class RoundRunner:
             )
         )
 
-    def _on_progress(self, progress: Progress) -> None:
+    def on_progress(self, progress: Progress) -> None:
         board = self.board
         board.steps_done, board.loss = progress.steps_done, progress.loss
         board.tokens_per_s = progress.tokens_per_s
@@ -249,18 +258,30 @@ class RoundRunner:
         self, output: Path, lease: Lease, record: wire.Assignment, trained: Trained
     ) -> Lease:
         """Update file first, then one transaction with the signed Contribution (see journal)."""
-        name = UpdateName(record.round, lease.assignment_id, trained.root)
-        final = adopt_update(output, self.home.updates, name)
-        contribution = self._contribution(record, trained)
-        self.journal.trained(lease.assignment_id, seal(contribution, self.session.identity), final)
+        final = self.adopt(output, record, trained)
+        contribution = self.contribution(record, trained)
+        self.journal.trained(lease.assignment_id, contribution, final)
         self.journal.put(self._speed_key, repr(trained.tokens_per_s))
         kept = self.journal.lease(lease.assignment_id)
         assert kept is not None and kept.state == LeaseState.TRAINED
         return kept
 
-    def _contribution(self, record: wire.Assignment, trained: Trained) -> wire.Contribution:
+    def adopt(self, output: Path, record: wire.Assignment, trained: Trained) -> Path:
+        """Give the encoded update its final name; blocking.
+
+        Raises:
+            TransientError: the disk failed.
+        """
+        head = self.watch.head
+        # A unit on a state of the past is audited now: its file is of the round under way.
+        round_ = record.round if head is None else max(record.round, head.record.round)
+        name = UpdateName(round_, record.assignment_id, trained.root)
+        return adopt_update(output, self.home.updates, name)
+
+    def contribution(self, record: wire.Assignment, trained: Trained) -> wire.Envelope:
+        """What was done, signed."""
         sequences = trained.steps * self.manifest.inner.sequences_per_batch
-        return wire.Contribution(
+        contribution = wire.Contribution(
             run_id=record.run_id,
             round=record.round,
             assignment_id=record.assignment_id,
@@ -280,6 +301,7 @@ class RoundRunner:
             training_spec=TRAINING_SPEC,
             execution=self.device + ("-bf16" if self.config.autocast_bf16 else ""),
         )
+        return seal(contribution, self.session.identity)
 
     # ---- commit ------------------------------------------------------------------------
 
@@ -331,7 +353,7 @@ class RoundRunner:
         self.board.peers = outcome.peers
         self.board.assignment_id, self.board.steps, self.board.steps_done = "", 0, 0
 
-    def _show(self, record: wire.Assignment) -> None:
+    def show(self, record: wire.Assignment) -> None:
         board = self.board
         board.round, board.assignment_id = record.round, record.assignment_id.hex()
         board.steps, board.steps_done, board.loss = record.steps, 0, None

@@ -64,6 +64,8 @@ def adopt_update(output: Path, folder: Path, name: UpdateName) -> Path:
     try:
         if output.exists():
             output.replace(final)
+        else:  # done before; perhaps in the round before
+            final = find_update(folder, name.assignment_id) or final
         for other in folder.glob(f"*-{name.assignment_id.hex()}-*.update"):
             if other != final:  # of a process that was killed before it signed anything
                 other.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,20 +9,21 @@ import numpy as np
 import pytest
 
 from protocol import merkle
-from protocol.errors import TransientError
-from protocol.limits import MAX_RECORD_BYTES
+from protocol.errors import NotFound, TransientError
 from protocol.manifest import RunManifest
+from protocol.projection import project_update
 from protocol.update import ChunkLayout, EncodedUpdate, encode_update
 from worker.updates import (
-    KEPT_UPDATES,
+    UpdateName,
     adopt_update,
-    open_chunks,
-    prune_updates,
+    find_update,
+    open_update,
     read_update,
-    update_file,
+    sha256s,
 )
 
 ELEMENTS = 5 * 4096 + 100
+UNIT = bytes(range(16))
 
 
 def encoded(manifest: RunManifest) -> EncodedUpdate:
@@ -33,54 +33,95 @@ def encoded(manifest: RunManifest) -> EncodedUpdate:
     return encode_update(vector, layout, codec, run_id=run_id, round_=0, worker="me")
 
 
+def stored(update: EncodedUpdate, folder: Path, round_: int = 3) -> Path:
+    path = folder / str(UpdateName(round_, UNIT, update.root))
+    path.write_bytes(b"".join(update.chunks))
+    return path
+
+
 @pytest.mark.parametrize("codec", ["fp32", "int8", "int4"])
 def test_what_was_written_is_read_back_and_its_chunks_lead_to_the_root(
     make_manifest: Callable[..., RunManifest], tmp_path: Path, codec: str
 ) -> None:
     manifest = make_manifest(update={"codec": codec})
     update = encoded(manifest)
-    path = tmp_path / "x"
-    path.write_bytes(b"".join(update.chunks))
-    again = read_update(path, ELEMENTS, manifest)
-    assert again == update
-    opened = open_chunks(update, [5, 0, 3])
-    assert opened is not None
-    assert [chunk.chunk for chunk in opened] == [5, 0, 3]
-    for chunk in opened:
+    path = stored(update, tmp_path)
+    assert read_update(path, ELEMENTS, manifest) == update
+    file = open_update(path, ELEMENTS, manifest, "me")
+    assert tuple(file.leaf_hashes) == update.leaf_hashes
+    shown = file.show([5, 0, 3])
+    assert [(chunk.chunk, chunk.member) for chunk in shown] == [(5, "me"), (0, "me"), (3, "me")]
+    for chunk in shown:
         assert chunk.encoded == update.chunks[chunk.chunk]
         leaf = merkle.leaf_hash(chunk.encoded)
         merkle.verify_inclusion(leaf, chunk.chunk, 6, list(chunk.proof), update.root)
+    assert len(sha256s(shown)) == 3
 
 
-def test_what_cannot_be_shown_is_not_answered(manifest: RunManifest, tmp_path: Path) -> None:
+def test_projections_are_those_of_the_chunks(manifest: RunManifest, tmp_path: Path) -> None:
     update = encoded(manifest)
-    assert open_chunks(update, []) is None
-    assert open_chunks(update, [6]) is None
-    assert open_chunks(update, [0] * 7) is None
-    assert open_chunks(EncodedUpdate.of((bytes(MAX_RECORD_BYTES),)), [0]) is None
+    file = open_update(stored(update, tmp_path), ELEMENTS, manifest, "me")
+    seed, codec = bytes(32), manifest.update.codec
+    expected = project_update(update.chunks[1:6], codec, file.layout, seed, first=1)
+    assert file.project(1, 6, seed) == expected
+
+
+def test_what_is_not_here_or_was_damaged_is_not_shown(
+    manifest: RunManifest, tmp_path: Path
+) -> None:
+    update = encoded(manifest)
+    path = stored(update, tmp_path)
+    file = open_update(path, ELEMENTS, manifest, "me")
+    for chunk in (6, 99):
+        with pytest.raises(NotFound):
+            file.read(chunk)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1  # in the last chunk, after the file was opened
+    path.write_bytes(data)
+    assert file.read(0) == update.chunks[0]
+    with pytest.raises(NotFound, match="damaged"):
+        file.read(5)
+    with pytest.raises(NotFound, match="damaged"):
+        open_update(path, ELEMENTS, manifest, "me")
+    path.unlink()
+    with pytest.raises(NotFound):
+        file.read(0)
+    with pytest.raises(NotFound):
+        open_update(path, ELEMENTS, manifest, "me")
+
+
+def test_a_file_of_another_size_is_no_update(manifest: RunManifest, tmp_path: Path) -> None:
+    data = b"".join(encoded(manifest).chunks)
     assert read_update(tmp_path / "none", ELEMENTS, manifest) is None
-    (tmp_path / "short").write_bytes(b"".join(update.chunks)[:-1])
-    assert read_update(tmp_path / "short", ELEMENTS, manifest) is None
-    (tmp_path / "long").write_bytes(b"".join(update.chunks) + b"!")
-    assert read_update(tmp_path / "long", ELEMENTS, manifest) is None
+    for name, wrong in (("short", data[:-1]), ("long", data + b"!")):
+        (tmp_path / name).write_bytes(wrong)
+        assert read_update(tmp_path / name, ELEMENTS, manifest) is None
 
 
-def test_the_newest_few_stay_and_so_does_what_a_round_needs(tmp_path: Path) -> None:
-    files = [update_file(tmp_path, bytes([number]) * 16) for number in range(KEPT_UPDATES + 3)]
-    for number, path in enumerate(files):
-        path.write_bytes(b"chunks")
-        os.utime(path, ns=(number, number))
-    (tmp_path / "unrelated").touch()
-    prune_updates(tmp_path, {files[0], None})
-    kept = {files[0], *files[-KEPT_UPDATES:], tmp_path / "unrelated"}
-    assert set(tmp_path.iterdir()) == kept
+def test_a_name_says_round_unit_and_commitment() -> None:
+    name = UpdateName(12, UNIT, bytes(32))
+    assert UpdateName.of(Path("/somewhere") / str(name)) == name
+    assert UpdateName(1 << 63, UNIT, bytes(32)) == UpdateName.of(
+        Path(str(UpdateName(1 << 63, UNIT, bytes(32))))
+    )
+    assert UpdateName.of(Path("journal.db")) is None
 
 
 def test_adopting_is_done_once_however_often_it_is_tried(tmp_path: Path) -> None:
-    output = tmp_path / "output"
+    output, name = tmp_path / "output", UpdateName(1, UNIT, bytes(32))
     output.write_bytes(b"chunks")
     with pytest.raises(TransientError, match="cannot keep"):
-        adopt_update(output, tmp_path / "none", bytes(16))
-    first = adopt_update(output, tmp_path, bytes(16))
-    assert adopt_update(output, tmp_path, bytes(16)) == first
-    assert first.read_bytes() == b"chunks" and not output.exists()
+        adopt_update(output, tmp_path / "none", name)
+    first = adopt_update(output, tmp_path, name)
+    assert adopt_update(output, tmp_path, name) == first == find_update(tmp_path, UNIT)
+    assert first.read_bytes() == b"chunks"
+    assert not output.exists()
+
+
+def test_training_again_after_a_kill_leaves_only_the_newer_update(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    for root in (bytes(32), b"r" * 32):  # another device rounds otherwise
+        output.write_bytes(root)
+        kept = adopt_update(output, tmp_path, UpdateName(1, UNIT, root))
+    assert list(tmp_path.iterdir()) == [kept]
+    assert find_update(tmp_path, bytes(16)) is None
