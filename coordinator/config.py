@@ -120,7 +120,6 @@ class ServerSection(_Section):
     validation_sequences: int = Field(256, ge=1)
     enrolment: Literal["open", "invite", "approval"] = "open"
     heartbeat_s: float = Field(4.0, gt=0, le=60)  # what workers are told
-    auditor: bool = True  # start the run's own auditor beside the server
     audit: AuditSection = AuditSection()
     limits: LimitsSection = LimitsSection()
 

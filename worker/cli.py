@@ -53,6 +53,7 @@ def cli() -> None:
 )
 @click.option("--client-mode", is_flag=True, help="No inbound port: for machines behind NAT.")
 @click.option("--listen", multiple=True, help="Multiaddress to listen on; may be repeated.")
+@click.option("--invite", metavar="TOKEN", help="The organiser's invitation, if it takes one.")
 @click.option("--yes", is_flag=True, help="Agree without being asked.")
 def join(
     link: str,
@@ -62,6 +63,7 @@ def join(
     device: str,
     client_mode: bool,
     listen: tuple[str, ...],
+    invite: str | None,
     yes: bool,
 ) -> None:
     """Join the run of a LINK: make a key, look at the run, agree. Starts nothing.
@@ -73,7 +75,7 @@ def join(
     from worker.join import describe, look_at_run
 
     config = WorkerConfig(link=link, threads=threads or default_threads(), name=name).with_options(
-        device=device, client_mode=client_mode, listen=listen or None
+        device=device, client_mode=client_mode, listen=listen or None, invite=invite
     )
     offer = _run(look_at_run(home, config))
     click.echo(describe(offer, home))

@@ -31,6 +31,7 @@ from worker.data_source import DataSource
 from worker.heartbeat import Heartbeats, seed_weights
 from worker.journal import Lease, LeaseState
 from worker.node import Node, open_node
+from worker.probation import Probation
 from worker.race import unless
 from worker.receipts import collect_receipts, last_receipts, store_trust
 from worker.round_runner import RECEIPT_PATIENCE_S, RoundRunner
@@ -179,7 +180,7 @@ class Daemon:
                 tasks.create_task(collect_receipts(node, self.board))
                 if not self.config.client_mode:
                     tasks.create_task(seed_weights(node, fetch=False))
-                await self._work(node, runner, beats)
+                await self._work(node, runner, beats, Probation(runner))
                 await node.outbox.drain(_GOODBYE_S)
                 await last_receipts(node)
                 raise _Done
@@ -205,10 +206,12 @@ class Daemon:
 
     # ---- work --------------------------------------------------------------------------
 
-    async def _work(self, node: Node, runner: RoundRunner, beats: Heartbeats) -> None:
+    async def _work(
+        self, node: Node, runner: RoundRunner, beats: Heartbeats, probation: Probation
+    ) -> None:
         while not self.finish.is_set():
             try:
-                await self._one_unit(node, runner, beats)
+                await self._one_unit(node, runner, beats, probation)
             except NotEnrolled:
                 log.info("the coordinator does not know this device: enrolling again")
                 await self._retry(node, node.enrol())
@@ -220,7 +223,9 @@ class Daemon:
         await runner.warm_up()
         return True
 
-    async def _one_unit(self, node: Node, runner: RoundRunner, beats: Heartbeats) -> None:
+    async def _one_unit(
+        self, node: Node, runner: RoundRunner, beats: Heartbeats, probation: Probation
+    ) -> None:
         if self.paused or beats.paused:
             reason = beats.reason if beats.paused else "paused by you: 'barnraise worker resume'"
             self.board.waiting(reason, Phase.PAUSED)
@@ -236,8 +241,9 @@ class Daemon:
         self.board.settled_rounds = head.record.settled_rounds
         self.board.state_digest = head.record.state_digest.hex()
         await asyncio.to_thread(self._forget_before, node, head.record.round)
-        await node.states.file(head, "weights")  # before the lease: its time is for training
-        lease = await self._lease(node, runner, head.record.round)
+        if not await asyncio.to_thread(probation.expected):
+            await node.states.file(head, "weights")  # before the lease: its time is for training
+        lease = await self._lease(node, runner, probation, head.record.round)
         if lease is None:
             return
         head = node.watch.head  # it may have moved while we fetched or asked
@@ -246,12 +252,15 @@ class Daemon:
         reduction = Reduction.of(node)
         await runner.run(lease, head, reduction)
 
-    async def _lease(self, node: Node, runner: RoundRunner, round_: int) -> Lease | None:
-        """The lease to work on; None after having waited for one."""
+    async def _lease(
+        self, node: Node, runner: RoundRunner, probation: Probation, round_: int
+    ) -> Lease | None:
+        """The lease to work on; None after having waited for one, or done a unit on probation."""
         for lease in await asyncio.to_thread(node.journal.open_leases):
             if lease.round == round_ and lease.state == LeaseState.TRAINED:
                 log.info("going on with the unit trained before the restart", round=round_)
                 return lease
+        await probation.deliver_rest()
         reply = await node.session.request_work(runner.speed_hint())
         if reply.HasField("run_head") and reply.run_head.payload:
             node.watch.offer_head(reply.run_head)
@@ -262,6 +271,10 @@ class Daemon:
             await self._wait(node, reply.wait.reason, reply.wait.retry_after_ms / 1000)
             return None
         assignment = node.session.open_round_record(reply.assignment, Assignment).record
+        if assignment.probation:
+            await probation.run(reply.assignment, reply.run_head)
+            return None
+        await probation.passed()
         lease_id = assignment.assignment_id
         await asyncio.to_thread(node.journal.begin, lease_id, assignment.round, reply.assignment)
         known = await asyncio.to_thread(node.journal.lease, lease_id)

@@ -39,6 +39,7 @@ Record = TypeVar("Record", bound=Message)
 _STREAM_TIMEOUT_S = 600.0
 _ANSWER_TIMEOUT_S = 60.0  # 3 MiB, over a slow line
 _NONCE_BYTES = 16
+_AWAITS_APPROVAL = "approval"
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,7 @@ class Session:
 
         Raises:
             UsageError: refused, with the coordinator's reason.
+            TransientError: the organiser has yet to approve this device; ask again.
         """
 
         def attempt(timeout: float) -> grpc.aio.UnaryUnaryCall:
@@ -170,6 +172,8 @@ class Session:
             return self._stub.Enrol(seal(enrolment, self.identity), timeout=timeout)
 
         reply = await call(attempt)
+        if reply.code == _AWAITS_APPROVAL and not reply.admitted:
+            raise TransientError(reply.message)
         if not reply.admitted:
             raise UsageError(f"the coordinator did not admit this worker: {reply.message}")
         self.open_round_record(reply.admission, wire.Admission)
