@@ -81,6 +81,7 @@ class ControlRow(Base):
     paused: Mapped[bool] = mapped_column(default=False)
     finished: Mapped[bool] = mapped_column(default=False)
     alive_at_s: Mapped[float] = mapped_column(default=0.0, comment="to know the downtime")
+    finality_at_s: Mapped[float] = mapped_column(default=0.0, comment="last look at pending credit")
 
     __table_args__ = (CheckConstraint("id = 1", name="one_row"),)
 
@@ -200,6 +201,7 @@ class ContributionRow(Base):
         String(16), default="", index=True, comment="coordinator.audit.schema; empty: unmerged"
     )
     credited_at_s: Mapped[float | None] = mapped_column()
+    reversed_by: Mapped[int | None] = mapped_column(BigInteger, comment="leaf of the verdict")
     envelope: Mapped[bytes] = mapped_column(LargeBinary)
 
     __table_args__ = (Index("ix_contributions_worker", "worker", "round"),)

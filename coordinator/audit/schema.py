@@ -56,9 +56,6 @@ class TrustRow(Base):
     watch: Mapped[str] = mapped_column(
         String(32), default="", comment="a Why that makes the next audit certain"
     )
-    forfeited: Mapped[int] = mapped_column(
-        default=0, comment="passes that a conviction took; an appeal can give them back"
-    )
 
 
 class AuditRow(Base):
@@ -230,6 +227,7 @@ class OtherCreditRow(Base):
     donor: Mapped[str] = mapped_column(String(64), index=True)
     microcredits: Mapped[int] = mapped_column(BigInteger)
     credit: Mapped[str] = mapped_column(String(16), index=True, comment="as of a contribution")
+    reversed_by: Mapped[int | None] = mapped_column(BigInteger)
     credited_at_s: Mapped[float] = mapped_column()
 
 

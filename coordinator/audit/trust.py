@@ -4,7 +4,8 @@ Invariants:
 
 * Only audits raise it, and only a conviction takes it away; what cannot be had or cannot be
   decided leaves it as it is, and makes the next audit certain.
-* A conviction takes it in every class. An appeal that succeeds gives back what that took.
+* A conviction takes it in every class. The public record gives the same numbers, or larger ones:
+  what a convicted device did before counts there, and not here.
 
 Source: BOINC's adaptive replication (docs/verification.md).
 """
@@ -46,13 +47,7 @@ def count_audit(session: Session, worker: PeerId, execution: str) -> None:
 def reset(session: Session, worker: PeerId) -> None:
     """A conviction: no trust in any class."""
     for row in _rows(session, worker):
-        row.passes, row.forfeited = 0, row.forfeited + row.passes
-
-
-def restore(session: Session, worker: PeerId) -> None:
-    """The last conviction was overturned: give back what :func:`reset` took."""
-    for row in _rows(session, worker):
-        row.passes, row.forfeited = row.passes + row.forfeited, 0
+        row.passes = 0
 
 
 def watch(session: Session, worker: PeerId, execution: str, why: Why) -> None:

@@ -134,6 +134,7 @@ def upgrade() -> None:
         sa.Column("donor", sa.String(length=64), nullable=False),
         sa.Column("microcredits", sa.BigInteger(), nullable=False),
         sa.Column("credit", sa.String(length=16), nullable=False, comment="as of a contribution"),
+        sa.Column("reversed_by", sa.BigInteger(), nullable=True),
         sa.Column("credited_at_s", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("leaf_index", name=op.f("pk_other_credits")),
     )
@@ -210,12 +211,6 @@ def upgrade() -> None:
             sa.String(length=32),
             nullable=False,
             comment="a Why that makes the next audit certain",
-        ),
-        sa.Column(
-            "forfeited",
-            sa.Integer(),
-            nullable=False,
-            comment="passes that a conviction took; an appeal can give them back",
         ),
         sa.PrimaryKeyConstraint("worker", "execution", name=op.f("pk_trust")),
     )
@@ -318,11 +313,25 @@ def upgrade() -> None:
             )
         )
         batch_op.add_column(sa.Column("credited_at_s", sa.Double(), nullable=True))
+        batch_op.add_column(
+            sa.Column("reversed_by", sa.BigInteger(), nullable=True, comment="leaf of the verdict")
+        )
         batch_op.create_index(
             batch_op.f("ix_contributions_commitment_root"), ["commitment_root"], unique=False
         )
         batch_op.create_index(batch_op.f("ix_contributions_credit"), ["credit"], unique=False)
         batch_op.create_index("ix_contributions_worker", ["worker", "round"], unique=False)
+
+    with op.batch_alter_table("control", schema=None) as batch_op:
+        batch_op.add_column(
+            sa.Column(
+                "finality_at_s",
+                sa.Double(),
+                nullable=False,
+                server_default="0",
+                comment="last look at pending credit",
+            )
+        )
 
     with op.batch_alter_table("workers", schema=None) as batch_op:
         batch_op.add_column(
