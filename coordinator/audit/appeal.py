@@ -32,9 +32,7 @@ from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
 
 _ID_BYTES = 16
-_CLASSES = frozenset(
-    f"{device}{mode}" for device in ("cpu", "cuda", "mps") for mode in ("", "-bf16")
-)
+_CLASSES = {device + mode for device in ("cpu", "cuda", "mps") for mode in ("", "-bf16")}
 
 _log = structlog.get_logger()
 
@@ -60,9 +58,7 @@ def accept_appeal(turn: Turn, signed: Signed[wire.Appeal]) -> service_pb2.Appeal
         return _reply(f"the verdict on round {newest.round} was overturned: nothing is left of it")
     convicting = [audit for audit in audits if audit.verdict == Verdict.FAILED]
     if not convicting:
-        raise UsageError(
-            f"no verdict convicts your work of round {newest.round}: nothing to appeal"
-        )
+        raise UsageError(f"no verdict convicts your work of round {newest.round}")
     first = convicting[0]
     assert first.decided_at_s is not None
     if turn.now_s > first.decided_at_s + turn.context.options.audit.appeal_s:

@@ -91,14 +91,15 @@ def _due(session: Session, policy: VerificationSpec, now_s: int) -> dict[PeerId,
 def _due_training(
     session: Session, policy: VerificationSpec, now_s: int
 ) -> Sequence[tuple[ContributionRow, PeerId]]:
-    by_donor = {"partition_by": WorkerRow.donor}
-    newest_first = ContributionRow.leaf_index.desc()
+    donor, newest_first = WorkerRow.donor, ContributionRow.leaf_index.desc()
+    place = func.row_number().over(partition_by=donor, order_by=newest_first)
+    last_s = func.max(ContributionRow.credited_at_s).over(partition_by=donor)
     placed = (
         select(
             ContributionRow.assignment_id,
-            WorkerRow.donor,
-            (func.row_number().over(order_by=newest_first, **by_donor) - 1).label("later"),
-            func.max(ContributionRow.credited_at_s).over(**by_donor).label("last_s"),
+            donor,
+            (place - 1).label("later"),
+            last_s.label("last_s"),
         )
         .join(WorkerRow, WorkerRow.worker == ContributionRow.worker)
         .where(ContributionRow.credit.in_(_COUNTED))
