@@ -135,7 +135,9 @@ def revoke(session: Session, id_: str) -> str:
     known = session.scalars(select(InviteRow)).all()
     found = [row for row in known if row.token_sha256.hex().startswith(id_.lower())]
     if len(id_) < _LEAST_ID_CHARS or len(found) != 1:
-        raise NotFound(f"no invitation is called {id_[:80]}: see 'barnraise coordinator invites'")
+        raise NotFound(
+            f"no invitation is called {id_[:80]}: see 'barnraise coordinator invite list'"
+        )
     session.delete(found[0])
     return found[0].note
 

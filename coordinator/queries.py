@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from sqlalchemy.orm import Session
 
+from coordinator.audit.schema import COMMITTED as PROBATION_COMMITTED
+from coordinator.audit.schema import ProbationRow
 from coordinator.schema import COMMITTED, AssignmentRow, ContributionRow
 from coordinator.turn import Turn, current_roster
 from ledger.receipts import make_receipt
@@ -15,13 +17,18 @@ from protocol.wire import service_pb2
 def read_receipt(
     session: Session, origin: str, assignment_id: bytes
 ) -> service_pb2.GetReceiptReply:
-    """The credit leaf of a merged contribution, with its proof.
+    """The credit leaf of a merged contribution or a passed probation unit, with its proof.
 
     Raises:
-        NotFound: no such contribution, or it was not merged.
+        NotFound: no such contribution, or it was not merged, or not passed (yet).
         TransientError: its round is not settled yet, or the head not signed.
     """
-    row = session.get(ContributionRow, assignment_id)
+    unit = session.get(ProbationRow, assignment_id)
+    if unit is not None and unit.leaf_index is None:
+        if unit.status == PROBATION_COMMITTED:
+            raise NotFound("this unit is being checked by an auditor: ask again later")
+        raise NotFound("this unit did not pass, so it has no credit")
+    row = unit or session.get(ContributionRow, assignment_id)
     if row is None:
         raise NotFound("no contribution was made to this assignment")
     if row.leaf_index is None:

@@ -28,7 +28,7 @@ from coordinator.config import RunFile, RunFolder
 from coordinator.database import Database
 from coordinator.engine import Engine
 from coordinator.init import InitResult, init_run
-from coordinator.serve import Run, make_service
+from coordinator.serve import Run, engine_options, make_service
 from coordinator.server import BoundServer, start_server
 from ledger.log import Log
 from protocol.certificate import TLS_NAME, check_certificate
@@ -59,6 +59,11 @@ max_steps = 5
 
 [update]
 chunk_elements = 1024
+
+[verification]
+probation_steps = 0
+probation_passes = 0
+reducer_passes = 0
 
 [server]
 listen = "127.0.0.1:0"
@@ -137,7 +142,16 @@ async def serving(folder: Path, *, clock: Callable[[], float] = time.time) -> As
     database = Database(run.folder.database_url(run.settings))
     checkpoints = CheckpointStore(run.folder.blobs_url(run.settings), run.manifest)
     log = Log(run.manifest.origin, run.keys.log)
-    engine = Engine(database, run.manifest, run.dataset, run.keys, checkpoints, log, clock=clock)
+    engine = Engine(
+        database,
+        run.manifest,
+        run.dataset,
+        run.keys,
+        checkpoints,
+        log,
+        clock=clock,
+        options=engine_options(run.settings),
+    )
     await engine.start()
     service = make_service(run, engine, database, checkpoints, log, clock=clock)
     bound = await start_server(service, run.keys.tls, "127.0.0.1:0")

@@ -60,9 +60,15 @@ max_rounds = {max_rounds}
 codec = "{codec}"
 combine = "{combine}"
 chunk_elements = 4096
+[verification]
+probation_steps = {probation_steps}
+probation_passes = 0
+reducer_passes = {reducer_passes}
 [server]
 listen = "127.0.0.1:{port}"
 public_address = "127.0.0.1:{port}"
+auditor = {auditor}
+heartbeat_s = 0.5
 anchor_arguments = ["--listen", "/ip4/127.0.0.1/tcp/0", "--json-logs"]
 """
 
@@ -186,6 +192,8 @@ class Rig:
         defaults = {
             **{"max_steps": 20, "duration_s": 6.0, "grace_s": 3.0, "min_members": 1},
             **{"max_rounds": 3, "codec": "int8", "combine": "mean"},
+            # For tests that are not about audits: everybody is trusted from the start.
+            **{"probation_steps": 0, "reducer_passes": 0, "auditor": "false"},
         }
         toml = self.folder / "run.toml"
         toml.write_text(RUN_TOML.format(port=self.port, **{**defaults, **settings}))
