@@ -26,7 +26,8 @@ from coordinator.admission import check_multiaddrs
 from coordinator.attendance import Attendance, decide_action, write_presence
 from coordinator.audit import base_weights
 from coordinator.audit.challenges import accept_answer, open_challenges
-from coordinator.audit.files import Found, OpeningKey, audit_file, opened_chunk
+from coordinator.audit.desk import AuditDesk
+from coordinator.audit.replays import ReplayStore
 from coordinator.audit.screening import accept_screening
 from coordinator.checkpoints import CheckpointStore
 from coordinator.clockwork import let_time_pass
@@ -105,6 +106,7 @@ class Engine:
         self._attendance = Attendance(clock())
         self._states: dict[int, settle.ModelState] = {}  # by settled rounds, newest last
         self._unsigned = False  # leaves are committed that no signed head covers yet
+        self._desk = AuditDesk(self.context, self._turn, ReplayStore(checkpoints.url))
 
     # ---- life ----
 
@@ -136,6 +138,16 @@ class Engine:
             tasks.create_task(self._tick_forever(), name="tick")
             tasks.create_task(self._whenever(self._settle_due, self.settle), name="settle")
             tasks.create_task(self._whenever(self._evaluation_due, self.evaluate), name="evaluate")
+            tasks.create_task(self._audit_forever(), name="audit")
+
+    async def _audit_forever(self) -> None:
+        while True:
+            try:
+                while await self.audit():
+                    pass
+            except TransientError as error:
+                _log.warning("audit_failed", error=str(error))
+            await asyncio.sleep(self.context.options.audit.step_s)
 
     async def _tick_forever(self) -> None:
         while True:
@@ -257,6 +269,7 @@ class Engine:
                 server_time_ms=to_ms(turn.now_s),
                 next_heartbeat_ms=to_ms(self.context.options.heartbeat_s),
                 challenges=open_challenges(turn, record.worker),
+                retain_from_round=self._desk.retain_from_round,
             )
 
         reply = await self._turn(answer)
@@ -280,24 +293,6 @@ class Engine:
             TooLate, BadRecord, Conflict: see :mod:`coordinator.audit.screening`.
         """
         return await self._turn(lambda turn: accept_screening(turn, signed))
-
-    async def audit_file(self, round_: int, worker: str) -> Found:
-        """What redoing the audit of a contribution takes.
-
-        Raises:
-            NotFound, TransientError: see :mod:`coordinator.audit.files`.
-        """
-        return await self._database.run(
-            lambda session: audit_file(session, self.context, round_, worker)
-        )
-
-    async def opened_chunk(self, key: OpeningKey) -> wire.OpenedChunk:
-        """One of the chunks that an audit's file counts.
-
-        Raises:
-            NotFound: it was dropped meanwhile.
-        """
-        return await self._database.run(lambda session: opened_chunk(session, key))
 
     async def receipt(self, assignment_id: bytes) -> service_pb2.GetReceiptReply:
         """The credit leaf of a merged contribution, with its proof.
@@ -402,6 +397,17 @@ class Engine:
         await self._turn(keep)
         _log.info("validated", settled_rounds=settled_rounds, loss=loss)
         return True
+
+    async def audit(self) -> bool:
+        """Take open audits a step further; see :mod:`coordinator.audit.desk`.
+
+        Returns:
+            Whether there may be more to do at once.
+
+        Raises:
+            TransientError: database or replays are not available; it is tried again.
+        """
+        return await self._desk.step()
 
     # ---- turns ----
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from typing import Any, TypeAlias
 
@@ -22,6 +23,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from coordinator.admission import Admission, anchor_addresses, supported
+from coordinator.audit.files import audit_file, opened_chunk
 from coordinator.blobs import BlobIndex
 from coordinator.checkpoints import MOMENTUM, WEIGHTS
 from coordinator.database import Database
@@ -179,11 +181,15 @@ class CoordinatorService(CoordinatorServicer):
     ) -> AsyncIterator[service_pb2.AuditPiece]:
         self._guard.allow(context.peer())
         self._guard.check_run(request.run_id)
-        found = await self._engine.audit_file(request.round, request.worker)
+        run = self._engine.context
+        found = await self._database.run(
+            lambda session: audit_file(session, run, request.round, request.worker)
+        )
         with self._one_more("download", context.peer()):
             yield service_pb2.AuditPiece(file=found.file)
             for key in found.openings:
-                yield service_pb2.AuditPiece(chunk=await self._engine.opened_chunk(key))
+                chunk = await self._database.run(partial(opened_chunk, key=key))
+                yield service_pb2.AuditPiece(chunk=chunk)
 
     # ---- streams ----
 
