@@ -25,7 +25,6 @@ from protocol.errors import (
     BadDigest,
     BadRecord,
     PeerFault,
-    ProtocolError,
     TransientError,
     UsageError,
 )
@@ -36,6 +35,7 @@ from worker.outbox import REPORT, Outbox
 from worker.race import unless
 from worker.session import Session
 from worker.state_cache import StateCache
+from worker.testimony import bring_proofs, bring_results, submit_screening
 from worker.watch import Watch
 
 if TYPE_CHECKING:
@@ -43,14 +43,11 @@ if TYPE_CHECKING:
     from worker.allreduce import GroupReduce, ReduceResult
     from worker.node import Node
     from worker.retained import Retained
-    from worker.screening import Screener
     from worker.swarm import Swarm
 
 log = structlog.get_logger()
 
 _LAST_MOMENT_S = 2.0
-_SCREENING_S = 5.0
-_PROOF_S = 20.0
 _REPORT_AGAIN_S = 2.0  # at most: the gather waits for it
 
 
@@ -70,6 +67,19 @@ class _Attempt:
     inclusion: Signed[wire.InclusionSet] | None = None
 
 
+@dataclass(frozen=True)
+class _OwnStep:
+    """What our own outer step led to."""
+
+    group: GroupReduce
+    settled_rounds: int
+    digest: bytes
+
+    def contradicts(self, head: wire.RunHead) -> bool:
+        """The run made the same step, and came to something else."""
+        return head.settled_rounds == self.settled_rounds and head.state_digest != self.digest
+
+
 @dataclass
 class Reduction:
     """One round's reduce. Make a new one for every round."""
@@ -83,6 +93,7 @@ class Reduction:
     reports: bool = True  # members report their state; anchors only serve it
     _groups: list[GroupReduce] = field(default_factory=list)
     _last: _Attempt | None = None
+    _own_step: _OwnStep | None = None
 
     @classmethod
     def of(cls, node: Node, *, reports: bool = True) -> Reduction:
@@ -159,7 +170,7 @@ class Reduction:
         if group.reducer is not None:
             self.retained.keep(group.reducer, inclusion)
         result = await self._finish(group, inclusion)
-        await self._prove(group)
+        await bring_proofs(self.session, group)
         if result is not None:
             await self._step(head, roster, inclusion, result)
 
@@ -238,29 +249,8 @@ class Reduction:
         pieces = await group.own_results()
         if pieces and group.reducer is not None:
             # First: the round may be settled as soon as the last result is there.
-            await self._submit_screening(group.reducer.screener, members)
+            await submit_screening(self.session, group.reducer.screener, members)
         await self._submit(pieces)
-
-    async def _submit_screening(self, screener: Screener, members: int) -> None:
-        """Worth a little time, and never the round."""
-        identity = self.session.identity
-        try:
-            async with asyncio.timeout(_SCREENING_S):
-                for record in await asyncio.to_thread(screener.records, members, identity):
-                    await self.session.submit_screening(record)
-        except (ProtocolError, TimeoutError) as error:
-            log.warning("screening not taken by the coordinator", error=str(error))
-
-    async def _prove(self, group: GroupReduce) -> None:
-        """Bring results that contradict each other to the coordinator."""
-        proofs = [proof for proof in group.equivocations if proof.pieces]
-        try:
-            async with asyncio.timeout(_PROOF_S):
-                for proof in proofs:
-                    await self.session.submit_results(proof.pieces)
-                    group.equivocations.remove(proof)
-        except (ProtocolError, TimeoutError) as error:
-            log.warning("proof of equivocation not taken", error=str(error))
 
     async def _submit(self, pieces: list[api.ResultPiece]) -> set[int]:
         """Give results to the coordinator.
@@ -293,6 +283,8 @@ class Reduction:
         except (TransientError, BadDigest, BadRecord, UsageError) as error:
             log.warning("no own outer step: will fetch the new state", error=str(error))
             return
+        settled_rounds = head.record.settled_rounds + 1
+        self._own_step = _OwnStep(self._groups[-1], settled_rounds, descriptor.digest)
         log.info("outer step made", round=roster.record.round, state=descriptor.digest.hex()[:16])
         if self.reports:
             await self._report(roster, descriptor.digest)
@@ -333,8 +325,11 @@ class Reduction:
 
     async def _conclude(self, head: Signed[wire.RunHead]) -> Outcome:
         for group in self._groups:  # what came late, or could not be brought before
-            await self._prove(group)
+            await bring_proofs(self.session, group)
         stepped = await self.states.confirm(head)
+        step = self._own_step
+        if step is not None and step.group is self._groups[-1] and step.contradicts(head.record):
+            await bring_results(self.session, step.group)
         if self._last is None:
             return Outcome(head, stepped=stepped)
         inclusion = self._last.inclusion
