@@ -119,13 +119,20 @@ def welcome() -> ColumnElement[bool]:
     return ~exists(select(BlockRow.key).where(keys).correlate(WorkerRow))
 
 
-def listed(session: Session) -> list[dict[str, object]]:
+@dataclass(frozen=True)
+class Block:
+    """A block, for a person."""
+
+    key: PeerId
+    reason: str
+    source: str
+    at_s: float
+
+
+def listed(session: Session) -> list[Block]:
     """Every block, the newest first."""
     rows = session.scalars(select(BlockRow).order_by(BlockRow.at_s.desc(), BlockRow.key))
-    return [
-        {"key": row.key, "reason": row.reason, "source": row.source, "at_s": row.at_s}
-        for row in rows
-    ]
+    return [Block(row.key, row.reason, row.source, row.at_s) for row in rows]
 
 
 def reasons(session: Session) -> dict[PeerId, str]:

@@ -25,6 +25,7 @@ from coordinator import bootstrap, round_state, settle
 from coordinator.admission import check_multiaddrs
 from coordinator.attendance import Attendance, decide_action, write_presence
 from coordinator.audit import base_weights
+from coordinator.audit.appeal import accept_appeal
 from coordinator.audit.challenges import accept_answer, open_challenges
 from coordinator.audit.desk import AuditDesk
 from coordinator.audit.replays import ReplayStore
@@ -293,6 +294,14 @@ class Engine:
             TooLate, BadRecord, Conflict: see :mod:`coordinator.audit.screening`.
         """
         return await self._turn(lambda turn: accept_screening(turn, signed))
+
+    async def appeal(self, signed: Signed[wire.Appeal]) -> service_pb2.AppealReply:
+        """Have a convicted device's work replayed on another kind of device.
+
+        Raises:
+            NotFound, UsageError, TooLate, BadRecord: see :mod:`coordinator.audit.appeal`.
+        """
+        return await self._turn(lambda turn: accept_appeal(turn, signed))
 
     async def receipt(self, assignment_id: bytes) -> service_pb2.GetReceiptReply:
         """The credit leaf of a merged contribution, with its proof.

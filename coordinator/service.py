@@ -176,6 +176,11 @@ class CoordinatorService(CoordinatorServicer):
     ) -> service_pb2.ScreeningReply:
         return await self._engine.submit_screening(self._open(request, wire.Screening, context))
 
+    async def Appeal(  # noqa: N802
+        self, request: wire.Envelope, context: Context
+    ) -> service_pb2.AppealReply:
+        return await self._engine.appeal(self._open(request, wire.Appeal, context))
+
     async def GetAudit(  # noqa: N802
         self, request: service_pb2.GetAuditRequest, context: Context
     ) -> AsyncIterator[service_pb2.AuditPiece]:

@@ -266,6 +266,23 @@ def receipts(home: Home, as_json: bool, save: Path | None) -> None:
         sys.exit(_EXIT_CHECKS_FAILED)
 
 
+@cli.command()
+@click.argument("round_", metavar="ROUND", type=click.IntRange(0))
+@_home_option
+def appeal(round_: int, home: Home) -> None:
+    """Appeal against the verdict on your work of ROUND: it is replayed on another kind of device.
+
+    \b
+    Example:
+      barnraise worker appeal 12
+    """
+    config = WorkerConfig.load(home.config)
+    _quiet_logs()
+    from worker.appeal import appeal as send_appeal
+
+    click.echo(_run(send_appeal(home, config, round_)))
+
+
 Result = TypeVar("Result")
 
 

@@ -231,6 +231,25 @@ class Session:
         """Tell what was measured of the members' inputs; tried once: nobody waits for it."""
         await call(lambda t: self._stub.SubmitScreening(envelope, timeout=t), attempts=1)
 
+    async def appeal(self, assignment_id: bytes) -> api.AppealReply:
+        """Appeal against the verdict on one unit of work.
+
+        Raises:
+            UsageError: there is nothing to appeal against, or not any more.
+        """
+
+        def attempt(timeout: float) -> grpc.aio.UnaryUnaryCall:
+            record = wire.Appeal(
+                run_id=self.link.run_id,
+                worker=self.identity.peer_id,
+                assignment_id=assignment_id,
+                freshness=self.freshness(),
+            )
+            return self._stub.Appeal(seal(record, self.identity), timeout=timeout)
+
+        reply: api.AppealReply = await call(attempt)
+        return reply
+
     async def heartbeat(self, beat: wire.Heartbeat) -> api.HeartbeatReply:
         sent_s = time.monotonic()
 
