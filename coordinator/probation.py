@@ -6,8 +6,8 @@ Invariants:
   has neither weight nor data, nor reduces, before an audit has passed.
 * The unit starts from a state that is published already and is merged into nothing: neither the
   round nor the data's intervals know of it.
-* Asking again gives the same unit, byte for byte, until it is committed or its time is over; what
-  could not be decided costs nobody anything: there is another unit.
+* Asking again gives the same unit, byte for byte, until it is committed or its time is over. A unit
+  that is not done, or by which nothing could be decided, has lapsed: there is another one.
 * Anchors are the organiser's: they need none.
 """
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 import secrets
 
 import structlog
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from coordinator import leases
@@ -26,14 +26,12 @@ from coordinator.audit.schema import (
     ISSUED,
     LAPSED,
     PASSED,
-    AuditRow,
     ProbationRow,
 )
 from coordinator.audit.trust import best_passes
 from coordinator.context import to_ms
 from coordinator.schema import IntervalRow, RoundRow, StateRow, WorkerRow
 from coordinator.turn import Turn, newest_state
-from protocol.audit_policy import Verdict
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
 
@@ -60,7 +58,7 @@ def grant_probation(
 ) -> service_pb2.WorkReply:
     """The device's unit, a new one, or the reason to wait; with the head of the unit's round."""
     row = _newest(turn.session, worker.worker)
-    if row is not None and row.status == COMMITTED and not _undecidable(turn.session, row):
+    if row is not None and row.status == COMMITTED:
         return service_pb2.WorkReply(
             wait=service_pb2.Wait(
                 reason="your first unit is being checked by an auditor",
@@ -70,10 +68,9 @@ def grant_probation(
             ),
             run_head=wire.Envelope.FromString(turn.row.head),
         )
-    if row is not None and row.status in (ISSUED, COMMITTED):
-        if row.status == ISSUED and turn.now_s <= row.deadline_s:
-            return _reply(turn.session, row)
-        row.status = LAPSED
+    if row is not None and row.status == ISSUED and turn.now_s <= row.deadline_s:
+        return _reply(turn.session, row)
+    _lapse_overdue(turn)
     return _reply(turn.session, _issue(turn, worker, request))
 
 
@@ -83,13 +80,12 @@ def _newest(session: Session, worker: str) -> ProbationRow | None:
     return session.scalars(newest_first.limit(1)).one_or_none()
 
 
-def _undecidable(session: Session, row: ProbationRow) -> bool:
-    """Whether its audit ended without a word for or against the device."""
-    verdicts = select(AuditRow.verdict).where(
-        AuditRow.assignment_id == row.assignment_id, AuditRow.verdict.is_not(None)
+def _lapse_overdue(turn: Turn) -> None:
+    """Everybody's: weights are kept for units that are open, and their owners may never return."""
+    overdue = update(ProbationRow).where(
+        ProbationRow.status == ISSUED, ProbationRow.deadline_s < turn.now_s
     )
-    verdict = session.scalar(verdicts.order_by(AuditRow.appeal.desc()).limit(1))
-    return verdict in (Verdict.INCONCLUSIVE, Verdict.UNAVAILABLE, Verdict.UNPROVEN, Verdict.LOST)
+    turn.session.execute(overdue.values(status=LAPSED))
 
 
 def _reply(session: Session, row: ProbationRow) -> service_pb2.WorkReply:
