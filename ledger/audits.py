@@ -4,9 +4,9 @@ Invariants:
 
 * A draw is the one that the run's first leaf fixed; who it selects is recomputed, not believed.
 * Trust is what the verdicts give: a pass of training or probation adds one for that device in
-  that execution class, a failure sets all of the device's classes to zero until it is
-  overturned, and nothing else changes it. No contribution was given a smaller chance of an
-  audit than its device's trust allows.
+  that execution class, unless it was audited because of a failure; a failure sets all of the
+  device's classes to zero until it is overturned. No contribution was given a smaller chance of
+  an audit than its device's trust allows.
 * A merged contribution is judged once, if the draw chose it or its donor was convicted of
   something else; what failed can be judged again on appeal, and be overturned.
 """
@@ -214,7 +214,8 @@ class Audits:
         leaf = judgement.leaf
         worker = self.accounts.workers[leaf.worker]
         if leaf.verdict == Verdict.PASSED and leaf.execution is not None:
-            worker.passes[leaf.execution] += 1
+            # What was done before a conviction restores no trust.
+            worker.passes[leaf.execution] += leaf.why != Why.RETAINED
         elif leaf.verdict == Verdict.FAILED:
             worker.convictions += 1
             worker.lost_passes += worker.passes

@@ -1,8 +1,8 @@
 """The campaign of a run, as a view of the fold.
 
-This version knows the run manifest's own campaign: its goal in credit, and the credit given so
-far, all of it pending. Pledges and final credit are zero until leaves of those kinds exist; the
-bar already keeps them apart, because only verified work may move its last colour.
+This version knows the run manifest's own campaign: its goal in credit, the credit that audits have
+made final, and what is pending. The goal is met by final credit alone: only verified work counts.
+Pledges are zero until leaves of that kind exist.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Progress:
     pending_microcredits: int
     final_microcredits: int
     rate_microcredits_per_day: int | None  # over the last rounds; None before there are any
-    remaining_s: int | None  # at that rate; 0 once the goal is met
+    remaining_s: int | None  # at that rate, until enough is trained; it is verified later
 
 
 def permille(microcredits: int, goal_microcredits: int) -> int:
@@ -39,16 +39,15 @@ def progress(board: Board) -> Progress | None:
     if board.manifest is None:
         return None
     campaign = board.manifest.campaign
-    pending = board.total.pending_microcredits
     rate = _rate(board)
-    left = max(0, campaign.goal_microcredits - pending)
+    left = max(0, campaign.goal_microcredits - board.total.total_microcredits)
     return Progress(
         title=campaign.title,
         purpose=campaign.purpose,
         goal_microcredits=campaign.goal_microcredits,
         pledged_microcredits=0,
-        pending_microcredits=pending,
-        final_microcredits=0,
+        pending_microcredits=board.total.pending_microcredits,
+        final_microcredits=board.total.final_microcredits,
         rate_microcredits_per_day=rate,
         remaining_s=-(-left * _SECONDS_PER_DAY // rate) if rate else None,
     )
@@ -61,6 +60,6 @@ def _rate(board: Board) -> int | None:
         return None
     span_s = board.rounds[recent[-1]].leaf.ended_at_s - board.rounds[recent[0]].leaf.started_at_s
     earned = sum(
-        board.credited[number].pending_microcredits for number in recent if number in board.credited
+        board.credited[number].total_microcredits for number in recent if number in board.credited
     )
     return earned * _SECONDS_PER_DAY // max(1, span_s)

@@ -27,7 +27,7 @@ from protocol.errors import BadRecord
 from protocol.manifest import VerificationSpec
 
 
-def take_final(accounts: Accounts, audits: Audits, leaf: FinalLeaf) -> None:
+def take_final(accounts: Accounts, audits: Audits, index: int, leaf: FinalLeaf) -> None:
     """Make the listed credit final.
 
     Raises:
@@ -40,10 +40,10 @@ def take_final(accounts: Accounts, audits: Audits, leaf: FinalLeaf) -> None:
             _check_age(audits.policy, accounts, credit, leaf.at_s)
         except BadRecord as error:
             raise BadRecord(f"makes the credit of leaf {credit.index} final: {error}") from error
-    accounts.move(credits, "final")
+    accounts.move(credits, "final", index)
 
 
-def take_reversal(accounts: Accounts, audits: Audits, leaf: ReversalLeaf) -> None:
+def take_reversal(accounts: Accounts, audits: Audits, index: int, leaf: ReversalLeaf) -> None:
     """Take the listed credit back, or give it back.
 
     Raises:
@@ -57,14 +57,17 @@ def take_reversal(accounts: Accounts, audits: Audits, leaf: ReversalLeaf) -> Non
     if leaf.microcredits != microcredits:
         raise BadRecord(f"counts {leaf.microcredits} microcredits; its credits are {microcredits}")
     if leaf.restored:
-        _restore(accounts, credits, judgement)
+        _check_overturned(credits, judgement)
+        for credit in credits:
+            credit.reversed_by = None
+        accounts.move(credits, "pending", index)
         return
     for credit in credits:
         _check_reversal(credit, judgement)
     for credit in credits:
         credit.reversed_by = judgement.leaf_index
     failed = judgement.leaf.verdict == Verdict.FAILED
-    accounts.move(credits, "forfeited" if failed else "unpaid")
+    accounts.move(credits, "forfeited" if failed else "unpaid", index)
 
 
 def _credits_of(accounts: Accounts, leaf: FinalLeaf | ReversalLeaf) -> list[Credit]:
@@ -138,13 +141,11 @@ def _is_about(judgement: Judgement, credit: Credit) -> bool:
     return paid.assignment_id == leaf.assignment_id
 
 
-def _restore(accounts: Accounts, credits: list[Credit], judgement: Judgement) -> None:
+def _check_overturned(credits: list[Credit], judgement: Judgement) -> None:
+    """Insist that what is given back was taken by a verdict that this one overturns."""
     for credit in credits:
         if credit.reversed_by is None or credit.reversed_by not in judgement.overturns:
             raise BadRecord(
                 f"gives back the credit of leaf {credit.index}, which no verdict took that leaf "
                 f"{judgement.leaf_index} overturns"
             )
-    for credit in credits:
-        credit.reversed_by = None
-    accounts.move(credits, "pending")

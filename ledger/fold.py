@@ -100,6 +100,12 @@ class Board:
     def merged_tokens(self) -> int:
         return self._last_round.leaf.merged_tokens if self._last_round else 0
 
+    @property
+    def awaited_draws(self) -> int:
+        """Rounds that paid for training, and whose draw is not published yet."""
+        paid = sum(1 for tally in self.credited.values() if tally.contributions)
+        return paid - len(self.audits.draws)
+
     def apply(self, data: bytes) -> Leaf:
         """Take the next leaf.
 
@@ -165,9 +171,9 @@ class Board:
         elif isinstance(leaf, VerdictLeaf):
             self.audits.take_verdict(self.size, leaf)
         elif isinstance(leaf, FinalLeaf):
-            take_final(self.accounts, self.audits, leaf)
+            take_final(self.accounts, self.audits, self.size, leaf)
         elif isinstance(leaf, ReversalLeaf):
-            take_reversal(self.accounts, self.audits, leaf)
+            take_reversal(self.accounts, self.audits, self.size, leaf)
         else:
             self.audits.take_block(leaf)
 

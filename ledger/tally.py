@@ -98,6 +98,7 @@ class Credit:
     selected: bool | None = None  # by its round's draw; None: not published, or not drawn for
     verdict: Judgement | None = None  # of training and probation
     reversed_by: int | None = None  # leaf of the verdict that took it back
+    changed_by: int | None = None  # leaf that gave it its present status; None: its own
 
 
 @dataclass
@@ -160,8 +161,8 @@ class Accounts:
         if leaf.assignment_id is not None:
             self.by_assignment[leaf.assignment_id] = credit
 
-    def move(self, credits: Iterable[Credit], status: Status) -> None:
-        """Give credits another status, in every tally that counts them."""
+    def move(self, credits: Iterable[Credit], status: Status, index: int) -> None:
+        """Give credits another status by the leaf ``index``, in every tally that counts them."""
         for credit in credits:
             leaf = credit.leaf
             tallies = (
@@ -172,7 +173,7 @@ class Accounts:
             )
             for tally in tallies:
                 tally.move(leaf.microcredits, credit.status, status)
-            credit.status = status
+            credit.status, credit.changed_by = status, index
 
     def training_of(self, round_: int) -> list[Credit]:
         """The contributions that were credited for a round."""

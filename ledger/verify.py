@@ -137,10 +137,9 @@ def verify(
 def _audit_report(board: Board) -> AuditReport:
     audits = board.audits
     said = {word: audits.verdicts[word] for word in _SHOWN}
-    paid = sum(1 for tally in board.credited.values() if tally.contributions)
     return AuditReport(
         draws=len(audits.draws),
-        awaited=paid - len(audits.draws),
+        awaited=board.awaited_draws,
         selected=audits.selected,
         open=audits.unaudited,
         passed=said[Verdict.PASSED],

@@ -11,7 +11,9 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from ledger import tree
+from ledger.leaderboard import audits as audit_models
 from ledger.leaderboard import models
+from ledger.leaderboard import rounds as round_models
 from ledger.leaderboard.record import reader_of
 from ledger.log import read_leaves
 from protocol import merkle
@@ -74,11 +76,52 @@ def donor(request: Request, donor: Annotated[str, Path(max_length=64)]) -> model
     return found
 
 
+@router.get("/donors/{donor}/verdicts")
+def donor_verdicts(
+    request: Request,
+    donor: Annotated[str, Path(max_length=64)],
+    page: Page = 1,
+    per_page: PerPage = 100,
+) -> audit_models.Verdicts:
+    """Verdicts on a donor's work, newest first."""
+    with reader_of(request).read() as reading:
+        found = audit_models.verdicts_of(reading, donor, page=page, per_page=per_page)
+    if found is None:
+        raise HTTPException(404, "The record knows no such donor.")
+    return found
+
+
 @router.get("/rounds")
-def rounds(request: Request, page: Page = 1, per_page: PerPage = 100) -> models.Rounds:
+def rounds(request: Request, page: Page = 1, per_page: PerPage = 100) -> round_models.Rounds:
     """Rounds that are over, newest first."""
     with reader_of(request).read() as reading:
-        return models.rounds(reading, page=page, per_page=per_page)
+        return round_models.rounds(reading, page=page, per_page=per_page)
+
+
+@router.get("/rounds/{number}")
+def one_round(
+    request: Request, number: Annotated[int, Path(ge=0, lt=1 << 53)]
+) -> round_models.RoundPage:
+    """One round: its members, their chances of an audit, and what audits said."""
+    with reader_of(request).read() as reading:
+        found = round_models.round_page(reading, number)
+    if found is None:
+        raise HTTPException(404, f"Round {number} is not over, or never was.")
+    return found
+
+
+@router.get("/audits")
+def audits(request: Request) -> audit_models.Audits:
+    """The run's audits in numbers."""
+    with reader_of(request).read() as reading:
+        return audit_models.audits(reading)
+
+
+@router.get("/verdicts")
+def verdicts(request: Request, page: Page = 1, per_page: PerPage = 100) -> audit_models.Verdicts:
+    """All verdicts, newest first."""
+    with reader_of(request).read() as reading:
+        return audit_models.verdicts(reading, page=page, per_page=per_page)
 
 
 @router.get("/log/head")

@@ -43,6 +43,16 @@ def percent(permille: int) -> str:
     return f"{permille // 10}.{permille % 10} %"
 
 
+def chance(ppm: int) -> str:
+    """A chance in millionths: ``certain``, ``33.3 %``."""
+    return "certain" if ppm >= 1_000_000 else f"{_three_digits(ppm / 10_000)} %"
+
+
+def words(stable_word: str) -> str:
+    """``device_changed`` -> ``device changed``."""
+    return stable_word.replace("_", " ")
+
+
 def nats(micronats: int | None) -> str:
     """A loss, or a dash."""
     return "–" if micronats is None else f"{micronats / 1e6:.3f}"

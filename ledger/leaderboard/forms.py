@@ -13,6 +13,7 @@ from starlette.requests import Request
 from ledger.leaderboard.reader import Reading
 from ledger.log import read_leaves
 from ledger.receipts import VerifiedReceipt, verify_receipt
+from ledger.tally import Credit
 from protocol.errors import BadRecord, ProtocolError
 from protocol.tlog import MAX_PROOF_BYTES
 
@@ -27,6 +28,7 @@ class CheckedReceipt:
     genuine: bool
     sentence: str
     verified: VerifiedReceipt | None = None
+    credit: Credit | None = None  # what became of it since, where the leaf is credit
 
 
 async def read_form(request: Request) -> dict[str, str]:
@@ -87,4 +89,5 @@ def checked_receipt(reading: Reading, leaf: str, proof: str) -> CheckedReceipt:
             "this record holds another leaf in its place: history was rewritten here, "
             "keep the receipt as evidence",
         )
-    return CheckedReceipt(True, "Its head is signed and holds this leaf.", verified)
+    credit = reading.board.accounts.credits.get(verified.index)
+    return CheckedReceipt(True, "Its head is signed and holds this leaf.", verified, credit)

@@ -14,14 +14,27 @@ from pydantic import BaseModel, Field
 from ledger import campaigns
 from ledger.credit import flops_per_token, working_parameters
 from ledger.donors import all_names, names_of
-from ledger.fold import Round
 from ledger.leaderboard.reader import Reading
+from ledger.tally import Tally
 from protocol.identity import PeerId
 
 Sort = Literal["credit", "tokens", "contributions", "since", "last", "name"]
 
 
-class Campaign(BaseModel):
+class Held(BaseModel):
+    """What became of credit. What somebody has is pending and final together."""
+
+    pending_microcredits: int = Field(description="not yet final; forfeited if cheating is proven")
+    final_microcredits: int = Field(description="verified: audits and time have passed")
+    forfeited_microcredits: int = Field(description="taken back: an audit proved cheating")
+    unpaid_microcredits: int = Field(description="taken back: what an audit needed was not there")
+
+    @property
+    def total_microcredits(self) -> int:
+        return self.pending_microcredits + self.final_microcredits
+
+
+class Campaign(Held):
     """The campaign and the run, as of ``size`` leaves."""
 
     size: int = Field(description="leaves under the signed head that these numbers are folded from")
@@ -38,10 +51,8 @@ class Campaign(BaseModel):
     flops_per_token: int
     goal_microcredits: int
     pledged_microcredits: int
-    pending_microcredits: int
-    final_microcredits: int
     rate_microcredits_per_day: int | None
-    remaining_s: int | None = Field(description="at that rate")
+    remaining_s: int | None = Field(description="at that rate, until enough is trained")
     tokens: int = Field(description="merged into the model")
     donors: int
     devices: int
@@ -54,15 +65,15 @@ class Campaign(BaseModel):
     released: bool
 
 
-class DonorRow(BaseModel):
+class DonorRow(Held):
     """One donor on the board."""
 
     rank: int
     donor: str
     name: str | None
-    pending_microcredits: int
-    training_microcredits: int
+    training_microcredits: int = Field(description="credited, whatever became of it")
     reducing_microcredits: int
+    probation_microcredits: int
     tokens: int
     contributions: int
     devices: int
@@ -84,12 +95,13 @@ class Donors(BaseModel):
         return max(1, -(-self.total // self.per_page))
 
 
-class Device(BaseModel):
+class Device(Held):
     """One device of a donor."""
 
     worker: str
     device_class: str
-    pending_microcredits: int
+    passes: dict[str, int] = Field(description="consecutive audited passes, by execution class")
+    blocked: str | None = Field(description="why it takes no part any more")
     tokens: int
     enrolled_s: int
     last_round: int | None
@@ -100,40 +112,8 @@ class DonorPage(BaseModel):
 
     size: int
     donor: DonorRow
+    blocked: str | None = Field(description="why the donor takes no part any more")
     devices: list[Device]
-
-
-class RoundRow(BaseModel):
-    """A round that is over."""
-
-    round: int
-    outcome: str
-    members: int
-    tokens: int = Field(description="credited for this round")
-    merged_tokens: int = Field(description="of the run, after this round")
-    pending_microcredits: int
-    contributions: int
-    validation_loss_micronats: int | None
-    started_at_s: int
-    ended_at_s: int
-    state_digest: str
-    roster_digest: str | None
-    result_digest: str | None
-    leaf_index: int
-
-
-class Rounds(BaseModel):
-    """One page of rounds, newest first."""
-
-    size: int
-    total: int
-    page: int
-    per_page: int
-    rounds: list[RoundRow]
-
-    @property
-    def pages(self) -> int:
-        return max(1, -(-self.total // self.per_page))
 
 
 def campaign(reading: Reading) -> Campaign:
@@ -160,8 +140,7 @@ def campaign(reading: Reading) -> Campaign:
         flops_per_token=flops_per_token(manifest.model_config_json, manifest.sequence_length),
         goal_microcredits=state.goal_microcredits,
         pledged_microcredits=state.pledged_microcredits,
-        pending_microcredits=state.pending_microcredits,
-        final_microcredits=state.final_microcredits,
+        **held(board.total),
         rate_microcredits_per_day=state.rate_microcredits_per_day,
         remaining_s=state.remaining_s,
         tokens=board.merged_tokens,
@@ -241,11 +220,14 @@ def donor_page(reading: Reading, key: PeerId) -> DonorPage | None:
     return DonorPage(
         size=reading.board.size,
         donor=donor_rows(reading, [key])[0],
+        blocked=_blocked(reading, key),
         devices=[
             Device(
                 worker=worker.worker,
                 device_class=worker.device_class,
-                pending_microcredits=worker.tally.pending_microcredits,
+                passes={name: count for name, count in worker.passes.items() if count},
+                blocked=_blocked(reading, worker.worker),
+                **held(worker.tally),
                 tokens=worker.tally.tokens,
                 enrolled_s=worker.enrolled_s,
                 last_round=worker.last_round,
@@ -255,41 +237,14 @@ def donor_page(reading: Reading, key: PeerId) -> DonorPage | None:
     )
 
 
-def rounds(reading: Reading, *, page: int, per_page: int) -> Rounds:
-    """One page of rounds, newest first."""
-    numbers = list(reversed(reading.board.rounds))
-    first = (page - 1) * per_page
-    return Rounds(
-        size=reading.board.size,
-        total=len(numbers),
-        page=page,
-        per_page=per_page,
-        rounds=[
-            round_row(reading, reading.board.rounds[number])
-            for number in numbers[first : first + per_page]
-        ],
-    )
+def held(tally: Tally) -> dict[str, int]:
+    """The fields of :class:`Held`."""
+    return {name: getattr(tally, name) for name in Held.model_fields}
 
 
-def round_row(reading: Reading, entry: Round) -> RoundRow:
-    """One round, with what was credited for it."""
-    leaf, tally = entry.leaf, reading.board.credited.get(entry.leaf.round)
-    return RoundRow(
-        round=leaf.round,
-        outcome=leaf.outcome,
-        members=leaf.members,
-        tokens=tally.tokens if tally else 0,
-        merged_tokens=leaf.merged_tokens,
-        pending_microcredits=tally.pending_microcredits if tally else 0,
-        contributions=tally.contributions if tally else 0,
-        validation_loss_micronats=leaf.validation_loss_micronats,
-        started_at_s=leaf.started_at_s,
-        ended_at_s=leaf.ended_at_s,
-        state_digest=leaf.state_digest,
-        roster_digest=leaf.roster_digest,
-        result_digest=leaf.result_digest,
-        leaf_index=entry.leaf_index,
-    )
+def _blocked(reading: Reading, key: PeerId) -> str | None:
+    leaf = reading.board.audits.blocked.get(key)
+    return None if leaf is None else leaf.reason
 
 
 def _donor_row(reading: Reading, key: PeerId, name: str | None) -> DonorRow:
@@ -298,9 +253,10 @@ def _donor_row(reading: Reading, key: PeerId, name: str | None) -> DonorRow:
         rank=reading.ranks[key],
         donor=key,
         name=name,
-        pending_microcredits=donor.tally.pending_microcredits,
+        **held(donor.tally),
         training_microcredits=donor.tally.training_microcredits,
         reducing_microcredits=donor.tally.reducing_microcredits,
+        probation_microcredits=donor.tally.probation_microcredits,
         tokens=donor.tally.tokens,
         contributions=donor.tally.contributions,
         devices=len(donor.workers),

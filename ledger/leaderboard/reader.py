@@ -96,12 +96,12 @@ class Reader:
             self._board.apply(data)
         donors = self._board.donors
         self._ranking = tuple(
-            sorted(donors, key=lambda key: (-donors[key].tally.pending_microcredits, key))
+            sorted(donors, key=lambda key: (-donors[key].tally.total_microcredits, key))
         )
         self._ranks = {}
         last_credit, last_rank = -1, 0
         for place, key in enumerate(self._ranking, start=1):
-            credit = donors[key].tally.pending_microcredits
+            credit = donors[key].tally.total_microcredits
             last_rank = last_rank if credit == last_credit else place
             self._ranks[key], last_credit = last_rank, credit
 

@@ -16,14 +16,16 @@ from starlette.responses import HTMLResponse
 from ledger import tree
 from ledger.campaigns import permille
 from ledger.donors import names_of, short_key
+from ledger.leaderboard import audits as audit_models
 from ledger.leaderboard import format as text
 from ledger.leaderboard import models
+from ledger.leaderboard import rounds as round_models
 from ledger.leaderboard.api import MAX_PAGE
 from ledger.leaderboard.chart import loss_chart
 from ledger.leaderboard.forms import checked_receipt, read_form
 from ledger.leaderboard.record import reader_of
 from ledger.log import read_leaves
-from ledger.records import CreditLeaf, parse_leaf
+from ledger.records import parse_leaf
 from ledger.schema import LogLeaf
 from protocol import merkle
 
@@ -32,6 +34,8 @@ router = APIRouter(include_in_schema=False)
 _DONORS_PER_PAGE = 50
 _ROUNDS_PER_PAGE = 50
 _LEAVES_PER_PAGE = 50
+_VERDICTS_PER_PAGE = 50
+_VERDICTS_OF_DONOR = 20
 _TOP = 10
 _RECENT = 6
 _NEWEST_ROUNDS = 8
@@ -50,6 +54,8 @@ _templates.filters |= {
     "credit": text.credit,
     "flops": text.flops,
     "percent": text.percent,
+    "chance": text.chance,
+    "words": text.words,
     "nats": text.nats,
     "moment": text.moment,
     "day": text.day,
@@ -83,7 +89,7 @@ def campaign_page(request: Request) -> Response:
             "bar": _goal_bar(campaign),
             "top": models.donor_rows(reading, reading.ranking[:_TOP]),
             "recent": models.recent_donors(reading, _RECENT),
-            "rounds": models.rounds(reading, page=1, per_page=_NEWEST_ROUNDS).rounds,
+            "rounds": round_models.rounds(reading, page=1, per_page=_NEWEST_ROUNDS).rounds,
             "join_link": run_page.join_link if run_page else None,
             "notes": run_page.notes if run_page else "",
             "checkpoint": reading.note,
@@ -117,20 +123,27 @@ def donor_page(request: Request, donor: str, page: Page = 1) -> Response:
         found = models.donor_page(reading, donor)
         if found is None:
             raise HTTPException(404, "The record knows no such donor.")
+        verdicts = audit_models.verdicts_of(reading, donor, page=1, per_page=_VERDICTS_OF_DONOR)
         where = (LogLeaf.donor == donor, LogLeaf.kind == "credit")
         within = LogLeaf.leaf_index < reading.head.size
         total = reading.session.scalar(select(func.count()).where(*where, within)) or 0
-        rows = reading.session.scalars(
-            select(LogLeaf)
+        indexes = reading.session.scalars(
+            select(LogLeaf.leaf_index)
             .where(*where, within)
             .order_by(LogLeaf.leaf_index.desc())
             .limit(_LEAVES_PER_PAGE)
             .offset((page - 1) * _LEAVES_PER_PAGE)
         )
-        receipts = [(row.leaf_index, parse_leaf(row.data)) for row in rows]
+        receipts = [reading.board.accounts.credits[index] for index in indexes]
     pages = max(1, -(-total // _LEAVES_PER_PAGE))
     return _page(
-        "donor.html", request, found=found, receipts=receipts, total=total, page=page, pages=pages
+        "donor.html",
+        request,
+        found=found,
+        verdicts=verdicts,
+        receipts=receipts,
+        page=page,
+        pages=pages,
     )
 
 
@@ -138,37 +151,29 @@ def donor_page(request: Request, donor: str, page: Page = 1) -> Response:
 def rounds_page(request: Request, page: Page = 1) -> Response:
     """All rounds, newest first."""
     with reader_of(request).read() as reading:
-        board = models.rounds(reading, page=page, per_page=_ROUNDS_PER_PAGE)
+        board = round_models.rounds(reading, page=page, per_page=_ROUNDS_PER_PAGE)
     return _page("rounds.html", request, board=board)
 
 
 @router.get("/round/{number}")
 def round_page(request: Request, number: int) -> Response:
-    """One round: digests and who was in it."""
+    """One round: digests, who was in it, and what audits said of them."""
     with reader_of(request).read() as reading:
-        entry = reading.board.rounds.get(number)
-        if entry is None:
+        found = round_models.round_page(reading, number)
+        if found is None:
             raise HTTPException(404, f"Round {number} is not over, or never was.")
-        row = models.round_row(reading, entry)
-        where = (LogLeaf.round == number, LogLeaf.kind == "credit")
-        credits = [
-            (index, parse_leaf(data))
-            for index, data in reading.session.execute(
-                select(LogLeaf.leaf_index, LogLeaf.data)
-                .where(*where, LogLeaf.leaf_index < reading.head.size)
-                .order_by(LogLeaf.leaf_index)
-            )
-        ]
-        names = names_of(
-            reading.session, (leaf.donor for _, leaf in credits if isinstance(leaf, CreditLeaf))
-        )
-        numbers = list(reading.board.rounds)
-        place = numbers.index(number)
-    before = numbers[place - 1] if place else None
-    after = numbers[place + 1] if place + 1 < len(numbers) else None
-    return _page(
-        "round.html", request, row=row, credits=credits, names=names, before=before, after=after
-    )
+        names = names_of(reading.session, (member.donor for member in found.members))
+    return _page("round.html", request, found=found, row=found.round, names=names)
+
+
+@router.get("/audits")
+def audits_page(request: Request, page: Page = 1) -> Response:
+    """The run's audits: what they cost, what they found, every verdict."""
+    with reader_of(request).read() as reading:
+        audits = audit_models.audits(reading)
+        found = audit_models.verdicts(reading, page=page, per_page=_VERDICTS_PER_PAGE)
+        names = names_of(reading.session, (row.donor for row in found.verdicts))
+    return _page("audits.html", request, audits=audits, found=found, names=names)
 
 
 @router.get("/log")

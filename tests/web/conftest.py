@@ -17,6 +17,7 @@ import uvicorn
 from starlette.testclient import TestClient
 
 from ledger.leaderboard.app import create_app
+from protocol.audit_policy import Verdict, Why
 
 collect_ignore = [] if shutil.which("chromium") else ["test_chromium.py"]
 
@@ -35,6 +36,27 @@ def hostile(history: Any) -> tuple[str, ...]:
     history.enrol("anonymous")
     history.settle(dict.fromkeys(numbers, 3), loss_nats=4.5)
     return HOSTILE_NAMES
+
+
+@pytest.fixture
+def audited(history: Any) -> Any:
+    """The record with every kind of leaf that audits leave: of Ada verified, of Bob forfeited."""
+    ada, bob, laptop = 0, 1, 2
+    history.judge(0, ada)
+    history.judge(0, bob, Verdict.UNAVAILABLE, reason="nobody_answers")
+    history.reverse(bob, history.credits_of(bob, 0), history.size() - 1, reason="unavailable")
+    history.judge(2, ada)
+    history.judge(2, laptop, Verdict.INCONCLUSIVE, reason="between_bounds")
+    history.judge(2, ada, subject="reducing", chunk=3, why=Why.SAMPLED)
+    history.publish_draw(0)
+    history.publish_draw(2)
+    history.now_s += 8 * 86_400
+    history.finish(ada, history.credits_of(ada, 0))
+    failed = history.judge(2, bob, Verdict.FAILED, reason="pooled_differs")
+    history.reverse(bob, sorted(history.credits_of(bob, 2) + history.credits_of(laptop)), failed)
+    history.block(bob)
+    history.settle({ada: 4})
+    return history
 
 
 @pytest.fixture

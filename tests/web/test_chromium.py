@@ -33,7 +33,7 @@ def browser() -> Iterator[Browser]:
 
 
 def test_pages_in_light_and_dark_wide_and_narrow(
-    hostile: tuple[str, ...], site: str, browser: Browser
+    hostile: tuple[str, ...], audited: Any, site: str, browser: Browser
 ) -> None:
     complaints: list[str] = []
     for width, scheme, script in ((1280, "light", True), (360, "dark", False)):
@@ -46,7 +46,16 @@ def test_pages_in_light_and_dark_wide_and_narrow(
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("dialog", lambda dialog: complaints.append(dialog.message))
-        for path in ("/", "/donors", "/rounds", "/log", "/log/3", "/receipt"):
+        for path in (
+            "/",
+            "/donors",
+            "/rounds",
+            "/round/2",
+            "/audits",
+            "/log",
+            "/log/3",
+            "/receipt",
+        ):
             page.goto(site + path)
             assert "owned" not in page.title()
             box = page.locator("main").bounding_box()

@@ -26,7 +26,10 @@ from ledger.sources import HttpSource
 from ledger.verify import verify
 from protocol.errors import BadDigest
 
-PAGES = ["/", "/donors", "/rounds", "/round/0", "/round/1", "/log", "/log/0", "/log/9", "/receipt"]
+PAGES = [
+    *("/", "/donors", "/rounds", "/round/0", "/round/1", "/audits"),
+    *("/log", "/log/0", "/log/9", "/receipt"),
+]
 
 
 class Page(HTMLParser):
@@ -62,7 +65,7 @@ def _links(page: Page) -> set[str]:
 
 
 def test_every_page_is_well_formed_and_loads_only_its_own_files(
-    hostile: Any, client: TestClient
+    hostile: Any, audited: Any, client: TestClient
 ) -> None:
     donors = [row["donor"] for row in client.get("/api/v1/donors").json()["donors"]]
     for path in [*PAGES, *(f"/donor/{donor}" for donor in donors)]:
@@ -77,7 +80,7 @@ def test_every_page_is_well_formed_and_loads_only_its_own_files(
         assert all(link.startswith(("/", "?", "#")) for link in _links(page)), path
 
 
-def test_no_link_is_dead(hostile: Any, client: TestClient) -> None:
+def test_no_link_is_dead(hostile: Any, audited: Any, client: TestClient) -> None:
     seen, waiting = set(), {"/"}
     while waiting:
         path = waiting.pop()
@@ -129,12 +132,100 @@ def test_campaign_page_shows_the_fold(client: TestClient, history: Any) -> None:
     assert (campaign["settled_rounds"], campaign["skipped_rounds"]) == (2, 1)
     assert campaign["validation_loss_micronats"] == 4_800_000
     page = Page(client.get("/").text)
-    rect = next(a for tag, a in page.elements if tag == "rect" and a["class"] == "pending")
-    assert rect["width"] == f"{1000 * pending // 5000 / 10}%"
+    assert _bar(page) == {"final": "0.0%", "pending": f"{1000 * pending // 5000 / 10}%"}
     assert "4.800" in page.words
     assert "barnraise worker join 'barnraise://example.org:7443/" in page.words
     assert f"--root {history.manifest.root}" in page.words
     assert len([tag for tag, _ in page.elements if tag == "polyline"]) == 2
+
+
+def _bar(page: Page) -> dict[str, str]:
+    rects = [attributes for tag, attributes in page.elements if tag == "rect"]
+    return {str(a["class"]): str(a["width"]) for a in rects if a["class"] != "pledged"}
+
+
+def test_only_verified_work_moves_the_bar(audited: Any, client: TestClient) -> None:
+    campaign = client.get("/api/v1/campaign").json()
+    final, pending = campaign["final_microcredits"], campaign["pending_microcredits"]
+    assert final == sum(audited.credit_leaf(i).microcredits for i in audited.credits_of(0, 0))
+    assert campaign["forfeited_microcredits"] > 0 < campaign["unpaid_microcredits"]
+    page = Page(client.get("/").text)
+    share = {"final": final, "pending": pending}
+    assert _bar(page) == {k: f"{1000 * v // 5000 / 10}%" for k, v in share.items()}
+    assert f"{credit(final)} of {credit(5000)} credits verified" in " ".join(page.words.split())
+    assert f"{credit(pending)} more pending" in page.words
+    assert f"{credit(campaign['forfeited_microcredits'])} credits were forfeited" in page.words
+
+
+def test_a_round_shows_chances_draw_and_verdicts(audited: Any, client: TestClient) -> None:
+    found = client.get("/api/v1/rounds/2").json()
+    said = [(m["work"], m["selected"], m["verdict"], m["status"]) for m in found["members"]]
+    assert said == [
+        ("training", True, "passed", "pending"),
+        ("training", True, "failed", "forfeited"),
+        ("training", True, "inconclusive", "forfeited"),
+        ("reducing", None, None, "pending"),
+    ]
+    assert found["members"][1]["reason"] == "pooled_differs"
+    assert (found["before"], found["after"]) == (1, 3)
+    words = Page(client.get("/round/2").text).words
+    assert "certain" in words
+    assert "pooled differs" in words
+    assert "not published" in Page(client.get("/round/3").text).words
+    assert "leaf" in client.get(f"/log/{found['draw_leaf']}").text
+    assert client.get("/api/v1/rounds/3").json()["draw_leaf"] is None
+
+
+def test_a_donor_sees_what_became_of_the_work_and_why(
+    audited: Any, client: TestClient, ledger_history: ModuleType
+) -> None:
+    bob = ledger_history.identity("bob").peer_id
+    page = client.get(f"/api/v1/donors/{bob}").json()
+    assert page["donor"]["pending_microcredits"] == page["donor"]["final_microcredits"] == 0
+    assert [device["blocked"] for device in page["devices"]] == ["audit_failed", None]
+    verdicts = client.get(f"/api/v1/donors/{bob}/verdicts").json()
+    assert [(v["verdict"], v["reason"]) for v in verdicts["verdicts"]] == [
+        ("failed", "pooled_differs"),
+        ("inconclusive", "between_bounds"),
+        ("unavailable", "nobody_answers"),
+    ]
+    second = client.get(f"/api/v1/donors/{bob}/verdicts?per_page=1&page=2").json()
+    assert second["verdicts"] == verdicts["verdicts"][1:2]
+    words = " ".join(Page(client.get(f"/donor/{bob}").text).words.split())
+    for expected in ("pooled differs", "nobody answers", "blocked: audit failed", "forfeited"):
+        assert expected in words
+    ada = client.get(f"/api/v1/donors/{ledger_history.identity('ada').peer_id}").json()
+    assert ada["devices"][0]["passes"] == {"cpu": 2}
+    assert "verified" in Page(client.get(f"/donor/{ada['donor']['donor']}").text).words
+
+
+def test_the_page_of_audits_counts_them_and_their_cost(audited: Any, client: TestClient) -> None:
+    audits = client.get("/api/v1/audits").json()
+    assert audits["verdicts"] == {"passed": 3, "unavailable": 1, "inconclusive": 1, "failed": 1}
+    assert (audits["draws"], audits["awaited"]) == (2, 1)
+    assert (audits["selected"], audits["open"], audits["blocked_keys"]) == (5, 0, 1)
+    assert audits["audited_tokens"] == 32 * audited.manifest.tokens_per_step
+    assert audits["overhead_permille"] == 1000 * 32 // 36
+    assert len(client.get("/api/v1/verdicts").json()["verdicts"]) == 6
+    assert "88.8 %" in Page(client.get("/audits").text).words
+
+
+def test_a_checked_receipt_says_what_became_of_the_credit(audited: Any, client: TestClient) -> None:
+    final = audited.credits_of(0, 0)[0]
+    files = {
+        "leaf": client.get(f"/receipts/leaf-{final}.json").text,
+        "proof": client.get(f"/receipts/leaf-{final}.tlog-proof").text,
+    }
+    words = Page(client.post("/receipt", data=files).text).words
+    assert "Genuine" in words
+    assert "verified" in words.split("What became of it")[1]
+    # The leaf that made it final has a receipt of its own.
+    status = client.get("/api/v1/rounds/0").json()["members"][0]["status_leaf"]
+    leaf = client.get(f"/receipts/leaf-{status}.json").text
+    proof = client.get(f"/receipts/leaf-{status}.tlog-proof").text
+    proven = verify_receipt(leaf.encode(), proof, root=audited.manifest.root).leaf
+    assert proven.kind == "final"
+    assert final in proven.credits
 
 
 def test_board_sorts_searches_and_pages_with_stable_ties(hostile: Any, client: TestClient) -> None:
@@ -172,6 +263,9 @@ def test_board_sorts_searches_and_pages_with_stable_ties(hostile: Any, client: T
         ("/donors?sort=password", 422),
         ("/donors?q=" + "x" * 65, 422),
         ("/api/v1/donors/unknown", 404),
+        ("/api/v1/donors/unknown/verdicts", 404),
+        ("/api/v1/rounds/99", 404),
+        ("/audits?page=0", 422),
         ("/api/v1/donors?per_page=501", 422),
         ("/api/v1/log/leaves/9999", 404),
         ("/docs", 404),
@@ -294,7 +388,11 @@ def test_api_is_described_and_open_to_other_sites(client: TestClient) -> None:
         "/api/v1/campaign",
         "/api/v1/donors",
         "/api/v1/donors/{donor}",
+        "/api/v1/donors/{donor}/verdicts",
         "/api/v1/rounds",
+        "/api/v1/rounds/{number}",
+        "/api/v1/audits",
+        "/api/v1/verdicts",
         "/api/v1/log/head",
         "/api/v1/log/leaves/{index}",
     }
@@ -302,14 +400,17 @@ def test_api_is_described_and_open_to_other_sites(client: TestClient) -> None:
     assert client.get("/api/v1/log/head").json()["checkpoint"] == client.get("/checkpoint").text
 
 
-def test_a_stranger_verifies_the_site_over_http(hostile: Any, site: str, history: Any) -> None:
+def test_a_stranger_verifies_the_site_over_http(
+    hostile: Any, audited: Any, site: str, history: Any
+) -> None:
     report = verify(HttpSource(site), root=history.manifest.root)
     assert report.board_compared
     assert report.donors == 7
 
 
+@pytest.mark.parametrize("shown", ["pending", "final", "forfeited"])
 def test_a_leaderboard_that_shows_other_totals_is_caught(
-    site: str, history: Any, monkeypatch: pytest.MonkeyPatch
+    site: str, history: Any, monkeypatch: pytest.MonkeyPatch, shown: str
 ) -> None:
     from ledger.leaderboard import models
 
@@ -317,7 +418,8 @@ def test_a_leaderboard_that_shows_other_totals_is_caught(
 
     def generous(*arguments: Any) -> Any:
         rows = honest(*arguments)
-        rows[0].pending_microcredits += 1
+        name = f"{shown}_microcredits"
+        setattr(rows[0], name, getattr(rows[0], name) + 1)
         return rows
 
     monkeypatch.setattr(models, "donor_rows", generous)
