@@ -13,7 +13,7 @@ import pytest
 from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import BadRecord, PeerFault, TransientError
 from protocol.identity import Identity
-from protocol.update import ChunkLayout, EncodedUpdate, encode_update
+from protocol.update import ChunkLayout, EncodedUpdate, decode_chunk, encode_update
 from protocol.wire import records_pb2 as wire
 from worker import frames
 from worker.group import Group
@@ -267,6 +267,14 @@ async def test_combining_needs_every_included_member(reducer: Reducer) -> None:
     results = [piece async for piece in reducer.combine(made)]
     chunks = [open_envelope(p.result, wire.ResultChunk).record.chunk for p in results]
     assert chunks == list(range(FIRST, END))
+    (envelope,) = reducer.screener.records(1, REDUCER)  # measured on the way
+    screening = open_envelope(envelope, wire.Screening, signer=REDUCER.peer_id).record
+    assert (screening.group_id, screening.attempt, screening.reducer) == (GID, 1, REDUCER.peer_id)
+    assert (screening.first_chunk, screening.end_chunk, screening.members) == (FIRST, END, 1)
+    values = UPDATES[names[0]].chunks[FIRST]
+    norm = np.linalg.norm(decode_chunk("int8", values, 256).astype(np.float64))
+    assert np.frombuffer(screening.norms, "<f4")[0] == pytest.approx(norm)
+    assert np.frombuffer(screening.cosines, "<f4") == pytest.approx([1] * (END - FIRST))
     assert [piece async for piece in reducer.combine(made, skip=range(8))] == []
     inclusion.members[:] = names[:2]
     with pytest.raises(TransientError):
