@@ -91,6 +91,18 @@ def engine_rig() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def case_rig(engine_rig: ModuleType) -> ModuleType:
+    """``tests/case_rig.py``: members that really train and answer, auditors that really replay."""
+    path = Path(__file__).with_name("case_rig.py")
+    spec = importlib.util.spec_from_file_location("case_rig", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
 def ledger_history() -> ModuleType:
     """``tests/ledger_history.py``: writes a run's public record step by step."""
     spec = importlib.util.spec_from_file_location(

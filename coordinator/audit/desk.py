@@ -149,6 +149,8 @@ class AuditDesk:
             self._judged[sheet.audit_id] = await asyncio.to_thread(
                 compare, self._context, self._replays, sheet
             )
+            # At once: what is only in memory must not be what an audit waits for.
+            await self._turn(partial(self._advance_again, audit_id=sheet.audit_id))
         changed = await self._results.step(self._turn)
         dropped = await self._drop_replays()
         return work.changed or work.heavy > 0 or changed or dropped
@@ -164,6 +166,11 @@ class AuditDesk:
         finish_credit(turn)
         self.retain_from_round = retain_from_round(turn.session)
         return work
+
+    def _advance_again(self, turn: Turn, audit_id: bytes) -> None:
+        audit = turn.session.get_one(AuditRow, audit_id)
+        if audit.phase != DECIDED:
+            self._advance_one(turn, audit, _Work())
 
     def _batch(self, session: Session) -> list[AuditRow]:
         """The next open audits, one after the other and then all over again."""

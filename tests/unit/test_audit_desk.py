@@ -1,0 +1,390 @@
+"""Whole audits: real training, real proofs, real replays, the real engine; no network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from coordinator.context import AuditOptions, EngineOptions
+from coordinator.schema import ContributionRow
+from protocol.wire import service_pb2
+
+OPTIONS = AuditOptions(answer_s=10.0, patience_s=1000.0, appeal_s=5000.0)
+
+Start = Callable[..., Awaitable[Any]]
+
+
+@pytest.fixture
+async def start(
+    case_rig: ModuleType, make_manifest: Callable[..., Any], tmp_path: Path
+) -> AsyncIterator[Start]:
+    """``await start(workers=3)``: a run with an anchor, workers, and auditors."""
+    rigs = []
+
+    async def begin(
+        *,
+        workers: int = 2,
+        auditors: int = 3,
+        audit: dict[str, Any] | None = None,
+        verification: dict[str, Any] | None = None,
+        **manifest: Any,
+    ) -> Any:
+        options = EngineOptions(audit=replace(OPTIONS, **(audit or {})))
+        settings = {
+            "round": {"min_members": workers},
+            "inner": {"max_steps": 4},
+            "verification": {**case_rig.VERIFICATION, **(verification or {})},
+            **manifest,
+        }
+        rig = case_rig.AuditRig(tmp_path, make_manifest(**settings), options=options)
+        await rig.boot()
+        rigs.append(rig)
+        rig.anchor = rig.enrol(1, anchor=True)
+        rig.workers = [rig.enrol(2 + number) for number in range(workers)]
+        for number in range(auditors):
+            rig.hire(number)
+        return rig
+
+    yield begin
+    for rig in rigs:
+        rig.database.close()
+
+
+async def test_honest_work_passes_and_leaves_nothing_behind(start: Start) -> None:
+    rig = await start()
+    await rig.play_round(*rig.workers)
+    await rig.audit()
+    assert set(rig.verdicts().values()) == {"passed"}
+    assert [row["verdict"] for row in rig.reducer_audits()] == ["passed"]
+    assert not rig.openings()
+    assert all(row["blob"] == "" for row in rig.jobs())
+    assert len(rig.jobs()) == 2  # one replay each
+    assert not rig.blocked()
+    assert {row["status"] for row in rig.challenges()} == {"answered"}
+    rig.board()
+
+
+async def test_nine_tenths_of_the_steps_fail_by_two_replays(start: Start) -> None:
+    rig = await start(inner={"max_steps": 10})
+    cheat, other = rig.workers
+    cheat.lazy_steps = 1
+    await rig.play_round(cheat, other)
+    await rig.audit()
+    assert rig.verdicts() == {cheat.name: "failed", other.name: "passed"}
+    failed = next(row for row in rig.audits() if row["worker"] == cheat.name)
+    replays = [row for row in rig.jobs() if row["audit_id"] == failed["audit_id"]]
+    assert len({row["auditor"] for row in replays}) == 2
+    assert rig.blocked() == {cheat.name}
+    # The evidence stays; the replays for as long as appeals are heard.
+    assert {row["member"] for row in rig.openings()} == {cheat.name}
+    assert all(row["blob"] for row in replays)
+    await rig.wait(OPTIONS.appeal_s + 1)
+    assert not any(row["blob"] for row in rig.jobs())
+    assert rig.openings()
+    rig.board()
+
+
+async def test_one_falsified_chunk_is_found_by_its_projection(
+    start: Start, case_rig: ModuleType
+) -> None:
+    rig = await start(verification={"opened_chunks": 1})
+    cheat, _ = rig.workers
+    cheat.falsify = case_rig.noise_in_chunk(rig, 3)
+    await rig.play_round(*rig.workers)
+    await rig.audit()
+    assert rig.verdicts()[cheat.name] == "failed"
+    failed = next(row for row in rig.audits() if row["worker"] == cheat.name)
+    assert 3 in json.loads(failed["chunks"])
+    assert len(json.loads(failed["chunks"])) <= 2
+
+
+async def test_where_a_reducer_is_silent_the_worker_shows_its_work(start: Start) -> None:
+    rig = await start()
+    await rig.play_round(*rig.workers)
+    rig.anchor.silent = True
+    await rig.audit()
+    assert set(rig.verdicts().values()) == {None}
+    assert not any(worker.asked for worker in rig.workers)
+    await rig.wait(OPTIONS.answer_s + 1)
+    await rig.wait(OPTIONS.answer_s + 1)
+    assert set(rig.verdicts().values()) == {"passed"}
+
+
+async def test_silence_of_everybody_leaves_a_unit_unpaid_and_nobody_punished(start: Start) -> None:
+    rig = await start()
+    worker, other = rig.workers
+    await rig.play_round(worker, other)
+    rig.anchor.silent = worker.silent = True
+    for _ in range(4):
+        await rig.wait(OPTIONS.answer_s + 1)
+    assert rig.verdicts() == {worker.name: None, other.name: "passed"}
+    await rig.wait(OPTIONS.patience_s)
+    assert rig.verdicts() == {worker.name: "unavailable", other.name: "passed"}
+    assert {row["verdict"] for row in rig.reducer_audits()} == {"unavailable"}
+    with rig.database.session() as session:
+        credits = {row.worker: row.credit for row in session.query(ContributionRow)}
+    assert credits == {worker.name: "unpaid", other.name: "pending"}
+    assert not rig.blocked()
+    rig.board()
+
+
+async def test_a_late_answer_counts_while_the_audit_is_open(start: Start) -> None:
+    rig = await start()
+    await rig.play_round(*rig.workers)
+    everybody = [rig.anchor, *rig.workers]
+    for member in everybody:
+        member.silent = True
+    for _ in range(3):
+        await rig.wait(OPTIONS.answer_s + 1)
+    assert {row["status"] for row in rig.challenges()} == {"silent"}
+    rig.anchor.silent = False
+    await rig.audit()
+    assert set(rig.verdicts().values()) == {"passed"}
+
+
+async def test_when_all_say_no_nobody_is_waited_for(start: Start, case_rig: ModuleType) -> None:
+    rig = await start()
+    await rig.play_round(*rig.workers)
+    for member in (rig.anchor, *rig.workers):
+        member.answers = case_rig.unavailable
+    await rig.audit()
+    assert set(rig.verdicts().values()) == {"unavailable"}
+    assert not rig.jobs() or all(row["status"] == "done" for row in rig.jobs())
+    assert not rig.blocked()
+
+
+async def test_a_lying_auditor_is_outvoted_and_then_suspended(
+    start: Start, case_rig: ModuleType
+) -> None:
+    rig = await start(auditors=0)
+    liar = rig.hire(0, lie=case_rig.other_vector)
+    await rig.play_round(*rig.workers)
+    while liar.work():
+        pass  # the first replay of everything is its
+    rig.hire(1)
+    rig.hire(2)
+    await rig.audit()
+    assert set(rig.verdicts().values()) == {"passed"}
+    assert len(rig.jobs()) == 6
+    (row,) = [row for row in rig.auditor_rows() if row["auditor"] == liar.name]
+    assert row["outvoted"] == 2
+    assert row["suspended_reason"]
+    assert not rig.blocked()
+
+
+async def test_two_auditors_that_lie_differently_convict_nobody(
+    start: Start, case_rig: ModuleType
+) -> None:
+    rig = await start(auditors=0)
+    rig.hire(0, lie=case_rig.other_vector)
+    rig.hire(1, lie=lambda vector: -vector)
+    rig.hire(2, lie=lambda vector: 2 * vector)
+    await rig.play_round(*rig.workers)
+    await rig.audit()
+    assert set(rig.verdicts().values()) == {"inconclusive"}
+    assert not rig.blocked()
+
+
+async def test_a_reducer_that_lies_about_projections_is_convicted_and_the_worker_passes(
+    start: Start, case_rig: ModuleType
+) -> None:
+    rig = await start()
+
+    def lie(who: Any, challenge: Any) -> Any:
+        record, chunks = case_rig.honest(who, challenge)
+        if challenge.kind == service_pb2.CHALLENGE_KIND_PROJECT:
+            values = np.frombuffer(record.projections, "<f4").copy()
+            values[: 64 * 2] *= -3
+            record.projections = values.tobytes()
+        return record, chunks
+
+    await rig.play_round(*rig.workers)
+    rig.anchor.answers = lie
+    await rig.audit()
+    assert set(rig.verdicts().values()) == {"passed"}
+    convicted = [row for row in rig.reducer_audits() if row["verdict"] == "failed"]
+    assert [(row["reducer"], row["reason"]) for row in convicted] == [
+        (rig.anchor.name, "false_projection")
+    ]
+    assert rig.blocked() == {rig.anchor.name}
+    rig.board()
+
+
+async def test_a_reducer_with_bad_proofs_does_not_harm_the_worker(
+    start: Start, case_rig: ModuleType
+) -> None:
+    rig = await start()
+
+    def bend(who: Any, challenge: Any) -> Any:
+        record, chunks = case_rig.honest(who, challenge)
+        for chunk in chunks:
+            chunk.proof[0] = bytes(32)
+        return record, chunks
+
+    await rig.play_round(*rig.workers)
+    rig.anchor.answers = bend
+    await rig.audit()
+    assert set(rig.verdicts().values()) == {"passed"}
+    assert not rig.blocked()
+
+
+async def test_a_wrong_mean_convicts_its_reducer(start: Start) -> None:
+    rig = await start(verification={"audited_results": 64})
+    await _reduce_with(rig, bend=1e-2)
+    await rig.audit()
+    verdicts = {row["verdict"] for row in rig.reducer_audits()}
+    assert "failed" in verdicts
+    assert {row["reason"] for row in rig.reducer_audits() if row["verdict"] == "failed"} == {
+        "wrong_mean"
+    }
+    assert rig.blocked() == {rig.anchor.name}
+    assert set(rig.verdicts().values()) == {"passed"}
+    rig.board()
+
+
+async def test_a_result_whose_inputs_cannot_be_had_costs_nobody_anything(
+    start: Start, case_rig: ModuleType
+) -> None:
+    rig = await start()
+    await _reduce_with(rig, bend=1e-2)
+
+    def only_the_worker(who: Any, challenge: Any) -> Any:
+        if challenge.kind == service_pb2.CHALLENGE_KIND_INPUTS or not challenge.group_id:
+            return case_rig.unavailable(who, challenge)
+        return case_rig.honest(who, challenge)
+
+    rig.anchor.answers = only_the_worker
+    rig.workers[0].answers = case_rig.unavailable
+    await rig.audit()
+    assert {row["verdict"] for row in rig.reducer_audits()} == {"unavailable"}
+    assert not rig.blocked()
+
+
+async def _reduce_with(rig: Any, *, bend: float) -> None:
+    for worker in rig.workers:
+        await worker.lease()
+    for worker in rig.workers:
+        worker.train()
+        await worker.commit()
+    await rig.gather()
+    await rig.submit(rig.results(bend=bend))
+    assert await rig.engine.settle()
+
+
+async def test_a_second_result_that_turns_up_late_convicts_its_reducer(start: Start) -> None:
+    rig = await start()
+    for worker in rig.workers:
+        await worker.lease()
+    for worker in rig.workers:
+        worker.train()
+        await worker.commit()
+    await rig.gather()
+    other = rig.results(bend=1e-2)
+    await rig.submit(rig.results())
+    assert await rig.engine.settle()
+    await rig.audit()
+    assert not rig.blocked()
+    await rig.submit(other[:1])
+    await rig.audit()
+    assert {row["reason"] for row in rig.reducer_audits() if row["verdict"] == "failed"} == {
+        "equivocation"
+    }
+    assert rig.blocked() == {rig.anchor.name}
+    await rig.reboot()
+    await rig.audit()
+    assert len([row for row in rig.reducer_audits() if row["verdict"] == "failed"]) == 1
+    rig.board()
+
+
+async def test_a_task_that_most_fail_is_suspect_and_nobody_is_punished(
+    start: Start, case_rig: ModuleType
+) -> None:
+    rig = await start(workers=4, auditors=0)
+    for number in range(2):  # as if the organiser had kept the wrong weights
+        rig.hire(number, lie=case_rig.other_vector)
+    await rig.play_round(*rig.workers)
+    await rig.audit()
+    assert set(rig.verdicts().values()) == {"inconclusive"}
+    assert {row["reason"] for row in rig.audits()} == {"suspect_task"}
+    assert not rig.blocked()
+
+
+async def test_a_cheat_among_honest_members_does_not_make_their_task_suspect(start: Start) -> None:
+    rig = await start(workers=4)
+    cheat = rig.workers[0]
+    cheat.lazy_steps = 2
+    # One of them is away, with the reducer: it is not waited for.
+    away = rig.workers[3]
+    await rig.play_round(*rig.workers)
+    rig.anchor.silent = away.silent = True
+    for _ in range(6):
+        await rig.wait(OPTIONS.answer_s + 1)
+    assert rig.verdicts()[cheat.name] == "failed"
+    assert rig.verdicts()[away.name] is None
+    assert rig.blocked() == {cheat.name}
+
+
+async def test_no_auditors_cost_the_organiser_not_the_workers(start: Start) -> None:
+    rig = await start(auditors=0)
+    await rig.play_round(*rig.workers)
+    await rig.audit()
+    assert set(rig.verdicts().values()) == {None}
+    await rig.wait(OPTIONS.patience_s + 1)
+    assert set(rig.verdicts().values()) == {"inconclusive"}
+    assert not rig.jobs()
+    with rig.database.session() as session:
+        assert {row.credit for row in session.query(ContributionRow)} == {"pending"}
+
+
+async def test_lost_weights_are_the_organisers_loss(start: Start) -> None:
+    rig = await start(auditors=0)
+    rig.hire(0, fails="weights_lost")
+    await rig.play_round(*rig.workers)
+    await rig.audit()
+    assert set(rig.verdicts().values()) == {"unaudited-lost"}
+    rig.board()
+
+
+async def test_uncalibrated_classes_convict_nobody(start: Start) -> None:
+    rig = await start(auditors=0)
+    rig.hire(0, execution="mps", lie=lambda vector: vector * 1.001)
+    await rig.play_round(*rig.workers)
+    await rig.audit()
+    assert set(rig.verdicts().values()) == {"inconclusive"}
+    assert {row["reason"] for row in rig.audits()} == {"between_bounds"}
+    assert len(rig.jobs()) == 6
+
+
+async def test_a_second_auditor_is_heard_where_one_was_drawn(start: Start) -> None:
+    rig = await start(verification={"p_second_auditor": 1})
+    await rig.play_round(*rig.workers)
+    await rig.audit()
+    assert set(rig.verdicts().values()) == {"passed"}
+    assert len(rig.jobs()) == 4
+    by_audit = {(row["audit_id"], row["auditor"]) for row in rig.jobs()}
+    assert len(by_audit) == 4
+
+
+async def test_a_coordinator_that_is_killed_between_any_steps_goes_on(start: Start) -> None:
+    rig = await start(inner={"max_steps": 10}, verification={"p_second_auditor": 1})
+    rig.workers[0].lazy_steps = 1
+    await rig.play_round(*rig.workers)
+    for _ in range(60):
+        await rig.engine.audit()
+        await rig.reboot()
+        for member in rig.members.values():
+            await member.attend()
+        for auditor in rig.auditors:
+            auditor.work()
+        if None not in rig.verdicts().values():
+            break
+    assert [rig.verdicts()[worker.name] for worker in rig.workers] == ["failed", "passed"]
+    assert len([row for row in rig.audits() if row["record"]]) == 2
+    rig.board()
