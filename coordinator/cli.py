@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from coordinator import cli_access, cli_blocks
-from coordinator.audit.cli import audit
+from coordinator.audit.cli import audit, replay
 from coordinator.audit.cli_calibrate import calibrate
 from coordinator.terminal import configure_logging, print_json, print_rich, reader, watch
 from protocol.errors import UsageError
@@ -46,6 +46,7 @@ def cli() -> None:
 
 
 cli.add_command(audit)
+cli.add_command(replay)
 
 
 @cli.command()
