@@ -28,6 +28,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from coordinator.admission import Admission, AdmissionPolicy
+from coordinator.audit.challenges import open_challenges
 from coordinator.blobs import BlobIndex
 from coordinator.checkpoints import CheckpointStore
 from coordinator.context import EngineOptions
@@ -36,6 +37,7 @@ from coordinator.requests import Rate, RequestGuard
 from coordinator.schema import AssignmentRow, ContributionRow, EvidenceRow, WorkerRow
 from coordinator.server import _OPTIONS
 from coordinator.service import CoordinatorService, Greeting
+from coordinator.turn import Turn
 from ledger.authority import store_delegations
 from ledger.sources import DatabaseSource
 from ledger.verify import verify
@@ -66,6 +68,8 @@ SIGNED = {
     "Heartbeat": wire.Heartbeat,
     "Watch": wire.WatchRequest,
     "AnswerChallenge": wire.ChallengeAnswer,
+    "SubmitScreening": wire.Screening,
+    "Appeal": wire.Appeal,
 }
 PLAIN = {
     "Hello": api.HelloRequest,
@@ -73,8 +77,10 @@ PLAIN = {
     "GetShard": api.GetShardRequest,
     "GetReceipt": api.GetReceiptRequest,
     "SubmitResults": api.ResultPiece,
+    "GetAudit": api.GetAuditRequest,
 }
-STREAMS = {"Watch", "GetState", "GetShard"}
+STREAMS = {"Watch", "GetState", "GetShard", "GetAudit"}
+NAMES_THE_SIGNER = {"ReducerReport": "reducer", "SubmitScreening": "reducer"}
 
 NUMBERS = [0, 1, 2, 255, 2**31 - 1, 2**31, 2**32 - 1]
 LARGE = [*NUMBERS, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1]
@@ -208,7 +214,31 @@ class Target:
             case "Watch":
                 return wire.WatchRequest(**mine, freshness=fresh)
             case "AnswerChallenge":
-                return wire.ChallengeAnswer(**mine, chunks=[wire.OpenedChunk(encoded=b"x")])
+                asked = self._challenge()
+                return wire.ChallengeAnswer(
+                    **mine,
+                    challenge_id=asked.challenge_id,
+                    projections=bytes(256 * (asked.end_chunk - asked.first_chunk)),
+                )
+            case "SubmitScreening":
+                share = next((r for r in roster.reducers if r.reducer == name), wire.ReducerRange())
+                values = bytes(4 * len(roster.members) * (share.end_chunk - share.first_chunk))
+                return wire.Screening(
+                    run_id=rig.run_id,
+                    group_id=group,
+                    attempt=roster.attempt,
+                    reducer=name,
+                    first_chunk=share.first_chunk,
+                    end_chunk=share.end_chunk,
+                    members=len(roster.members),
+                    norms=values,
+                    cosines=values,
+                )
+            case "Appeal":
+                assignment_id = self.mallory.assignment.assignment_id
+                return wire.Appeal(**mine, assignment_id=assignment_id, freshness=fresh)
+            case "GetAudit":
+                return api.GetAuditRequest(run_id=rig.run_id, round=0, worker=self.ada.name)
             case "SubmitResults":
                 chunk = wire.ResultChunk(
                     group_id=group, attempt=roster.attempt, sha256=bytes(32), reducer=name
@@ -226,6 +256,16 @@ class Target:
         return api.GetReceiptRequest(
             run_id=rig.run_id, assignment_id=self.mallory.assignment.assignment_id
         )
+
+    def _challenge(self) -> api.Challenge:
+        """What mallory is asked to show; else what somebody else is, or nobody."""
+        with self.rig.database.session() as session:
+            turn = Turn(self.rig.engine.context, session, self.rig.now_s)
+            for member in (self.mallory, self.anchor, self.ada):
+                asked = open_challenges(turn, member.name)
+                if asked:
+                    return asked[0]
+        return api.Challenge(challenge_id=bytes(16), end_chunk=1)
 
     def _roster(self) -> tuple[wire.Roster, bytes]:
         envelope, _ = self.rig.stored_roster()
@@ -309,8 +349,12 @@ def served(
     # Sizes small enough that a request is bounded by its checks and not by its vectors.
     made = engine_rig.Rig(
         tmp_path,
-        make_manifest(round={"min_members": 2}, update={"chunk_elements": 1 << 14}),
-        options=EngineOptions(challenges_per_round=1),
+        make_manifest(
+            round={"min_members": 2},
+            update={"chunk_elements": 1 << 14},
+            verification={"probation_steps": 0, "reducer_passes": 0},
+        ),
+        options=EngineOptions(),
     )
     with asyncio.Runner() as runner:
         runner.run(made.boot())
@@ -336,9 +380,10 @@ def requests(data: st.DataObject, target: Target) -> tuple[str, Any]:
         label="signer",
     )
     if attack == "rubbish":
-        return call, sign_bytes(data.draw(st.binary(max_size=200)), SIGNED[call], signer)
+        rubbish = sign_bytes(data.draw(st.binary(max_size=200)), SIGNED[call], signer)
+        return call, with_chunks(data, call, rubbish)
     if data.draw(st.booleans(), label="as itself"):
-        setattr(record, "reducer" if call == "ReducerReport" else "worker", signer.peer_id)
+        setattr(record, NAMES_THE_SIGNER.get(call, "worker"), signer.peer_id)
         if call == "Enrol":
             record.donor = signer.peer_id
     for _ in range(data.draw(st.integers(1, 3), label="fields")):
@@ -346,7 +391,19 @@ def requests(data: st.DataObject, target: Target) -> tuple[str, Any]:
     envelope = seal(record, signer)
     if data.draw(st.integers(0, 9), label="envelope") == 0:
         bend(data, envelope)
-    return call, envelope
+    return call, with_chunks(data, call, envelope)
+
+
+def with_chunks(data: st.DataObject, call: str, envelope: wire.Envelope) -> Any:
+    """An answer to a challenge comes with chunks beside it."""
+    if call != "AnswerChallenge":
+        return envelope
+    request = api.AnswerChallengeRequest(answer=envelope)
+    for _ in range(data.draw(st.integers(0, 2), label="chunks")):
+        chunk = wire.OpenedChunk(chunk=1, encoded=b"x" * 64, proof=[bytes(32)], member="x")
+        bend(data, chunk)
+        request.chunks.append(chunk)
+    return request
 
 
 def sign_bytes(payload: bytes, kind: type[Any], signer: Identity) -> wire.Envelope:
@@ -412,7 +469,11 @@ def test_hostile_requests_change_nothing_in_any_phase(
         assert run(rig.engine.settle())
         while run(rig.engine.evaluate()):
             pass
-        heard |= attack(runner, target, 40)
+        while run(rig.engine.audit()):
+            pass
+        heard |= attack(runner, target, 60)
+        while run(rig.engine.audit()):
+            pass
     failures = [entry for entry in logs if entry["log_level"] in ("error", "critical")]
     assert failures == []
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
