@@ -5,20 +5,26 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.roster import Candidate, choose_reducers
+from coordinator.roster import Candidate, Claim, choose_reducers, member_weights
 
 
-def candidate(name: str, donor: str, *, anchor: bool = False, reachable: bool = True) -> Candidate:
-    return Candidate(name, donor, anchor, ("/ip4/10.0.0.1/tcp/1",) if reachable else ())
+def candidate(
+    name: str, donor: str, *, anchor: bool = False, reachable: bool = True, trusted: bool = True
+) -> Candidate:
+    addresses = ("/ip4/10.0.0.1/tcp/1",) if reachable else ()
+    return Candidate(name, donor, anchor, addresses, trusted)
 
 
 CANDIDATES = st.lists(
-    st.tuples(st.sampled_from("abc"), st.booleans(), st.booleans()), max_size=8
+    st.tuples(st.sampled_from("abc"), st.booleans(), st.booleans(), st.booleans()), max_size=8
 ).map(
     lambda raw: [
-        candidate(f"w{i}", donor, anchor=anchor, reachable=reachable)
-        for i, (donor, anchor, reachable) in enumerate(raw)
+        candidate(f"w{i}", donor, anchor=anchor, reachable=reachable, trusted=trusted)
+        for i, (donor, anchor, reachable, trusted) in enumerate(raw)
     ]
+)
+CLAIMS = st.lists(
+    st.builds(Claim, tokens=st.integers(1, 10**12), trusted=st.booleans()), min_size=1, max_size=20
 )
 
 
@@ -28,7 +34,7 @@ def test_shares_cover_every_chunk_once(
 ) -> None:
     avoided = {"w0"} if avoid else set()
     shares = choose_reducers(candidates, chunks, avoid=avoided, anchors_only=last)
-    able = [c for c in candidates if c.multiaddrs]
+    able = [c for c in candidates if c.multiaddrs and (c.anchor or c.trusted)]
     assert bool(shares) == bool(able)
     position = 0
     for share in shares:
@@ -36,7 +42,7 @@ def test_shares_cover_every_chunk_once(
         position = share.end
     assert position == (chunks if able else 0)
     chosen = [share.candidate for share in shares]
-    assert all(c.multiaddrs for c in chosen)
+    assert all(c in able for c in chosen)
     if last and any(c.anchor for c in able):
         assert all(c.anchor for c in chosen)
     held = Counter[str]()
@@ -63,3 +69,36 @@ def test_an_anchor_alone_holds_everything_that_the_cap_leaves() -> None:
 def test_without_an_anchor_members_share_evenly() -> None:
     shares = choose_reducers([candidate(f"m{i}", f"d{i}") for i in range(2)], 9)
     assert sorted(share.end - share.first for share in shares) == [4, 5]
+
+
+def test_with_neither_an_anchor_nor_trust_nobody_reduces() -> None:
+    newcomers = [candidate(f"m{i}", f"d{i}", trusted=False) for i in range(5)]
+    assert choose_reducers(newcomers, 9) == ()
+    assert choose_reducers(newcomers, 9, anchors_only=True) == ()
+
+
+@given(claims=CLAIMS, share=st.floats(0.01, 1.0), cap=st.none() | st.integers(1, 10**12))
+def test_weights_are_bounded_by_cap_and_by_the_trusted_median(
+    claims: list[Claim], share: float, cap: int | None
+) -> None:
+    weights = member_weights(claims, newcomer_share=share, cap_tokens=cap)
+    assert len(weights) == len(claims)
+    assert all(isinstance(weight, int) and weight >= 1 for weight in weights)
+    capped = [c.tokens if cap is None else min(c.tokens, cap) for c in claims]
+    assert all(weight <= most for weight, most in zip(weights, capped, strict=True))
+    trusted = sorted(most for most, c in zip(capped, claims, strict=True) if c.trusted)
+    for weight, most, claim in zip(weights, capped, claims, strict=True):
+        if claim.trusted or not trusted:
+            assert weight == most
+        else:
+            assert weight <= max(1, share * trusted[(len(trusted) - 1) // 2])
+
+
+@given(claims=CLAIMS, share=st.floats(0.01, 1.0))
+def test_newcomers_cannot_move_what_newcomers_weigh(claims: list[Claim], share: float) -> None:
+    """The median is of the trusted alone, so a flood of keys does not raise it."""
+    flood = [*claims, *(Claim(10**12, False) for _ in range(50))]
+    before = member_weights(claims, newcomer_share=share, cap_tokens=None)
+    if any(claim.trusted for claim in claims):
+        after = member_weights(flood, newcomer_share=share, cap_tokens=None)
+        assert after[: len(claims)] == before
