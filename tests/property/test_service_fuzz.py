@@ -474,6 +474,9 @@ def test_hostile_requests_change_nothing_in_any_phase(
         heard |= attack(runner, target, 60)
         while run(rig.engine.audit()):
             pass
+        unknown = target.honest("RequestWork")
+        unknown.worker = target.stranger.peer_id
+        heard.add(run(target.ask("RequestWork", seal(unknown, target.stranger))))
     failures = [entry for entry in logs if entry["log_level"] in ("error", "critical")]
     assert failures == []
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
