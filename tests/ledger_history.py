@@ -259,11 +259,10 @@ class History:
     def reversal_leaf(
         self, donor: int, credits: Sequence[int], verdict_leaf: int, **fields: Any
     ) -> ReversalLeaf:
-        said = {
-            "microcredits": sum(self.credit_leaf(index).microcredits for index in credits),
-            "reason": "differs",
-            **fields,
-        }
+        said = {"reason": "differs", **fields}
+        if "microcredits" not in said:
+            paid = (self.credit_leaf(index).microcredits for index in credits)
+            said["microcredits"] = sum(paid)
         return ReversalLeaf(
             run_id=self.manifest.run_id,
             at_s=self.now_s,
