@@ -25,9 +25,7 @@ POLICY = {
 }
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(
-            ["settle", "judge", "draw", "final", "reverse", "appeal", "restore", "wait"]
-        ),
+        st.sampled_from(["settle", "judge", "draw", "final", "reverse", "appeal", "wait"]),
         st.integers(0, 2),
         st.sampled_from(["passed", "passed", "failed", "failed", "unavailable", "overturned"]),
     ),
@@ -81,8 +79,8 @@ class _Audited:
         elif what == "final":
             for credit in mine:
                 self.take(history.final_leaf(worker, [credit.index]))
-        else:
-            self._reverse(worker, mine, restored=what == "restore")
+        if what in ("reverse", "appeal"):
+            self._reverse(worker, mine, restored=what == "appeal")
 
     def _reverse(self, worker: int, mine: list[Any], restored: bool) -> None:
         for verdict_leaf in list(self.board.audits.judgements)[-4:]:
