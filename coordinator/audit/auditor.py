@@ -272,6 +272,9 @@ class Auditor:
         envelope = seal(result, self._identity)
         with self._place.database.session() as session:
             counts = jobs.finish(session, spec.job_id, self._name, envelope, time.time())
+            gone = jobs.is_gone(session, spec.job_id)
+        if gone:
+            self._place.replays.delete(spec.job_id)
         _log.info(
             "job_done",
             job=spec.job_id.hex(),

@@ -175,6 +175,11 @@ def give_back(session: Session, auditor: PeerId, *, counted: bool) -> int:
     return given.rowcount
 
 
+def is_gone(session: Session, job_id: bytes) -> bool:
+    """Whether the audit was decided without this job: then nobody will ask for its replay."""
+    return session.get(AuditJobRow, job_id) is None
+
+
 def backlog(session: Session) -> int:
     """Replays that are still to be done, under way ones included."""
     return session.scalar(select(func.count()).where(AuditJobRow.status != DONE)) or 0
