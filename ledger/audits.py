@@ -5,8 +5,8 @@ Invariants:
 * A draw is the one that the run's first leaf fixed; who it selects is recomputed, not believed.
 * Trust is what the verdicts give: a pass of training or probation adds one for that device in
   that execution class, unless it was audited because of a failure; a failure sets all of the
-  device's classes to zero until it is overturned. No contribution was given a smaller chance of
-  an audit than its device's trust allows.
+  device's classes to zero; nothing else changes it. No contribution was given a smaller chance
+  of an audit than its device's trust allows.
 * A merged contribution is judged once, if the draw chose it or its donor was convicted of
   something else; what failed can be judged again on appeal, and be overturned.
 """
@@ -217,15 +217,8 @@ class Audits:
             # What was done before a conviction restores no trust.
             worker.passes[leaf.execution] += leaf.why != Why.RETAINED
         elif leaf.verdict == Verdict.FAILED:
-            worker.convictions += 1
-            worker.lost_passes += worker.passes
             worker.passes.clear()
             self.accounts.donors[judgement.donor].convictions.append(judgement)
-        elif leaf.verdict == Verdict.OVERTURNED:
-            worker.convictions -= len(judgement.overturns)
-            if not worker.convictions:
-                worker.passes += worker.lost_passes
-                worker.lost_passes.clear()
 
 
 def _check_drawn(credit: Credit, leaf: VerdictLeaf) -> None:

@@ -113,8 +113,6 @@ class Worker:
     tally: Tally = field(default_factory=Tally)
     verdicts: list[Judgement] = field(default_factory=list)
     passes: Counter[str] = field(default_factory=Counter)  # consecutive, audited; by execution
-    lost_passes: Counter[str] = field(default_factory=Counter)  # to convictions that still stand
-    convictions: int = 0  # that stand
     last_credit_s: int | None = None
     last_round: int | None = None
 
