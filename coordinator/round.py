@@ -207,7 +207,8 @@ def _skip(state: Round, reason: str) -> Step:
 def _roster_signed(state: Round, event: RosterSigned, _: float) -> Step:
     if state.reducers or not event.reducers:
         raise ImpossibleEvent("a roster is signed once in an attempt, with reducers")
-    return replace(state, reducers=event.reducers), ()
+    committed = tuple(w for w in state.committed if w not in event.left_out)
+    return replace(state, reducers=event.reducers, committed=committed), ()
 
 
 def _reducer_reported(state: Round, event: ReducerReported, now_s: float) -> Step:

@@ -116,6 +116,7 @@ class RosterSigned:
     """The roster of the attempt is stored; these hold its ranges."""
 
     reducers: tuple[str, ...]
+    left_out: tuple[str, ...] = ()  # committed, but not on it: blocked since
 
 
 @dataclass(frozen=True)

@@ -133,13 +133,14 @@ class Turn:
 
     def _sign_roster(self, effect: round_state.SignRoster) -> None:
         layout, update = self.context.layout, self.context.manifest.update
+        members = self._still_welcome(effect.members)
         shares = choose_reducers(
-            self._candidates(effect.members),
+            self._candidates(members),
             layout.count,
             avoid=effect.avoid,
             anchors_only=effect.anchors_only,
         )
-        if not shares:
+        if not shares or not members:
             return  # asked again at the next tick, until the attempt's deadline
         assert self.machine.deadline_s is not None
         assert self.machine.broadcast_deadline_s is not None
@@ -148,7 +149,7 @@ class Turn:
             round=self.machine.number,
             attempt=effect.attempt,
             state_digest=newest_state(self.session).digest,
-            members=self._members(effect.members),
+            members=self._members(members),
             reducers=[
                 wire.ReducerRange(
                     reducer=share.candidate.worker,
@@ -178,15 +179,25 @@ class Turn:
             )
         )
         self.session.flush()
-        self.apply(round_state.RosterSigned(tuple(s.candidate.worker for s in shares)))
+        left_out = tuple(worker for worker in effect.members if worker not in members)
+        reducers = tuple(share.candidate.worker for share in shares)
+        self.apply(round_state.RosterSigned(reducers, left_out))
         self.say(service_pb2.RunEvent(roster=envelope))
         _log.info(
             "roster_signed",
             round=self.machine.number,
             attempt=effect.attempt,
-            members=len(effect.members),
+            members=len(members),
             reducers=len(shares),
         )
+
+    def _still_welcome(self, members: tuple[str, ...]) -> tuple[str, ...]:
+        """Without those that were blocked since they committed."""
+        found = self.session.scalars(
+            select(WorkerRow.worker).where(WorkerRow.worker.in_(members), welcome())
+        )
+        kept = set(found)
+        return tuple(worker for worker in members if worker in kept)
 
     def _members(self, workers: tuple[str, ...]) -> list[wire.RosterMember]:
         policy = self.context.manifest.verification

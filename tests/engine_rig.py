@@ -225,14 +225,18 @@ class Rig:
         self.now_s += seconds
         await self.engine.tick()
 
-    def enrol(self, seed: int, *, anchor: bool = False, public: bool = False) -> Member:
+    def enrol(
+        self, seed: int, *, anchor: bool = False, public: bool = False, donor: int | None = None
+    ) -> Member:
+        """A device, which works for itself or for the device with the seed ``donor``."""
         member = Member(self, Identity.from_seed(seed.to_bytes(32, "big")))
+        vouched = Identity.from_seed((donor or seed).to_bytes(32, "big")).peer_id
         addresses = [f"/ip4/127.0.0.1/tcp/{4000 + seed}"] if anchor or public else []
         with self.database.session() as session:
             session.add(
                 WorkerRow(
                     worker=member.name,
-                    donor=member.name,
+                    donor=vouched,
                     device_class="cpu",
                     anchor=anchor,
                     client_mode=not (anchor or public),
@@ -245,7 +249,7 @@ class Rig:
                 run_id=self.run_id.hex(),
                 at_s=int(self.now_s),
                 worker=member.name,
-                donor=member.name,
+                donor=vouched,
                 device_class="cpu",
             )
             self.log.append(session, [leaf])

@@ -138,7 +138,9 @@ def possible(state: Round, draw: random.Random) -> Event:
         events += [Committed(w) for w in state.training] + [Abandoned(w) for w in state.training]
     if state.phase is Phase.GATHER:
         if not state.reducers:
-            events += [RosterSigned(("r1", "r2")), RosterSigned(("r3",))]
+            spare = len(state.committed) - state.policy.min_members
+            left_out = state.committed[: draw.randrange(spare + 1)]
+            events += [RosterSigned(("r1", "r2")), RosterSigned(("r3",), left_out)]
         for reducer in state.reducers:
             some = tuple(w for w in state.committed if draw.random() < 0.7)
             events += [ReducerReported(reducer, some), ReducerReported(reducer, state.committed)]
