@@ -183,7 +183,7 @@ def test_a_failure_takes_all_trust(record: Any) -> None:
     record.judge(2, ADA, Verdict.FAILED)
     ada = record.workers[ADA][0]
     assert not board_of(record).workers[ada].passes
-    leaf = record.settled_leaves({ADA: 1}, chances={ADA: 500_000})[0]
+    leaf = record._credit(ADA, 1, 500_000)
     refuse(record, leaf, "after 0 audited passes")
     record.judge(2, ADA, Verdict.FAILED, why=Why.APPEAL)
     record.judge(2, ADA, Verdict.OVERTURNED, why=Why.APPEAL)
