@@ -13,6 +13,7 @@ Invariants (docs/verification.md, "Tolerance"):
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -93,13 +94,14 @@ class Measured(_Frozen):
 
 
 class Entry(_Frozen):
-    """A pair of execution classes, in alphabetical order, and its bounds.
+    """Bounds of a pair of execution classes, in alphabetical order, for units of some length.
 
     No bounds: cheats could not be told from honest work; such a pair is never decided.
     """
 
     first: Execution
     second: Execution
+    steps: int = Field(ge=1)  # of the units that were measured
     measured: Measured
     bounds: Bounds | None
     catches: tuple[str, ...] = Field((), strict=False)  # the cheats that lie beyond the bounds
@@ -111,21 +113,40 @@ class ToleranceTable(_Frozen):
     format: Literal["barnraise-tolerance/1"] = "barnraise-tolerance/1"
     run_id: Hex256
     settled_rounds: int = Field(ge=0)  # of the state that was trained from
-    steps: int = Field(ge=1)  # of the units that were measured
-    samples: int = Field(ge=1)  # units
+    steps: int = Field(ge=1)  # of the longest units that were measured
+    samples: int = Field(ge=1)  # units of each length
     made_at_s: int = Field(ge=0)
     entries: tuple[Entry, ...] = Field(strict=False)  # JSON has lists
 
-    def entry(self, one: str, other: str) -> Entry | None:
-        """The entry of two execution classes, in either order."""
-        first, second = sorted((one, other))
-        matching = (e for e in self.entries if (e.first, e.second) == (first, second))
-        return next(matching, None)
+    def of_pair(self, one: str, other: str) -> list[Entry]:
+        """The entries of two execution classes, in either order, by length."""
+        pair = tuple(sorted((one, other)))
+        matching = [entry for entry in self.entries if (entry.first, entry.second) == pair]
+        return sorted(matching, key=lambda entry: entry.steps)
 
-    def bounds(self, worker_execution: str, auditor_execution: str) -> Bounds | None:
-        """Bounds between two execution classes; None when there are none to decide by."""
-        entry = self.entry(worker_execution, auditor_execution)
-        return None if entry is None else entry.bounds
+    def bounds(
+        self, worker_execution: str, auditor_execution: str, steps: int | None = None
+    ) -> Bounds | None:
+        """Bounds between two execution classes; None when there are none to decide by.
+
+        Rounding weighs most in short units, and a missing tenth least in long ones: between two
+        measured lengths, bounds are interpolated in the logarithms.
+
+        Args:
+            worker_execution: class of the contribution.
+            auditor_execution: class of the replay.
+            steps: inner steps of the unit; default: the longest measured.
+        """
+        entries = self.of_pair(worker_execution, auditor_execution)
+        if not entries:
+            return None
+        length = min(max(steps or self.steps, entries[0].steps), entries[-1].steps)
+        below = max((e for e in entries if e.steps <= length), key=lambda entry: entry.steps)
+        above = min((e for e in entries if e.steps >= length), key=lambda entry: entry.steps)
+        if below.bounds is None or above.bounds is None or below is above:
+            return above.bounds if below is above else None
+        share = math.log(length / below.steps) / math.log(above.steps / below.steps)
+        return _between(below.bounds, above.bounds, share)
 
     def to_json(self) -> str:
         """Canonical JSON (RFC 8785)."""
@@ -146,6 +167,12 @@ class ToleranceTable(_Frozen):
             raise BadRecord(explain_validation("tolerance table", error)) from error
         except (ValueError, RecursionError) as error:
             raise BadRecord(f"the tolerance table is not JSON: {error}") from error
+
+
+def _between(one: Bounds, other: Bounds, share: float) -> Bounds:
+    """Geometric interpolation of every bound; ``share`` 0 is ``one``."""
+    pairs = ((name, getattr(one, name), getattr(other, name)) for name in Bounds.model_fields)
+    return Bounds(**{name: low ** (1 - share) * high**share for name, low, high in pairs})
 
 
 class Outcome(StrEnum):

@@ -4,23 +4,25 @@ Invariants:
 
 * Bounds of a pair of execution classes lie between the farthest honest work and the nearest cheat
   that was measured, with a margin on both sides; the logarithm of the gap is cut in three.
-* Where there is no room for that, a pair gets no bounds: its audits stay inconclusive, and the
-  table says so.
-* Short units are measured too: rounding weighs most in the first steps.
+* Where there is no room for the nearest cheat, bounds keep to the next one, and the table names
+  those that they catch. No room for any: no bounds, and audits of the pair stay inconclusive.
+* Units of several lengths are measured, and each has bounds of its own: rounding weighs most in
+  the first steps, a missing tenth least in a long unit.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations, combinations_with_replacement
+from itertools import combinations
 from typing import Final
 
 import numpy as np
 
 from coordinator.audit.measure import (
+    LAZY,
     LAZY_SCALED,
     Bench,
     Encoded,
@@ -52,7 +54,7 @@ _CHUNK_PASS, _CHUNK_FAIL, _PROJECTION = 1.5, 3.0, 1.5
 """Multiples of the worst honest chunk. One chunk is a hard bound, for what falsifies it wholly."""
 
 _LEAST_HONEST_CHUNK = 3 * LEAST_HONEST
-_SHORT_UNITS = (1, 5)
+_SHORT_UNITS = (1, 2, 5)  # a new key's first unit has at most 5
 _OPENINGS = 16
 """Random sets of chunks, of the size that an audit opens, that each comparison is seen through."""
 
@@ -76,7 +78,7 @@ def calibrate_run(
         samples: units to measure, of different data.
         steps: of a unit; default: the most that a round allows.
         classes: execution classes to measure; default: all that this machine has.
-        thorough: also other thread counts and crude cheats; otherwise about half the time.
+        thorough: also other thread counts and other data; otherwise in two thirds of the time.
         on_progress: told before each computation.
 
     Returns:
@@ -90,17 +92,14 @@ def calibrate_run(
     steps = min(steps or subject.manifest.inner.max_steps, subject.batches)
     if steps < 1 or samples < 1:
         raise UsageError("calibrating takes a sample, and data for at least one inner step")
-    plan = [
-        (sample, length)
-        for sample in range(samples)
-        for length in (*(short for short in _SHORT_UNITS if short < steps), steps)
-    ]
-    found = _Found(subject, {pair: _Extremes() for pair in _pairs(wanted)})
+    lengths = (*(short for short in _SHORT_UNITS if short < steps), steps)
+    plan = [(sample, length) for sample in range(samples) for length in lengths]
+    found = _Found(subject)
     progress = _Progress(on_progress, len(plan) * len(wanted))
     for sample, length in plan:
-        start = _start_batch(subject, sample, samples, length)
+        start = (subject.batches - length) * sample // samples  # spread over the epoch
         bench = Bench(subject, start, length, sample)
-        _measure_unit(found, bench, wanted, thorough, length == steps, progress)
+        _measure_unit(found, bench, wanted, thorough, progress)
     on_progress(progress.total, progress.total, "done")
     return ToleranceTable(
         run_id=subject.manifest.run_id.hex(),
@@ -108,27 +107,30 @@ def calibrate_run(
         steps=steps,
         samples=samples,
         made_at_s=int(time.time()),
-        entries=tuple(make_entry(*pair, e.measured()) for pair, e in found.pairs.items()),
+        entries=tuple(
+            make_entry(first, second, length, extremes.measured())
+            for (first, second, length), extremes in sorted(found.extremes.items())
+        ),
     )
 
 
-def make_entry(first: str, second: str, measured: Measured) -> Entry:
+def make_entry(first: str, second: str, steps: int, measured: Measured) -> Entry:
     """Bounds of a pair by the rule of this module's docstring; none where they have no room."""
     honest = max(measured.honest_pooled, LEAST_HONEST)
-    # Bounds that also catch who hides the missing steps, if there is room; else who does not.
-    for names in (set(measured.cheats), set(measured.cheats) - {LAZY_SCALED}):
-        nearest = min((measured.cheats[name] for name in names), default=0.0)
+    names = set(measured.cheats)
+    for caught in (names, names - {LAZY_SCALED}, names - {LAZY_SCALED, LAZY}):
+        nearest = min((measured.cheats[name] for name in caught), default=0.0)
         if nearest >= LEAST_GAP * honest:
             third = (nearest / honest) ** (1 / 3)
-            bounds = _bounds(measured, honest * third, honest * third**2)
             return Entry(
                 first=first,
                 second=second,
+                steps=steps,
                 measured=measured,
-                bounds=bounds,
-                catches=tuple(sorted(names)),
+                bounds=_bounds(measured, honest * third, honest * third**2),
+                catches=tuple(sorted(caught)),
             )
-    return Entry(first=first, second=second, measured=measured, bounds=None)
+    return Entry(first=first, second=second, steps=steps, measured=measured, bounds=None)
 
 
 def _bounds(measured: Measured, pooled_pass: float, pooled_fail: float) -> Bounds:
@@ -165,12 +167,17 @@ class _Extremes:
 
 @dataclass
 class _Found:
+    """The extremes by pair of classes and length of the unit."""
+
     subject: Subject
-    pairs: dict[tuple[str, str], _Extremes]
+    extremes: dict[tuple[str, str, int], _Extremes] = field(default_factory=dict)
     generator: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
-    def add_honest(self, one: str, theirs: Encoded, other: str, replayed: Encoded) -> None:
-        extremes = self.pairs[_pair(one, other)]
+    def of(self, one: str, other: str, steps: int) -> _Extremes:
+        first, second = sorted((one, other))
+        return self.extremes.setdefault((first, second, steps), _Extremes())
+
+    def add_honest(self, extremes: _Extremes, theirs: Encoded, replayed: Encoded) -> None:
         pooled, chunks = self._pooled(theirs, replayed)
         projected = self._projections(theirs, replayed, seed=extremes.comparisons)
         extremes.comparisons += 1
@@ -178,8 +185,7 @@ class _Found:
         extremes.chunk = max(extremes.chunk, *chunks)
         extremes.projection = max(extremes.projection, projected)
 
-    def add_cheat(self, name: str, one: str, theirs: Encoded, other: str, replay: Encoded) -> None:
-        extremes = self.pairs[_pair(one, other)]
+    def add_cheat(self, extremes: _Extremes, name: str, theirs: Encoded, replay: Encoded) -> None:
         nearest = min(self._pooled(theirs, replay)[0])
         extremes.cheats[name] = min(extremes.cheats.get(name, nearest), nearest)
 
@@ -223,26 +229,25 @@ def _measure_unit(
     bench: Bench,
     classes: Sequence[str],
     thorough: bool,
-    full: bool,
     progress: _Progress,
 ) -> None:
-    """Compare all honest ways to compute one unit and, at full length, the cheats with them."""
+    """Compare all honest ways to compute one unit, and the cheats with the plain ones."""
     honest: dict[Variant, Encoded] = {}
     plain: dict[str, Encoded] = {}
     cheats: list[tuple[str, str, Encoded]] = []
     for name in classes:
         progress.step(name)
-        variants = variants_of(name, cores=os.cpu_count() or 1, thorough=thorough and full)
+        variants = variants_of(name, cores=os.cpu_count() or 1, thorough=thorough)
         honest |= {variant: bench.honest(variant) for variant in variants}
         plain[name] = honest[variants[0]]
-        if full:
-            made = bench.cheats(variants[0], thorough=thorough)
-            cheats += [(cheat, name, update) for cheat, update in made]
+        made = bench.cheats(variants[0], thorough=thorough)
+        cheats += [(cheat, name, update) for cheat, update in made]
     for (one, theirs), (other, replayed) in combinations(honest.items(), 2):
-        found.add_honest(one.execution_class, theirs, other.execution_class, replayed)
+        pair = found.of(one.execution_class, other.execution_class, bench.steps)
+        found.add_honest(pair, theirs, replayed)
     for cheat, worker, theirs in cheats:
         for auditor, replay in plain.items():
-            found.add_cheat(cheat, worker, theirs, auditor, replay)
+            found.add_cheat(found.of(worker, auditor, bench.steps), cheat, theirs, replay)
 
 
 def _checked(classes: Sequence[str] | None) -> tuple[str, ...]:
@@ -251,16 +256,3 @@ def _checked(classes: Sequence[str] | None) -> tuple[str, ...]:
     if missing:
         raise UsageError(f"this machine has no {', '.join(missing)}; it has {', '.join(here)}")
     return here if classes is None else tuple(dict.fromkeys(classes))
-
-
-def _pairs(classes: Iterable[str]) -> list[tuple[str, str]]:
-    return list(combinations_with_replacement(sorted(classes), 2))
-
-
-def _pair(one: str, other: str) -> tuple[str, str]:
-    return (one, other) if one <= other else (other, one)
-
-
-def _start_batch(subject: Subject, sample: int, samples: int, steps: int) -> int:
-    """Spread the units over the epoch."""
-    return (subject.batches - steps) * sample // samples

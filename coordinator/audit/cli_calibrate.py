@@ -21,9 +21,16 @@ if TYPE_CHECKING:
     from protocol.tolerance import Entry, ToleranceTable
 
 _ADVICE = """\
-Work of 90 % of the steps cannot be told from honest work between: {pairs}.
-Their audits stay inconclusive and punish nobody. What helps, in this order: codec int8 instead of
-int4, more opened_chunks, more inner steps (max_steps), or auditors of the workers' own class."""
+Work of 90 % of the steps cannot be told from honest work between {pairs}: such a worker is not
+convicted there. What helps: calibrate again later in the run, codec int8 instead of int4, more
+opened_chunks, or auditors of the workers' own class."""
+
+_CHEATS = {
+    "nine_tenths": "90 % of the steps",
+    "nine_tenths_scaled": "90 %, scaled",
+    "half": "half of the steps",
+    "other_data": "other data",
+}
 
 
 @click.command()
@@ -61,6 +68,7 @@ def calibrate(
     configure_logging(quiet=True)
     with reader(run_dir) as (read, manifest):
         from coordinator.audit.calibrate import calibrate_run
+        from coordinator.audit.measure import LAZY
         from coordinator.audit.tolerances import store_table, usual_steps
 
         subject = _subject(run_dir, read, manifest)
@@ -74,9 +82,15 @@ def calibrate(
         print_json(table.model_dump(mode="json"))
         return
     print_rich(_render(table))
-    inseparable = [f"{e.first} and {e.second}" for e in table.entries if e.bounds is None]
-    if inseparable:
-        click.echo(_ADVICE.format(pairs="; ".join(inseparable)), err=True)
+    too_near = [
+        f"{entry.first} and {entry.second}"
+        for entry in table.entries
+        if entry.steps == table.steps
+        and LAZY in entry.measured.cheats
+        and LAZY not in entry.catches
+    ]
+    if too_near:
+        click.echo(_ADVICE.format(pairs="; ".join(too_near)), err=True)
 
 
 def _subject(run_dir: Path, read: Read, manifest: RunManifest) -> Subject:
@@ -125,14 +139,13 @@ def _progress() -> Iterator[OnProgress]:
 def _render(table: ToleranceTable) -> Any:
     from rich.table import Table
 
-    title = (
-        f"Bounds from {table.samples} units of {table.steps} steps after round "
-        f"{table.settled_rounds:,} (relative L1)"
+    shown = Table(
+        title=f"Bounds of audits, measured after round {table.settled_rounds:,}",
+        caption="relative L1 distances, pooled over the opened chunks; chunk: of the worst one",
     )
-    columns = ("between", "honest", "chunk", "nearest cheat", "agrees up to", "differs beyond")
-    shown = Table(title=title, caption="pooled over an audit's opened chunks; chunk: the worst one")
-    for column in columns:
-        shown.add_column(column, justify="left" if column == "between" else "right")
+    shown.add_column("between")
+    for column in ("steps", "honest", "chunk", "nearest cheat", "agrees", "differs"):
+        shown.add_column(column, justify="right")
     for entry in table.entries:
         shown.add_row(*_cells(entry))
     return shown
@@ -140,15 +153,18 @@ def _render(table: ToleranceTable) -> Any:
 
 def _cells(entry: Entry) -> tuple[str, ...]:
     measured, bounds = entry.measured, entry.bounds
-    cheat = min(measured.cheats, key=lambda name: measured.cheats[name], default="")
-    nearest = f"{measured.cheats[cheat]:.4f} {cheat}" if cheat else "none possible"
-    limits = ("none", "none")
+    # The nearest that is caught; with no bounds, the nearest of all.
+    names = entry.catches or tuple(measured.cheats)
+    cheat = min(names, key=lambda name: measured.cheats[name], default="")
+    nearest = f"{_CHEATS[cheat]} {measured.cheats[cheat]:.3f}" if cheat else "none possible"
+    limits = ("no bound", "no bound")
     if bounds is not None:
-        limits = (f"{bounds.pooled_pass:.4f}", f"{bounds.pooled_fail:.4f}")
+        limits = (f"<= {bounds.pooled_pass:.3f}", f"> {bounds.pooled_fail:.3f}")
     return (
         f"{entry.first} / {entry.second}",
-        f"{measured.honest_pooled:.4f}",
-        f"{measured.honest_chunk:.4f}",
-        nearest.replace("_", " "),
+        str(entry.steps),
+        f"{measured.honest_pooled:.3f}",
+        f"{measured.honest_chunk:.3f}",
+        nearest,
         *limits,
     )

@@ -104,32 +104,32 @@ class Bench:
             steps: inner steps of honest work.
             sample: number of the unit: gives it noise of its own.
         """
-        self._subject, self._steps, self._sample = subject, steps, sample
+        self._subject, self.steps, self._sample = subject, steps, sample
         self._start_batch = start_batch
 
     def honest(self, variant: Variant) -> Encoded:
         """The update of all steps, encoded."""
-        return self._encode(self._train(variant, self._start_batch, self._steps))
+        return self._encode(self._train(variant, self._start_batch, self.steps))
 
     def cheats(self, variant: Variant, *, thorough: bool) -> Iterator[tuple[str, Encoded]]:
-        """Updates of less or other work, by name; ``thorough``: also the crude ones.
+        """Updates of less or other work, by name; ``thorough``: also of other data.
 
         A unit too short for a cheat has none of that name.
         """
-        lazy_steps = self._steps - max(1, round(self._steps / 10))
+        lazy_steps = self.steps - max(1, round(self.steps / 10))
         if lazy_steps > 0:
             update = self._train(variant, self._start_batch, lazy_steps)
             yield LAZY, self._encode(update)
-            scale = np.float32(self._steps / lazy_steps)
+            scale = np.float32(self.steps / lazy_steps)
             yield LAZY_SCALED, self._encode(np.multiply(update, scale))
-        if thorough and self._steps > 1:
-            half = self._train(variant, self._start_batch, self._steps // 2)
+        if self.steps > 1:
+            half = self._train(variant, self._start_batch, self.steps // 2)
             yield HALF, self._encode(half)
-        starts = self._subject.batches - self._steps + 1
-        other = (self._start_batch + max(self._steps, starts // 2)) % starts
+        starts = self._subject.batches - self.steps + 1
+        other = (self._start_batch + max(self.steps, starts // 2)) % starts
         # Where nothing shorter was possible, other data is all there is to tell apart.
         if (thorough or lazy_steps == 0) and other != self._start_batch:
-            yield OTHER_DATA, self._encode(self._train(variant, other, self._steps))
+            yield OTHER_DATA, self._encode(self._train(variant, other, self.steps))
 
     def _train(self, variant: Variant, start_batch: int, steps: int) -> FloatVector:
         subject = self._subject

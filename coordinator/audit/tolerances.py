@@ -31,6 +31,14 @@ def store_table(session: Session, table: ToleranceTable, now_s: float) -> None:
     row.made_at_s = now_s
 
 
+def is_outgrown(table: ToleranceTable, settled_rounds: int, steps: int) -> bool:
+    """Whether to calibrate again: the run is twice as old, or its units are longer.
+
+    Rounding and cheats change most early in training, so doubling keeps up and costs little.
+    """
+    return settled_rounds >= 2 * (table.settled_rounds + 1) or steps > 1.25 * table.steps
+
+
 def newest_state(session: Session) -> StateRow:
     """The state that the running round starts from.
 
@@ -62,5 +70,4 @@ def _merged(document: str, table: ToleranceTable) -> ToleranceTable:
         return table
     replaced = {(entry.first, entry.second) for entry in table.entries}
     kept = [e for e in before.entries if (e.first, e.second) not in replaced]
-    entries = sorted((*kept, *table.entries), key=lambda entry: (entry.first, entry.second))
-    return table.model_copy(update={"entries": tuple(entries)})
+    return table.model_copy(update={"entries": (*kept, *table.entries)})
