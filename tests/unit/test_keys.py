@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.keys import ANCHOR_KEY, DELEGATIONS, ROOT_KEY, ROUND_KEY, KeyRing
+from coordinator.keys import (
+    ANCHOR_KEY,
+    DELEGATIONS,
+    DRAW_SEED,
+    ROOT_KEY,
+    ROUND_KEY,
+    KeyRing,
+)
 from protocol.errors import BadSignature, UsageError
 from protocol.identity import Identity
 from protocol.wire import records_pb2 as wire
@@ -100,4 +107,25 @@ def test_damaged_delegations_are_named(
 def test_a_missing_key_is_named(tmp_path: Path, root: Identity, ring: KeyRing) -> None:
     (tmp_path / "keys" / ROUND_KEY).unlink()
     with pytest.raises(UsageError, match=r"round\.key"):
+        load(tmp_path, root)
+
+
+def test_the_seed_of_the_draws_outlives_renewed_keys(
+    tmp_path: Path, root: Identity, ring: KeyRing
+) -> None:
+    renewed = ring.renewed(tmp_path / "keys", now_s=NOW_S, valid_s=2 * DAY_S)
+    loaded = load(tmp_path, root)
+    assert ring.draws.tip == renewed.draws.tip == loaded.draws.tip
+    assert ring.draw_seed.hex() not in repr(ring)
+
+
+@pytest.mark.parametrize("damage", ["missing", "short"])
+def test_without_the_seed_of_the_draws_nothing_is_served(
+    tmp_path: Path, root: Identity, ring: KeyRing, damage: str
+) -> None:
+    seed = tmp_path / "keys" / DRAW_SEED
+    seed.unlink()
+    if damage == "short":
+        seed.write_bytes(b"short")
+    with pytest.raises(UsageError, match=r"draw\.seed.*restore it from a backup"):
         load(tmp_path, root)
