@@ -71,6 +71,15 @@ def check_late(story: Story, snapshot: Snapshot) -> Check:
     return Check("the late worker's work was merged", bool(merged), seen)
 
 
+def check_audits(snapshot: Snapshot) -> Check:
+    seen = snapshot.audits
+    return Check(
+        "every audit by replay passed, and credit became final",
+        seen.passed > 0 and seen.other == 0 and seen.open == 0 and seen.final > 0,
+        f"{seen.passed} passed, {seen.other} did not; {seen.final} contributions are final",
+    )
+
+
 def check_ledger(children: Children, database_url: str, root: str) -> Check:
     try:
         children.call("ledger-verify", "ledger", "verify", "--db", database_url, "--root", root)

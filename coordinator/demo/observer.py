@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from coordinator.audit.schema import FINAL, AuditRow, ReducerAuditRow
 from coordinator.round_state import Phase
 from coordinator.schema import (
     MERGED,
     AssignmentRow,
+    ContributionRow,
     ControlRow,
     ReportRow,
     RoundRow,
     StateRow,
     WorkerRow,
 )
+from protocol.audit_policy import Verdict
 from protocol.dataset import SequenceReader
 
 
@@ -42,9 +46,20 @@ class RoundView:
 
 
 @dataclass(frozen=True)
+class AuditsView:
+    """Audits of contributions and of results so far."""
+
+    open: int
+    passed: int
+    other: int
+    final: int  # contributions whose credit is final
+
+
+@dataclass(frozen=True)
 class Snapshot:
     rounds: tuple[RoundView, ...]
     workers: dict[str, WorkerView]  # by display name
+    audits: AuditsView
     first_loss: float | None
     finished: bool
 
@@ -82,7 +97,21 @@ def observe(session: Session) -> Snapshot:
         for row in session.scalars(select(WorkerRow).where(~WorkerRow.anchor))
     }
     finished = session.scalars(select(ControlRow.finished)).first() or False
-    return Snapshot(rounds, workers, losses.get(0), finished)
+    return Snapshot(rounds, workers, _audits(session), losses.get(0), finished)
+
+
+def _audits(session: Session) -> AuditsView:
+    verdicts = Counter[str | None]()
+    for table in (AuditRow, ReducerAuditRow):
+        verdicts.update(session.scalars(select(table.verdict)))
+    final = select(func.count()).where(ContributionRow.credit == FINAL)
+    passed, still_open = verdicts[Verdict.PASSED], verdicts[None]
+    return AuditsView(
+        open=still_open,
+        passed=passed,
+        other=verdicts.total() - passed - still_open,
+        final=session.scalar(final) or 0,
+    )
 
 
 @dataclass(frozen=True)

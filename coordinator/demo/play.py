@@ -99,6 +99,7 @@ def _judge(
         checks.check_agreement(story.database),
         checks.check_killed(story),
         checks.check_late(story, snapshot),
+        checks.check_audits(snapshot),
         checks.check_ledger(children, _database_url(run), link.root),
         checks.check_page(page),
         written,

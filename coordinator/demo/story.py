@@ -2,7 +2,8 @@
 
 Everything is decided by what the run has reached, never by the clock: the late worker joins
 when round 2 opens, the victim is killed in mid-training of a round of its own, and the
-end is when the coordinator says that the run is finished and every worker has left.
+end is when the coordinator says that the run is finished, every worker has left, and every audit
+is decided: the anchor still has the bytes.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Story:
     back_in_round: int | None = None
     late_from_round: int | None = None
     _neighbours: list[Neighbour] = field(default_factory=list)
+    _waits_for_audits: bool = False
 
     def run(self, timeout_s: float) -> Snapshot:
         """Play it.
@@ -77,11 +79,18 @@ class Story:
             if self.killed_in_round is None and self._in_mid_round(snapshot, desktop):
                 self._kill(desktop, snapshot)
             if snapshot.finished and not any(n.child and n.child.running for n in self._neighbours):
-                self._judge_exits()
-                return self._note_return(snapshot, desktop)
+                if not snapshot.audits.open:
+                    self._judge_exits()
+                    return self._note_return(snapshot, desktop)
+                self._tell_of_last_audits(snapshot)
             if time.monotonic() > end_s:
                 raise ChildError(f"the run did not end within {timeout_s:.0f} s")
             time.sleep(_POLL_S)
+
+    def _tell_of_last_audits(self, snapshot: Snapshot) -> None:
+        if not self._waits_for_audits:
+            self._waits_for_audits = True
+            self.say(f"everybody has gone home; {snapshot.audits.open} audits are still open")
 
     def _look(self) -> Snapshot:
         with self.database.session() as session:

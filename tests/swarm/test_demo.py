@@ -21,7 +21,7 @@ def test_the_demonstration_holds(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr[-4000:]
     outcome = json.loads(result.stdout)
     assert outcome["held"] is True
-    assert len(outcome["checks"]) == 9
+    assert len(outcome["checks"]) == 10
     assert all(check["held"] for check in outcome["checks"])
     assert len(outcome["text"]) > 20
 
