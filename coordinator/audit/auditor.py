@@ -8,7 +8,7 @@ Invariants:
 * SIGTERM ends it within seconds, wherever it is; the job goes back to the queue. After kill -9 the
   next process with its key gives the job back, or else its lease ends.
 * The training runs in a thread; the main thread keeps the lease and hears signals.
-* Before its first job it measures the bounds for its execution class, if nobody has.
+* Bounds of its execution class that are missing or outgrown it measures itself, before a job.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from dataclasses import dataclass, field
 import structlog
 
 from coordinator.audit import base_weights, jobs
-from coordinator.audit.calibrate import calibrate_run
-from coordinator.audit.measure import Subject
 from coordinator.audit.replay import execution_class
-from coordinator.audit.tolerances import load_table, newest_state, store_table, usual_steps
+from coordinator.audit.tolerances import store_table
+from coordinator.audit.upkeep import StoppedError, measure, wanted
 from coordinator.audit.workplace import Workplace
 from protocol.envelope import seal
 from protocol.errors import NotFound, ProtocolError, TransientError
@@ -39,6 +38,7 @@ _STOP_GRACE_S = 5.0
 """An inner step that takes longer than this after SIGTERM is abandoned."""
 
 _LONGEST_BACKOFF_S = 60.0
+_BOUNDS_EVERY_S = 600.0
 
 _log = structlog.get_logger()
 
@@ -54,17 +54,13 @@ class Settings:
     calibrate: bool = True  # measure bounds where the run has none for our class
 
 
-class _StoppedError(Exception):
-    """Unwinds a calibration when the process is to end."""
-
-
 @dataclass
 class _Attempt:
     """One piece of work, in a thread that dies with the process."""
 
     ended: threading.Event = field(default_factory=threading.Event)
     result: wire.AuditResult | ToleranceTable | None = None
-    problem: ProtocolError | None = None
+    problem: ProtocolError | FileNotFoundError | None = None
     stopped: bool = False  # by us, between two inner steps
     lost: bool = False  # the lease went to another auditor
 
@@ -72,9 +68,9 @@ class _Attempt:
         def run() -> None:
             try:
                 self.result = work(self)
-            except ProtocolError as error:
+            except (ProtocolError, FileNotFoundError) as error:
                 self.problem = error
-            except _StoppedError:
+            except StoppedError:
                 self.stopped = True
             finally:
                 self.ended.set()
@@ -104,7 +100,7 @@ class Auditor:
         self._settings = settings
         self._class = execution_class(settings.execution)
         self._stop = stop
-        self._calibrated = False
+        self._look_at_bounds_s = 0.0
 
     def run(self) -> int:
         """Work until stopped, or, with ``once``, until nothing is left.
@@ -119,7 +115,7 @@ class Auditor:
         done, failures, idle_s = 0, 0, 0.0
         while not self._stop.is_set():
             try:
-                self._require_bounds()
+                self._keep_bounds()
                 work = self._claim()
                 if work is not None:
                     done += self._do(*work)
@@ -157,49 +153,26 @@ class Auditor:
 
     # ---- bounds ----
 
-    def _require_bounds(self) -> None:
-        """Measure bounds once there is something to compare, if nobody has for this class."""
-        if not self._settings.calibrate or self._calibrated:
+    def _keep_bounds(self) -> None:
+        """Measure bounds once there is something to compare by them; tried now and then."""
+        now_s = time.monotonic()
+        if not self._settings.calibrate or now_s < self._look_at_bounds_s:
             return
         with self._place.database.session() as session:
-            table = load_table(session)
-            self._calibrated = (
-                table is not None and table.entry(self._class, self._class) is not None
-            )
-            if self._calibrated or not jobs.backlog(session):
-                return
-            row = newest_state(session)
-            start = (row.weights_sha256, row.settled_rounds, row.merged_tokens)
-            steps = usual_steps(session, self._place.manifest)
-        _log.info("calibrating", execution=self._class, steps=steps)
+            start = wanted(session, self._place.manifest, self._class)
+        if start is None:
+            return
+        _log.info("calibrating", execution=self._class, steps=start.steps)
         attempt = _Attempt()
-        attempt.start(lambda _attempt: self._calibrate(*start, steps))
+        attempt.start(lambda _: measure(self._place, start, lambda: not self._stop.is_set()))
         self._look_after(attempt, self._note_alive)
-        self._calibrated = True  # tried: without bounds audits are inconclusive, not wrong
+        self._look_at_bounds_s = time.monotonic() + _BOUNDS_EVERY_S
         if isinstance(attempt.result, ToleranceTable):
             with self._place.database.session() as session:
                 store_table(session, attempt.result, time.time())
-            _log.info("calibrated", pairs=len(attempt.result.entries))
-        elif attempt.problem is not None:
+            _log.info("calibrated", entries=len(attempt.result.entries))
+        elif not attempt.stopped:
             _log.error("not_calibrated", why=str(attempt.problem))
-
-    def _calibrate(
-        self, weights_sha256: bytes, settled_rounds: int, merged_tokens: int, steps: int
-    ) -> ToleranceTable:
-        def tell(_done: int, _total: int, _what: str) -> None:
-            if self._stop.is_set():
-                raise _StoppedError
-
-        place = self._place
-        subject = Subject(
-            manifest=place.manifest,
-            weights=place.checkpoints.load_weights(weights_sha256),
-            settled_rounds=settled_rounds,
-            merged_tokens=merged_tokens,
-            sequences=place.reader,
-            sequence_count=place.dataset.train_sequences,
-        )
-        return calibrate_run(subject, samples=1, steps=steps, thorough=False, on_progress=tell)
 
     def _note_alive(self) -> bool:
         with self._place.database.session() as session:

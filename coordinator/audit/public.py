@@ -334,8 +334,8 @@ class AuditCheck:
         return float(projection_distances(theirs.reshape(1, -1), ours.reshape(1, -1))[0])
 
     def _bounds(self, theirs: str) -> Bounds:
-        table = self._given.table
-        return (table and table.bounds(theirs, self._class)) or GENERAL_BOUNDS
+        table, steps = self._given.table, self._believed.contribution.record.steps
+        return (table and table.bounds(theirs, self._class, steps)) or GENERAL_BOUNDS
 
 
 def _plainly(distance: float, bounds: Bounds) -> Found:
