@@ -23,7 +23,7 @@ from ledger.credit import (
     working_parameters,
 )
 from ledger.records import CreditLeaf
-from protocol import merkle
+from protocol import draw, merkle
 from protocol.codec import decode_chunk, encode_chunk, noise_key
 from protocol.combine import combine_chunk
 from protocol.envelope import payload_type, pre_authentication_encoding, seal
@@ -33,6 +33,7 @@ from protocol.manifest import Codec, OuterSpec, RunManifest
 from protocol.model import initial_weights, parameter_spec, slices
 from protocol.notes import Checkpoint, NoteKey, sign_checkpoint
 from protocol.outer import outer_step
+from protocol.projection import pack_projections, project_chunk
 from protocol.state import describe
 from protocol.update import ChunkLayout, encode_update
 from protocol.wire import records_pb2 as wire
@@ -320,6 +321,48 @@ def ledger() -> dict[str, Any]:
     }
 
 
+def draws() -> dict[str, Any]:
+    """A short chain, the draw of one of its rounds, and what follows for an assignment."""
+    chain = draw.DrawChain.of(bytes([7]) * 32, rounds=20)
+    inclusion_digest = hashlib.sha256(b"an inclusion set").digest()
+    preimage = chain.preimage(ROUND)
+    drawn = draw.draw(preimage, inclusion_digest)
+    chances = (50_000, 250_000, 500_000, 1_000_000)
+    return {
+        "seed": (bytes([7]) * 32).hex(),
+        "rounds": chain.rounds,
+        "tip": chain.tip.hex(),
+        "round": ROUND,
+        "preimage": preimage.hex(),
+        "inclusion_digest": inclusion_digest.hex(),
+        "draw": drawn.hex(),
+        "assignment_id": ASSIGNMENT_ID.hex(),
+        "selected_at_ppm": {
+            str(ppm): draw.is_selected(drawn, ASSIGNMENT_ID, ppm) for ppm in chances
+        },
+        "second_at_ppm": {
+            str(ppm): draw.wants_second_auditor(drawn, ASSIGNMENT_ID, ppm) for ppm in chances
+        },
+        "projection_seed": draw.projection_seed(drawn, ASSIGNMENT_ID).hex(),
+        "chunks": 40,
+        "opened_chunks": draw.opened_chunks(drawn, ASSIGNMENT_ID, 40, 8),
+        "audited_results": draw.audited_results(drawn, 40, 2),
+    }
+
+
+def projection() -> dict[str, Any]:
+    """A chunk of 300 numbers onto its 64 sums."""
+    values, seed, chunk = numbers(300, salt=9), bytes(range(32, 64)), 3
+    projected = project_chunk(values, seed, chunk)
+    return {
+        "values": values.tolist(),
+        "seed": seed.hex(),
+        "chunk": chunk,
+        "projection": projected.tolist(),
+        "packed": pack_projections([projected]).hex(),
+    }
+
+
 VECTORS = {
     "identity": identity,
     "envelope": envelope,
@@ -330,6 +373,8 @@ VECTORS = {
     "outer": outer,
     "roster": roster,
     "ledger": ledger,
+    "draw": draws,
+    "projection": projection,
 }
 
 

@@ -352,3 +352,53 @@ def test_leaf_and_head() -> None:
     text = f"{origin}\n1\n{base64.b64encode(hashed).decode()}\n"
     signature = base64.b64encode(key_id + private.sign(text.encode())).decode()
     assert found["checkpoint"] == f"{text}\n— {origin} {signature}\n"
+
+
+# ---- protocol.md section 13 ----
+
+
+def sha256(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def test_draw() -> None:
+    found = vector("draw")
+    link = bytes.fromhex(found["preimage"])
+    for _ in range(found["round"] + 1):
+        link = sha256(link)
+    assert link.hex() == found["tip"]
+    draw = sha256(bytes.fromhex(found["preimage"]) + bytes.fromhex(found["inclusion_digest"]))
+    assert draw.hex() == found["draw"]
+    assignment = bytes.fromhex(found["assignment_id"])
+
+    def derive(label: str, subject: bytes) -> bytes:
+        return sha256(b"barnraise-" + label.encode() + b"\0" + draw + subject)
+
+    for label, chances in (("select", "selected_at_ppm"), ("second", "second_at_ppm")):
+        uniform = int.from_bytes(derive(label, assignment)[:8], "big") * 10**6 // 2**64
+        assert {ppm: uniform < int(ppm) for ppm in found[chances]} == found[chances]
+    assert derive("project", assignment).hex() == found["projection_seed"]
+
+    def least(seed: bytes, most: int) -> list[int]:
+        def rank(number: int) -> bytes:
+            return sha256(seed + struct.pack(">Q", number))
+
+        return sorted(sorted(range(found["chunks"]), key=rank)[:most])
+
+    assert least(derive("open", assignment), 8) == found["opened_chunks"]
+    assert least(derive("results", b""), 2) == found["audited_results"]
+
+
+def test_projection() -> None:
+    found = vector("projection")
+    key = sha256(
+        b"barnraise-projection/1\0"
+        + bytes.fromhex(found["seed"])
+        + struct.pack(">I", found["chunk"])
+    )[:16]
+    sums = [0.0] * 64
+    words = philox(int.from_bytes(key, "little"), len(found["values"]))
+    for word, value in zip(words, found["values"], strict=True):
+        sums[word & 63] += -value if word & 64 else value
+    assert [float32(value) for value in sums] == found["projection"]
+    assert struct.pack("<64f", *found["projection"]).hex() == found["packed"]
