@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Tests that run at once, a file each. Many of them are small swarms that mostly wait.
 JOBS ?= 2
 
-.PHONY: demo test lint format proto bench clean
+.PHONY: demo test lint format proto bench adversary clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): takes some minutes, once."
@@ -37,6 +37,10 @@ proto: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m bench
+
+# Every known way of cheating against real runs, about half an hour; a part of it is in `make test`.
+adversary: $(VENV)/.installed
+	$(BIN)/python tests/adversary/table.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

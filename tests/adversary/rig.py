@@ -61,7 +61,7 @@ tie_word_embeddings = true
 [training]
 sequence_length = 32
 sequences_per_batch = 4
-max_steps = 20
+max_steps = 10
 total_tokens = 100000000
 [round]
 duration_s = {round_s}
@@ -85,7 +85,7 @@ auditor = false
 [server.audit]
 step_s = 0.2
 answer_s = 3.0
-patience_s = 20.0
+patience_s = 120.0
 """
 
 VERIFICATION: dict[str, Any] = {
@@ -180,7 +180,7 @@ class Ground:
 
     @contextmanager
     def arena(self) -> Iterator[Arena]:
-        """A fresh copy of the run; its processes end with the block."""
+        """A fresh copy of the run; its processes end with the block. It is left to be looked at."""
         live = self.folder / "live"
         shutil.rmtree(live, ignore_errors=True)
         shutil.copytree(self.template, live, symlinks=True)
@@ -266,7 +266,7 @@ class Arena:
     def look(self) -> Facts:
         return self.observer.look()
 
-    def until(self, holds: Callable[[Facts], object], timeout_s: float = 90.0) -> Facts:
+    def until(self, holds: Callable[[Facts], object], timeout_s: float = 200.0) -> Facts:
         """Wait for a fact in the database.
 
         Raises:
@@ -280,7 +280,7 @@ class Arena:
             time.sleep(_POLL_S)
         raise Timeout(f"did not come true within {timeout_s:.0f} s\n{self.tails()}")
 
-    def until_log(self, process: Process, text: str, timeout_s: float = 90.0) -> None:
+    def until_log(self, process: Process, text: str, timeout_s: float = 200.0) -> None:
         """Wait for a line in a process's log."""
         end_s = time.monotonic() + timeout_s
         while time.monotonic() < end_s:
@@ -320,7 +320,7 @@ class Arena:
         self.observer.close()
 
 
-def call(*arguments: str, timeout_s: float = 180.0) -> str:
+def call(*arguments: str, timeout_s: float = 300.0) -> str:
     """Run a ``barnraise`` command to its end; its output."""
     done = subprocess.run(
         _command(*arguments),

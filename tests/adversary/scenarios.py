@@ -68,7 +68,7 @@ def play(scenario: Scenario, ground: Ground, *, horizon: int = HORIZON) -> Outco
         arena.horizon = horizon
         outcome = scenario.play(arena, scenario.name)
         arena.pause()
-        arena.until(lambda facts: not facts.open_audits, 60)
+        arena.until(lambda facts: not facts.open_audits)
         facts = arena.look()
         _nobody_is_paid_for_nothing(arena, facts)
         arena.close()
@@ -95,7 +95,7 @@ def _nobody_is_paid_for_nothing(arena: Arena, facts: Facts) -> None:
 
 def settled_loss(arena: Arena, least: int) -> Facts:
     """Wait until so many rounds have settled and their loss is known."""
-    return arena.until(lambda facts: least in facts.losses, 180)
+    return arena.until(lambda facts: least in facts.losses)
 
 
 def dishonest_rounds(arena: Arena, name: str) -> list[int]:
@@ -155,9 +155,9 @@ def conclude(
 def caught(fault: Fault, arena: Arena, name: str, **options: object) -> Outcome:
     """It is merged, audited, convicted by replay and blocked."""
     evil = start_all(arena, fault, **options)
-    facts = arena.until(lambda facts: facts.verdicts(evil, Verdict.FAILED), 180)
+    facts = arena.until(lambda facts: facts.verdicts(evil, Verdict.FAILED))
     verdict = facts.verdicts(evil, Verdict.FAILED)[0]
-    arena.until(lambda facts: evil in facts.blocked, 10)
+    arena.until(lambda facts: evil in facts.blocked)
     return conclude(
         arena, name, evil, by=_words(verdict), bound=1, seen=_units_until(arena, verdict)
     )
@@ -182,7 +182,7 @@ def refused(fault: Fault, arena: Arena, name: str, *, by: str, **options: object
     """It tries in at least three rounds, and nothing of it is merged."""
     evil = start_all(arena, fault, **options)
     arena.until(lambda facts: facts.settled >= arena.horizon)
-    arena.until(lambda _: len(dishonest_rounds(arena, _EVIL)) >= 2, 60)
+    arena.until(lambda _: len(dishonest_rounds(arena, _EVIL)) >= 2)
     outcome = conclude(arena, name, evil, by=by, bound=0, seen=0)
     assert outcome.merged_units == 0, "a dishonest unit was merged"
     return outcome
@@ -208,7 +208,7 @@ def copycat(fault: Fault, arena: Arena, name: str) -> Outcome:
 def reducer_convicted(fault: Fault, arena: Arena, name: str, *, bound: int) -> Outcome:
     """Its signature and what it signed convict it as a reducer."""
     evil = start_all(arena, fault, reachable=True)
-    facts = arena.until(lambda facts: _as_reducer(facts, evil), 180)
+    facts = arena.until(lambda facts: _as_reducer(facts, evil))
     verdict = _as_reducer(facts, evil)[0]
     rounds = [r for r in facts.reducing.get(evil, ()) if r <= verdict.round]
     return conclude(
@@ -225,13 +225,13 @@ def slanderer(fault: Fault, arena: Arena, name: str) -> Outcome:
     """It says that bob sent nothing, or sent rubbish: word against word. It is left out."""
     victim = arena.peer_id(PEERS[1])
     evil = start_all(arena, fault, reachable=True, victim=victim)
-    arena.until(lambda facts: evil in facts.suspended and facts.settled >= arena.horizon, 180)
+    arena.until(lambda facts: evil in facts.suspended and facts.settled >= arena.horizon)
     rounds = len(dishonest_rounds(arena, _EVIL))
     outcome = conclude(
         arena, name, evil, by="left out of reducing", bound=3, seen=rounds, note="victim unharmed"
     )
     after = max(dishonest_rounds(arena, _EVIL))
-    later = arena.until(lambda facts: max(facts.merged_rounds(victim), default=-1) > after, 60)
+    later = arena.until(lambda facts: max(facts.merged_rounds(victim), default=-1) > after)
     assert victim not in later.blocked
     return outcome
 
@@ -243,7 +243,7 @@ def dropout(fault: Fault, arena: Arena, name: str) -> Outcome:
     """The run goes on without it, and nothing is held against it or anybody."""
     evil = start_all(arena, fault, reachable=fault is Fault.DROP_BROADCAST, after=1)
     process = arena.processes[_EVIL]
-    arena.until(lambda _: not process.running, 120)
+    arena.until(lambda _: not process.running)
     gone = arena.look().rounds
     facts = arena.until(lambda facts: facts.settled >= arena.horizon and facts.rounds > gone + 1)
     assert not facts.verdicts(evil, Verdict.FAILED), "unavailable is not guilty"
@@ -271,7 +271,7 @@ def yes_man(arena: Arena, name: str) -> Outcome:
     arena.audit("liar", "--fault", Fault.YES_AUDITOR, *partner)
     arena.until(lambda facts: evil in facts.enrolled and len(facts.auditors) == 3)
     arena.peers()
-    facts = arena.until(lambda facts: facts.verdicts(evil, Verdict.FAILED), 240)
+    facts = arena.until(lambda facts: facts.verdicts(evil, Verdict.FAILED))
     verdict = facts.verdicts(evil, Verdict.FAILED)[0]
     outvoted = sum(facts.outvoted.values())
     return conclude(
@@ -296,9 +296,9 @@ def pair(arena: Arena, name: str) -> Outcome:
     evil, partner = arena.peer_id(_EVIL), arena.peer_id("mallory")
     arena.until(lambda facts: {evil, partner} <= facts.enrolled)
     arena.peers()
-    facts = arena.until(lambda facts: facts.verdicts(evil, Verdict.FAILED), 240)
+    facts = arena.until(lambda facts: facts.verdicts(evil, Verdict.FAILED))
     verdict = facts.verdicts(evil, Verdict.FAILED)[0]
-    facts = arena.until(lambda facts: _as_reducer(facts, partner), 30)
+    facts = arena.until(lambda facts: _as_reducer(facts, partner))
     return conclude(
         arena,
         name,
@@ -318,7 +318,7 @@ def sybils(arena: Arena, name: str) -> Outcome:
     ids = {arena.peer_id(sybil) for sybil in names}
     arena.until(lambda facts: ids <= facts.enrolled)
     arena.peers()
-    facts = arena.until(lambda facts: ids <= set(facts.blocked), 240)
+    facts = arena.until(lambda facts: ids <= set(facts.blocked))
     merged = sum(len(facts.merged_rounds(sybil)) for sybil in ids)
     assert merged == 0, "a unit of a key that did not pass its probation was merged"
     return conclude(arena, name, arena.peer_id(_EVIL), by="probation", bound=0, seen=0)
