@@ -25,6 +25,7 @@ from coordinator.audit.schema import (
     ReducerAuditRow,
     ToleranceRow,
 )
+from coordinator.context import AuditOptions, EngineOptions
 from coordinator.schema import RosterRow
 from protocol import merkle
 from protocol.envelope import open_envelope, seal
@@ -44,6 +45,8 @@ VERIFICATION = {
     "p_second_auditor": 0,
 }
 """Everybody is new, so everything is audited; and whoever can be reached may reduce."""
+
+OPTIONS = EngineOptions(audit=AuditOptions(answer_s=10.0, patience_s=1000.0, appeal_s=5000.0))
 
 BOUNDS = Bounds(
     pooled_pass=0.01, pooled_fail=0.05, chunk_pass=0.02, chunk_fail=0.1, projection=0.05
@@ -234,14 +237,15 @@ class AuditRig(Rig):
                 session.add(ToleranceRow(id=1, document=document, made_at_s=self.now_s))
 
     def table(self, *pairs: tuple[str, str]) -> ToleranceTable:
+        steps = self.manifest.inner.max_steps
         entries = tuple(
-            Entry(first=first, second=second, measured=_MEASURED, bounds=BOUNDS)
+            Entry(first=first, second=second, steps=steps, measured=_MEASURED, bounds=BOUNDS)
             for first, second in pairs
         )
         return ToleranceTable(
             run_id=self.run_id.hex(),
             settled_rounds=0,
-            steps=self.manifest.inner.max_steps,
+            steps=steps,
             samples=1,
             made_at_s=0,
             entries=entries,
