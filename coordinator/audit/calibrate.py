@@ -47,8 +47,8 @@ LEAST_HONEST: Final = 0.01
 """Honest machines are granted this much even where the ones measured here agree better: one
 machine does not show what another processor's or library's rounding does."""
 
-LEAST_GAP: Final = 2.2
-"""The nearest cheat must be so many times farther than honest work: 1.3 to each side of a bound."""
+LEAST_GAP: Final = 1.8
+"""The nearest cheat must be so many times farther than honest work: 1.2 to each side of a bound."""
 
 _CHUNK_PASS, _CHUNK_FAIL, _PROJECTION = 1.5, 3.0, 1.5
 """Multiples of the worst honest chunk. One chunk is a hard bound, for what falsifies it wholly."""
