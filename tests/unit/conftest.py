@@ -34,6 +34,40 @@ async def boot(
         made.database.close()
 
 
+@pytest.fixture
+async def start_audits(
+    case_rig: ModuleType, make_manifest: Callable[..., Any], tmp_path: Path
+) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
+    """``await start_audits(workers=3)``: a run with an anchor, workers that train, and auditors."""
+    rigs = []
+
+    async def begin(
+        *,
+        workers: int = 2,
+        auditors: int = 3,
+        verification: dict[str, Any] | None = None,
+        **manifest: Any,
+    ) -> Any:
+        settings = {
+            "round": {"min_members": workers},
+            "inner": {"max_steps": 4},
+            "verification": {**case_rig.VERIFICATION, **(verification or {})},
+            **manifest,
+        }
+        rig = case_rig.AuditRig(tmp_path, make_manifest(**settings), options=case_rig.OPTIONS)
+        await rig.boot()
+        rigs.append(rig)
+        rig.anchor = rig.enrol(1, anchor=True)
+        rig.workers = [rig.enrol(2 + number) for number in range(workers)]
+        for number in range(auditors):
+            rig.hire(number)
+        return rig
+
+    yield begin
+    for rig in rigs:
+        rig.database.close()
+
+
 @pytest.fixture(scope="session")
 def run_rig() -> ModuleType:
     """``tests/run_rig.py``: a tiny run folder, a real server over it, and a client."""

@@ -3,58 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
-from coordinator.context import AuditOptions, EngineOptions
 from coordinator.schema import ContributionRow
 from protocol.wire import service_pb2
-
-OPTIONS = AuditOptions(answer_s=10.0, patience_s=1000.0, appeal_s=5000.0)
 
 Start = Callable[..., Awaitable[Any]]
 
 
 @pytest.fixture
-async def start(
-    case_rig: ModuleType, make_manifest: Callable[..., Any], tmp_path: Path
-) -> AsyncIterator[Start]:
-    """``await start(workers=3)``: a run with an anchor, workers, and auditors."""
-    rigs = []
-
-    async def begin(
-        *,
-        workers: int = 2,
-        auditors: int = 3,
-        audit: dict[str, Any] | None = None,
-        verification: dict[str, Any] | None = None,
-        **manifest: Any,
-    ) -> Any:
-        options = EngineOptions(audit=replace(OPTIONS, **(audit or {})))
-        settings = {
-            "round": {"min_members": workers},
-            "inner": {"max_steps": 4},
-            "verification": {**case_rig.VERIFICATION, **(verification or {})},
-            **manifest,
-        }
-        rig = case_rig.AuditRig(tmp_path, make_manifest(**settings), options=options)
-        await rig.boot()
-        rigs.append(rig)
-        rig.anchor = rig.enrol(1, anchor=True)
-        rig.workers = [rig.enrol(2 + number) for number in range(workers)]
-        for number in range(auditors):
-            rig.hire(number)
-        return rig
-
-    yield begin
-    for rig in rigs:
-        rig.database.close()
+def start(start_audits: Start) -> Start:
+    return start_audits
 
 
 async def test_honest_work_passes_and_leaves_nothing_behind(start: Start) -> None:
@@ -85,7 +49,7 @@ async def test_nine_tenths_of_the_steps_fail_by_two_replays(start: Start) -> Non
     # The evidence stays; the replays for as long as appeals are heard.
     assert {row["member"] for row in rig.openings()} == {cheat.name}
     assert all(row["blob"] for row in replays)
-    await rig.wait(OPTIONS.appeal_s + 1)
+    await rig.wait(rig.options.audit.appeal_s + 1)
     assert not any(row["blob"] for row in rig.jobs())
     assert rig.openings()
     rig.board()
@@ -112,8 +76,8 @@ async def test_where_a_reducer_is_silent_the_worker_shows_its_work(start: Start)
     await rig.audit()
     assert set(rig.verdicts().values()) == {None}
     assert not any(worker.asked for worker in rig.workers)
-    await rig.wait(OPTIONS.answer_s + 1)
-    await rig.wait(OPTIONS.answer_s + 1)
+    await rig.wait(rig.options.audit.answer_s + 1)
+    await rig.wait(rig.options.audit.answer_s + 1)
     assert set(rig.verdicts().values()) == {"passed"}
 
 
@@ -123,9 +87,9 @@ async def test_silence_of_everybody_leaves_a_unit_unpaid_and_nobody_punished(sta
     await rig.play_round(worker, other)
     rig.anchor.silent = worker.silent = True
     for _ in range(4):
-        await rig.wait(OPTIONS.answer_s + 1)
+        await rig.wait(rig.options.audit.answer_s + 1)
     assert rig.verdicts() == {worker.name: None, other.name: "passed"}
-    await rig.wait(OPTIONS.patience_s)
+    await rig.wait(rig.options.audit.patience_s)
     assert rig.verdicts() == {worker.name: "unavailable", other.name: "passed"}
     assert {row["verdict"] for row in rig.reducer_audits()} == {"unavailable"}
     with rig.database.session() as session:
@@ -142,7 +106,7 @@ async def test_a_late_answer_counts_while_the_audit_is_open(start: Start) -> Non
     for member in everybody:
         member.silent = True
     for _ in range(3):
-        await rig.wait(OPTIONS.answer_s + 1)
+        await rig.wait(rig.options.audit.answer_s + 1)
     assert {row["status"] for row in rig.challenges()} == {"silent"}
     rig.anchor.silent = False
     await rig.audit()
@@ -325,7 +289,7 @@ async def test_a_cheat_among_honest_members_does_not_make_their_task_suspect(sta
     await rig.play_round(*rig.workers)
     rig.anchor.silent = away.silent = True
     for _ in range(6):
-        await rig.wait(OPTIONS.answer_s + 1)
+        await rig.wait(rig.options.audit.answer_s + 1)
     assert rig.verdicts()[cheat.name] == "failed"
     assert rig.verdicts()[away.name] is None
     assert rig.blocked() == {cheat.name}
@@ -336,7 +300,7 @@ async def test_no_auditors_cost_the_organiser_not_the_workers(start: Start) -> N
     await rig.play_round(*rig.workers)
     await rig.audit()
     assert set(rig.verdicts().values()) == {None}
-    await rig.wait(OPTIONS.patience_s + 1)
+    await rig.wait(rig.options.audit.patience_s + 1)
     assert set(rig.verdicts().values()) == {"inconclusive"}
     assert not rig.jobs()
     with rig.database.session() as session:
