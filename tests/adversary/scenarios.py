@@ -1,153 +1,25 @@
-"""One adversary each, against honest peers: how it ends, and what must hold.
-
-Every scenario returns an :class:`Outcome`; the table prints them, the tests assert on them. What
-must never happen (an honest worker punished, a dishonest unit paid for good, a record that does
-not verify) is checked for all of them in :func:`play`.
-
-Bounds on units are the policy's: a device with fewer than ``probation_passes`` passes is audited
-every time; after that the chance is at least ``p_min``, and the bound is the number of dishonest
-units by which it is caught with 99 %.
-"""
+"""One adversary each, against honest peers: how it ends, and what must hold."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable
 
-from facts import Audit, Facts, cheats
+from facts import Audit, Facts
 from faults import Fault
-from rig import PEERS, Arena, Ground
+from ground import GROUNDS, VERIFICATION
+from outcome import (
+    EVIL,
+    Outcome,
+    bound_for,
+    conclude,
+    dishonest_rounds,
+    punished,
+    settled_loss,
+    start_all,
+)
+from rig import PEERS, Arena
 
-from coordinator.audit.schema import FORFEITED, UNPAID
 from protocol.audit_policy import Verdict
-
-HORIZON = 10
-"""Settled rounds after which losses are compared."""
-
-_EVIL = "eve"
-_SURE = 0.99
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one adversary fared."""
-
-    adversary: str
-    beaten_by: str  # the layer, or verdict and reason
-    bound_units: int  # dishonest units merged before the one that convicts is drawn; 0: none
-    seen_units: int
-    merged_units: int  # dishonest and merged until it was out, with those in flight
-    dishonest_rounds: int  # settled, with a dishonest unit or a dishonest mean
-    losses: dict[int, float]  # by settled rounds, nats per token
-    honest_punished: int
-    note: str = ""
-
-    @property
-    def settled(self) -> int:
-        """Rounds whose loss is known."""
-        return max(self.losses)
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """An adversary, and the settings that it needs."""
-
-    name: str
-    play: Callable[[Arena, str], Outcome]
-    ground: str = "plain"  # of :data:`GROUNDS`
-
-
-# ---- what all have in common
-
-
-def play(scenario: Scenario, ground: Ground, *, horizon: int = HORIZON) -> Outcome:
-    """Play a scenario in a fresh copy of its run, and check the record that it leaves."""
-    with ground.arena() as arena:
-        arena.horizon = horizon
-        outcome = scenario.play(arena, scenario.name)
-        arena.pause()
-        arena.until(lambda facts: not facts.open_audits)
-        facts = arena.look()
-        _nobody_is_paid_for_nothing(arena, facts)
-        arena.close()
-        arena.verify_ledger()
-    return outcome
-
-
-def punished(arena: Arena, facts: Facts, honest: Iterable[str]) -> int:
-    """Honest workers that were convicted, blocked or not paid."""
-    unpaid = {unit.worker for unit in facts.units if unit.credit in (FORFEITED, UNPAID)}
-    convicted = {audit.worker for audit in facts.audits if audit.verdict == Verdict.FAILED}
-    return len(set(honest) & (set(facts.blocked) | unpaid | convicted))
-
-
-def _nobody_is_paid_for_nothing(arena: Arena, facts: Facts) -> None:
-    """No unit that an audit proved false keeps its credit."""
-    for audit in facts.audits:
-        if audit.subject == "training" and audit.verdict == Verdict.FAILED:
-            credits = [
-                u.credit for u in facts.units if (u.round, u.worker) == (audit.round, audit.worker)
-            ]
-            assert all(credit == FORFEITED for credit in credits), (audit, credits)
-
-
-def settled_loss(arena: Arena, least: int) -> Facts:
-    """Wait until so many rounds have settled and their loss is known."""
-    return arena.until(lambda facts: least in facts.losses)
-
-
-def dishonest_rounds(arena: Arena, name: str) -> list[int]:
-    """Rounds in which a process says that it cheated."""
-    return sorted({line["round"] for line in cheats(arena.processes[name].text())})
-
-
-def bound_for(chance: float) -> int:
-    """Units by which a cheat is caught with 99 %, when each is audited with this chance."""
-    return 1 if chance >= 1 else math.ceil(math.log(1 - _SURE) / math.log(1 - chance))
-
-
-def start_all(arena: Arena, fault: Fault, *, reachable: bool = False, **options: object) -> str:
-    """Coordinator, auditor, adversary and peers; the adversary first, to be in from round 0.
-
-    Returns:
-        The adversary's PeerID.
-    """
-    arena.serve()
-    arena.adversary(fault, reachable=reachable, **options)
-    evil = arena.peer_id(_EVIL)
-    arena.until(lambda facts: evil in facts.enrolled)
-    arena.peers()
-    return evil
-
-
-def conclude(
-    arena: Arena,
-    name: str,
-    evil: str,
-    *,
-    by: str,
-    bound: int,
-    seen: int,
-    note: str = "",
-    reducing: bool = False,
-) -> Outcome:
-    """Let the run go on to the horizon, then take stock."""
-    facts = settled_loss(arena, max(arena.horizon, arena.look().settled))
-    merged = set(facts.merged_rounds(evil)) & set(dishonest_rounds(arena, _EVIL))
-    return Outcome(
-        adversary=name,
-        beaten_by=by,
-        bound_units=bound,
-        seen_units=seen,
-        merged_units=len(merged),
-        dishonest_rounds=len(merged) or (seen if reducing else 0),
-        losses=facts.losses,
-        honest_punished=punished(arena, facts, arena.honest),
-        note=note,
-    )
-
 
 # ---- cheats in the update
 
@@ -166,7 +38,7 @@ def caught(fault: Fault, arena: Arena, name: str, **options: object) -> Outcome:
 def _units_until(arena: Arena, verdict: Audit) -> int:
     """Dishonest units that were merged, up to and with the one that convicts."""
     merged = set(arena.look().merged_rounds(verdict.worker))
-    rounds = merged & set(dishonest_rounds(arena, _EVIL))
+    rounds = merged & set(dishonest_rounds(arena, EVIL))
     assert verdict.round in rounds, f"convicted of an honest unit: {verdict}, {rounds}"
     return len([number for number in rounds if number <= verdict.round])
 
@@ -182,7 +54,7 @@ def refused(fault: Fault, arena: Arena, name: str, *, by: str, **options: object
     """It tries in at least three rounds, and nothing of it is merged."""
     evil = start_all(arena, fault, **options)
     arena.until(lambda facts: facts.settled >= arena.horizon)
-    arena.until(lambda _: len(dishonest_rounds(arena, _EVIL)) >= 2)
+    arena.until(lambda _: len(dishonest_rounds(arena, EVIL)) >= 2)
     outcome = conclude(arena, name, evil, by=by, bound=0, seen=0)
     assert outcome.merged_units == 0, "a dishonest unit was merged"
     return outcome
@@ -226,11 +98,11 @@ def slanderer(fault: Fault, arena: Arena, name: str) -> Outcome:
     victim = arena.peer_id(PEERS[1])
     evil = start_all(arena, fault, reachable=True, victim=victim)
     arena.until(lambda facts: evil in facts.suspended and facts.settled >= arena.horizon)
-    rounds = len(dishonest_rounds(arena, _EVIL))
+    rounds = len(dishonest_rounds(arena, EVIL))
     outcome = conclude(
         arena, name, evil, by="left out of reducing", bound=3, seen=rounds, note="victim unharmed"
     )
-    after = max(dishonest_rounds(arena, _EVIL))
+    after = max(dishonest_rounds(arena, EVIL))
     later = arena.until(lambda facts: max(facts.merged_rounds(victim), default=-1) > after)
     assert victim not in later.blocked
     return outcome
@@ -242,7 +114,7 @@ def slanderer(fault: Fault, arena: Arena, name: str) -> Outcome:
 def dropout(fault: Fault, arena: Arena, name: str) -> Outcome:
     """The run goes on without it, and nothing is held against it or anybody."""
     evil = start_all(arena, fault, reachable=fault is Fault.DROP_BROADCAST, after=1)
-    process = arena.processes[_EVIL]
+    process = arena.processes[EVIL]
     arena.until(lambda _: not process.running)
     gone = arena.look().rounds
     facts = arena.until(lambda facts: facts.settled >= arena.horizon and facts.rounds > gone + 1)
@@ -266,8 +138,8 @@ def yes_man(arena: Arena, name: str) -> Outcome:
     """One of three auditors passes its partner's update off as a replay."""
     arena.serve(auditors=2)
     arena.adversary(Fault.SIGN_FLIP)
-    evil = arena.peer_id(_EVIL)
-    partner = (f"--victim={evil}", f"--folder={arena.folder / _EVIL}")
+    evil = arena.peer_id(EVIL)
+    partner = (f"--victim={evil}", f"--folder={arena.folder / EVIL}")
     arena.audit("liar", "--fault", Fault.YES_AUDITOR, *partner)
     arena.until(lambda facts: evil in facts.enrolled and len(facts.auditors) == 3)
     arena.peers()
@@ -293,7 +165,7 @@ def pair(arena: Arena, name: str) -> Outcome:
     arena.serve()
     arena.adversary(Fault.PARTNER_SENDS, folder=shared)
     arena.adversary(Fault.PARTNER_REDUCES, "mallory", reachable=True, folder=shared)
-    evil, partner = arena.peer_id(_EVIL), arena.peer_id("mallory")
+    evil, partner = arena.peer_id(EVIL), arena.peer_id("mallory")
     arena.until(lambda facts: {evil, partner} <= facts.enrolled)
     arena.peers()
     facts = arena.until(lambda facts: facts.verdicts(evil, Verdict.FAILED))
@@ -311,7 +183,7 @@ def pair(arena: Arena, name: str) -> Outcome:
 
 def sybils(arena: Arena, name: str) -> Outcome:
     """Three new keys at once, which send noise from their first unit on."""
-    names = (_EVIL, "eva", "evo")
+    names = (EVIL, "eva", "evo")
     arena.serve()
     for sybil in names:
         arena.adversary(Fault.RANDOM_UPDATE, sybil)
@@ -321,7 +193,36 @@ def sybils(arena: Arena, name: str) -> Outcome:
     facts = arena.until(lambda facts: ids <= set(facts.blocked))
     merged = sum(len(facts.merged_rounds(sybil)) for sybil in ids)
     assert merged == 0, "a unit of a key that did not pass its probation was merged"
-    return conclude(arena, name, arena.peer_id(_EVIL), by="probation", bound=0, seen=0)
+    return conclude(arena, name, arena.peer_id(EVIL), by="probation", bound=0, seen=0)
+
+
+def concert(arena: Arena, name: str) -> Outcome:
+    """Three new keys that pass their probation, then send noise together: they are most of those
+    who are audited, and it must not pass for the task's fault."""
+    names = (EVIL, "eva", "evo")
+    arena.serve()
+    arena.peers()
+    trusted = VERIFICATION["probation_passes"]
+    arena.until(lambda facts: _all_passed(facts, arena.honest, trusted))
+    for sybil in names:
+        arena.adversary(Fault.RANDOM_UPDATE, sybil, after=1)
+    ids = {arena.peer_id(sybil) for sybil in names}
+    facts = arena.until(lambda facts: ids <= set(facts.blocked), 400)
+    units = {sybil: len(facts.merged_rounds(sybil)) for sybil in ids}
+    verdicts = [facts.verdicts(sybil, Verdict.FAILED)[0] for sybil in ids]
+    return conclude(
+        arena,
+        name,
+        arena.peer_id(EVIL),
+        by=_words(verdicts[0]),
+        bound=1,
+        seen=max(len([r for r in facts.merged_rounds(v.worker) if r <= v.round]) for v in verdicts),
+        note=f"{sum(units.values())} units of theirs were merged",
+    )
+
+
+def _all_passed(facts: Facts, workers: Iterable[str], least: int) -> bool:
+    return all(len(facts.verdicts(worker, Verdict.PASSED)) >= least for worker in workers)
 
 
 def sleeper(arena: Arena, name: str, *, after: int = 50, share: float = 0.1) -> Outcome:
@@ -347,71 +248,3 @@ def nobody(arena: Arena, name: str) -> Outcome:
     arena.peers()
     facts = settled_loss(arena, arena.horizon)
     return Outcome(name, "", 0, 0, 0, 0, facts.losses, punished(arena, facts, arena.honest))
-
-
-GROUNDS: dict[str, dict[str, object]] = {
-    "plain": {},
-    "newcomers": {"probation_steps": 2},
-    "two auditors": {"p_second_auditor": 0.5},
-    "trust": {"probation_passes": 10, "p_min": 0.25},
-}
-"""What differs from :data:`rig.VERIFICATION`."""
-
-_REDUCED = bound_for(1 - math.comb(13, 4) / math.comb(17, 4))
-"""Rounds: four of 17 result chunks are recomputed, a member reduces four of them."""
-
-ALL: tuple[Scenario, ...] = (
-    *(
-        Scenario(fault, partial(caught, fault))
-        for fault in (
-            Fault.RANDOM_UPDATE,
-            Fault.ZERO_UPDATE,
-            Fault.SIGN_FLIP,
-            Fault.SCALED,
-            Fault.HALF_STEPS,
-            Fault.MOST_STEPS,
-            Fault.HIDDEN_STEPS,
-            Fault.OTHER_DATA,
-            Fault.STALE_BASE,
-            Fault.FALSIFIED_CHUNK,
-        )
-    ),
-    Scenario(Fault.COPIED_UPDATE, partial(copycat, Fault.COPIED_UPDATE)),
-    Scenario(Fault.COPIED_ROOT, partial(copycat, Fault.COPIED_ROOT)),
-    *(
-        Scenario(fault, partial(refused, fault, by=by))
-        for fault, by in (
-            (Fault.REPLAYED_UPDATE, "layer 1: commitment is known"),
-            (Fault.REPLAYED_RECORD, "layer 1: round is over"),
-            (Fault.NOT_FINITE, "layer 2: finite"),
-            (Fault.LOSS_NOT_FINITE, "layer 1: loss"),
-            (Fault.FORGED_TOKENS, "layer 1: tokens = steps"),
-            (Fault.FORGED_STEPS, "layer 1: lease"),
-            (Fault.OTHER_BYTES, "layer 2: hash = commitment"),
-            (Fault.SOME_REDUCERS, "layer 2: complete everywhere"),
-        )
-    ),
-    Scenario(Fault.IMPOSTOR, impostor),
-    Scenario(Fault.WRONG_MEAN, partial(reducer_convicted, Fault.WRONG_MEAN, bound=_REDUCED)),
-    Scenario(Fault.EQUIVOCATION, partial(reducer_convicted, Fault.EQUIVOCATION, bound=1)),
-    Scenario(Fault.FALSE_PROJECTION, partial(reducer_convicted, Fault.FALSE_PROJECTION, bound=2)),
-    Scenario(Fault.CENSOR, partial(slanderer, Fault.CENSOR)),
-    Scenario(Fault.FRAME, partial(slanderer, Fault.FRAME)),
-    *(
-        Scenario(fault, partial(dropout, fault))
-        for fault in (
-            Fault.DROP_TRAINING,
-            Fault.DROP_TRAINED,
-            Fault.DROP_COMMITTED,
-            Fault.DROP_GATHER,
-            Fault.DROP_BROADCAST,
-        )
-    ),
-    Scenario(Fault.DROP_AUDIT, silent),
-    Scenario(Fault.YES_AUDITOR, yes_man, "two auditors"),
-    Scenario("colluding-pair", pair),
-    Scenario("sybils", sybils, "newcomers"),
-    Scenario("sleeper", sleeper, "trust"),
-)
-
-BASELINE = Scenario("nobody", nobody)

@@ -15,8 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # for bench, which is not installed
 
-from rig import Ground
-from scenarios import ALL, BASELINE, GROUNDS, HORIZON, Outcome, Scenario, play
+from catalogue import ALL, BASELINE
+from ground import GROUNDS, Ground
+from outcome import HORIZON, Outcome, Scenario, play
 
 from bench.report import Row, write_report
 

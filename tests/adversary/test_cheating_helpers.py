@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from rig import Ground
-from scenarios import ALL, GROUNDS, Outcome, play
+from catalogue import ALL
+from ground import GROUNDS, Ground
+from outcome import Outcome, play
 
 pytestmark = [pytest.mark.swarm, pytest.mark.timeout(300)]
 
