@@ -4,9 +4,8 @@ Invariants:
 
 * The database is the truth. What is kept in memory (model vectors, presence, subscriptions) can
   be rebuilt from it; kill -9 at any instruction and :meth:`Engine.start` goes on from there.
-* Turns run one after the other, and their events are published in the order of their commits.
-* Nothing is told to anybody before it is committed. An error that a turn *returns* is raised after
-  the commit, so that evidence of a conflict stays; one that it *raises* undoes the turn.
+* Turns run one after the other, and nothing is told to anybody before it is committed
+  (:mod:`coordinator.turns`).
 * Vectors are computed in threads; the event loop and the database thread never wait for them.
 """
 
@@ -15,11 +14,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from typing import TypeVar
+from contextlib import AbstractAsyncContextManager
 
 import structlog
-from sqlalchemy.orm import Session
 
 from coordinator import bootstrap, round_state, settle
 from coordinator.admission import check_multiaddrs
@@ -34,27 +31,25 @@ from coordinator.checkpoints import CheckpointStore
 from coordinator.clockwork import let_time_pass
 from coordinator.context import EngineOptions, RunContext, to_ms
 from coordinator.database import Database
-from coordinator.events import Hub
 from coordinator.keys import KeyRing
 from coordinator.probation_commits import accept_unit
-from coordinator.queries import read_receipt, snapshot_events
+from coordinator.queries import read_receipt
 from coordinator.record import keep_loss, log_ended_rounds, state_to_evaluate
 from coordinator.reports import accept_reducer_report, accept_report
 from coordinator.results import CheckedPiece, bounded, check_piece, keep_pieces, missing_chunks
 from coordinator.schema import ControlRow
 from coordinator.turn import Turn
-from coordinator.uncancelled import to_the_end
+from coordinator.turns import Turns
 from coordinator.validation import Evaluate, Validation
 from coordinator.work import grant_work, kept_out, known
 from ledger.log import Log
 from protocol.dataset import DatasetManifest
 from protocol.envelope import Signed
-from protocol.errors import ProtocolError, TransientError
+from protocol.errors import TransientError
 from protocol.manifest import RunManifest
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
 
-T = TypeVar("T")
 _PIECES_PER_TURN = 16
 _ALIVE_EVERY_S = 2.0
 """How often the time is noted, to know after a restart for how long the coordinator was away."""
@@ -100,13 +95,11 @@ class Engine:
         self._checkpoints = checkpoints
         self._clock = clock
         self._validation = Validation(evaluate)
-        self._hub = Hub(self.context.options.subscriber_events)
-        self._turns = asyncio.Lock()
-        self._settle_due = asyncio.Event()
+        self._turns = Turns(self.context, database, clock)
+        self._turn = self._turns.run
         self._evaluation_due = asyncio.Event()
         self._attendance = Attendance(clock())
         self._states: dict[int, settle.ModelState] = {}  # by settled rounds, newest last
-        self._unsigned = False  # leaves are committed that no signed head covers yet
         self._desk = AuditDesk(self.context, self._turn, ReplayStore(checkpoints.url))
 
     # ---- life ----
@@ -137,7 +130,7 @@ class Engine:
             await self.start()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._tick_forever(), name="tick")
-            tasks.create_task(self._whenever(self._settle_due, self.settle), name="settle")
+            tasks.create_task(self._whenever(self._turns.settle_due, self.settle), name="settle")
             tasks.create_task(self._whenever(self._evaluation_due, self.evaluate), name="evaluate")
             tasks.create_task(self._audit_forever(), name="audit")
 
@@ -174,7 +167,6 @@ class Engine:
 
     async def tick(self) -> None:
         """Let time pass: deadlines, silent workers, the organiser's pause, presence."""
-
         unwritten = self._attendance.take()
 
         def pass_time(turn: Turn) -> None:
@@ -310,7 +302,6 @@ class Engine:
             NotFound: no such contribution, or it was not merged.
             TransientError: its round is not settled yet, or the head not signed.
         """
-
         return await self._database.run(
             lambda session: read_receipt(session, self.context.log.origin, assignment_id)
         )
@@ -325,25 +316,15 @@ class Engine:
 
         await self._turn(write)
 
-    @asynccontextmanager
-    async def subscribe(self, worker: str) -> AsyncIterator[AsyncIterator[service_pb2.RunEvent]]:
-        """What is current, then every event as it happens.
-
-        The iterator raises TransientError when its reader is too slow: it must subscribe anew.
+    def subscribe(
+        self, worker: str
+    ) -> AbstractAsyncContextManager[AsyncIterator[service_pb2.RunEvent]]:
+        """What is current, then every event as it happens; see :mod:`coordinator.turns`.
 
         Args:
             worker: PeerID of the reader, already admitted.
         """
-        async with self._turns:
-            snapshot = await self._database.run(
-                lambda session: snapshot_events(Turn(self.context, session, self._clock()))
-            )
-            subscription = self._hub.open(snapshot)
-        _log.debug("watching", worker=worker)
-        try:
-            yield subscription.events()
-        finally:
-            self._hub.close(subscription)
+        return self._turns.subscribe(worker)
 
     # ---- slow work ----
 
@@ -408,39 +389,9 @@ class Engine:
         return True
 
     async def audit(self) -> bool:
-        """Take open audits a step further; see :mod:`coordinator.audit.desk`.
-
-        Returns:
-            Whether there may be more to do at once.
+        """Take open audits a step further; returns whether there may be more to do at once.
 
         Raises:
             TransientError: database or replays are not available; it is tried again.
         """
         return await self._desk.step()
-
-    # ---- turns ----
-
-    async def _turn(self, work: Callable[[Turn], T | ProtocolError]) -> T:
-        """Run one transaction on the running round, then publish and sign what came of it."""
-
-        def once(session: Session) -> tuple[Turn, T | ProtocolError]:
-            turn = Turn(self.context, session, self._clock())
-            return turn, work(turn)
-
-        async def commit_and_tell() -> T | ProtocolError:
-            turn, result = await self._database.run(once)
-            self._unsigned |= turn.leaves_added
-            self._hub.publish(turn.events)
-            if turn.settle_due:
-                self._settle_due.set()
-            if self._unsigned:
-                await self._database.run(self.context.log.sign_head)
-                self._unsigned = False
-            return result
-
-        async with self._turns:
-            # A client that hangs up after the commit must not take the news of it along.
-            result = await to_the_end(commit_and_tell())
-        if isinstance(result, ProtocolError):
-            raise result
-        return result

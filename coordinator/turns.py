@@ -1,0 +1,97 @@
+"""Turns one after the other, each committed before anybody hears of it.
+
+Invariants:
+
+* Turns do not overlap, and their events are published in the order of their commits.
+* Nothing is told to anybody before it is committed. An error that a turn *returns* is raised after
+  the commit, so that evidence of a conflict stays; one that it *raises* undoes the turn.
+* Leaves that a turn added are under a signed head before its caller goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import structlog
+from sqlalchemy.orm import Session
+
+from coordinator.context import RunContext
+from coordinator.database import Database
+from coordinator.events import Hub
+from coordinator.queries import snapshot_events
+from coordinator.turn import Turn
+from coordinator.uncancelled import to_the_end
+from protocol.errors import ProtocolError
+from protocol.wire import service_pb2
+
+T = TypeVar("T")
+
+_log = structlog.get_logger()
+
+
+class Turns:
+    """Everything that changes the running round passes through here."""
+
+    def __init__(self, context: RunContext, database: Database, clock: Callable[[], float]) -> None:
+        """Touches nothing yet.
+
+        Args:
+            context: of the run.
+            database: with upgraded tables.
+            clock: seconds since the epoch.
+        """
+        self.settle_due = asyncio.Event()  # set when a round can be settled
+        self._context = context
+        self._database = database
+        self._clock = clock
+        self._hub = Hub(context.options.subscriber_events)
+        self._one_at_a_time = asyncio.Lock()
+        self._unsigned = False  # leaves are committed that no signed head covers yet
+
+    async def run(self, work: Callable[[Turn], T | ProtocolError]) -> T:
+        """Run one transaction on the running round, then publish and sign what came of it."""
+
+        def once(session: Session) -> tuple[Turn, T | ProtocolError]:
+            turn = Turn(self._context, session, self._clock())
+            return turn, work(turn)
+
+        async def commit_and_tell() -> T | ProtocolError:
+            turn, result = await self._database.run(once)
+            self._unsigned |= turn.leaves_added
+            self._hub.publish(turn.events)
+            if turn.settle_due:
+                self.settle_due.set()
+            if self._unsigned:
+                await self._database.run(self._context.log.sign_head)
+                self._unsigned = False
+            return result
+
+        async with self._one_at_a_time:
+            # A client that hangs up after the commit must not take the news of it along.
+            result = await to_the_end(commit_and_tell())
+        if isinstance(result, ProtocolError):
+            raise result
+        return result
+
+    @asynccontextmanager
+    async def subscribe(self, worker: str) -> AsyncIterator[AsyncIterator[service_pb2.RunEvent]]:
+        """What is current, then every event as it happens.
+
+        The iterator raises TransientError when its reader is too slow: it must subscribe anew.
+
+        Args:
+            worker: PeerID of the reader, already admitted.
+        """
+        async with self._one_at_a_time:
+            snapshot = await self._database.run(
+                lambda session: snapshot_events(Turn(self._context, session, self._clock()))
+            )
+            subscription = self._hub.open(snapshot)
+        _log.debug("watching", worker=worker)
+        try:
+            yield subscription.events()
+        finally:
+            self._hub.close(subscription)
