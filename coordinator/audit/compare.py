@@ -41,6 +41,7 @@ class ReplayFile:
     ordinal: int
     job_id: bytes
     execution: str
+    steps: int  # of the unit
     root: bytes
     projections: bytes  # of every chunk
 
@@ -166,7 +167,9 @@ def _compare(
 
 
 def _bounds(sheet: Sheet, one: str, other: str) -> Bounds | None:
-    return None if sheet.table is None else sheet.table.bounds(one, other)
+    # Rounding weighs most in short units: their bounds are wider.
+    steps = sheet.replays[0].steps
+    return None if sheet.table is None else sheet.table.bounds(one, other, steps)
 
 
 def _false_projections(context: RunContext, sheet: Sheet) -> Sequence[FalseProjection]:

@@ -310,7 +310,12 @@ def _sheet(session: Session, audit: AuditRow, docket: Docket) -> Sheet:
             result = read_result(job)
             replays.append(
                 ReplayFile(
-                    job.ordinal, job.job_id, result.execution, result.root, result.projections
+                    job.ordinal,
+                    job.job_id,
+                    result.execution,
+                    result.steps,
+                    result.root,
+                    result.projections,
                 )
             )
     answers = session.scalars(
