@@ -164,6 +164,7 @@ class Auditor:
     execution: str = "cpu"
     lie: Callable[[np.ndarray], np.ndarray] | None = None
     fails: str = ""
+    garble: bool = False  # projections that are none
 
     @property
     def name(self) -> str:
@@ -209,6 +210,8 @@ class Auditor:
         projections = project_update(
             update.chunks, rig.manifest.update.codec, rig.layout, spec.projection_seed
         )
+        if self.garble:
+            projections = b"\xff" * len(projections)
         return wire.AuditResult(
             **fields,
             steps=spec.steps,
@@ -329,6 +332,15 @@ class AuditRig(Rig):
             if auditors:
                 for auditor in self.auditors:
                     busy |= auditor.work()
+
+    async def appeal(self, member: Trainee) -> service_pb2.AppealReply:
+        assert member.assignment is not None
+        record = wire.Appeal(
+            run_id=self.run_id,
+            worker=member.name,
+            assignment_id=member.assignment.assignment_id,
+        )
+        return await self.engine.appeal(member.sign(record))
 
     async def wait(self, seconds: float) -> None:
         """Time passes for the audits alone: rounds wait."""

@@ -123,11 +123,11 @@ def ask(
 
 
 def open_challenges(turn: Turn, worker: str) -> list[service_pb2.Challenge]:
-    """What a worker is to be told with its heartbeat, oldest first; bounded."""
+    """What a worker is to be told with its heartbeat; bounded, what it let lie comes last."""
     rows = turn.session.scalars(
         select(ChallengeRow)
         .where(ChallengeRow.asked == worker, ChallengeRow.status.in_((ASKED, SILENT)))
-        .order_by(ChallengeRow.asked_at_s, ChallengeRow.challenge_id)
+        .order_by(ChallengeRow.status, ChallengeRow.asked_at_s, ChallengeRow.challenge_id)
         .limit(_PER_HEARTBEAT)
     )
     return [

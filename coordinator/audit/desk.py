@@ -75,13 +75,14 @@ from coordinator.audit.schema import (
     AuditJobRow,
     AuditRow,
     ChallengeRow,
-    ToleranceRow,
 )
 from coordinator.audit.selection import publish_draws
+from coordinator.audit.tolerances import load_table
 from coordinator.audit.verdict import record_verdict
 from coordinator.context import RunContext
 from coordinator.turn import Turn
 from protocol.audit_policy import Verdict
+from protocol.errors import BadRecord
 from protocol.tolerance import ToleranceTable
 from protocol.wire import records_pb2 as wire
 
@@ -327,7 +328,6 @@ def _sheet(session: Session, audit: AuditRow, docket: Docket) -> Sheet:
         )
         .order_by(ChallengeRow.asked_at_s, ChallengeRow.challenge_id)
     )
-    tolerance = session.get(ToleranceRow, 1)
     return Sheet(
         audit_id=audit.audit_id,
         assignment_id=audit.assignment_id,
@@ -337,8 +337,17 @@ def _sheet(session: Session, audit: AuditRow, docket: Docket) -> Sheet:
         theirs=opened_chunks(session, audit),
         replays=tuple(replays),
         projections=tuple(_signed_projections(row) for row in answers),
-        table=None if tolerance is None else ToleranceTable.parse(tolerance.document),
+        table=_table(session),
     )
+
+
+def _table(session: Session) -> ToleranceTable | None:
+    """The run's bounds; what this version cannot read counts as none, and convicts nobody."""
+    try:
+        return load_table(session)
+    except BadRecord as error:
+        _log.error("tolerance_unreadable", error=str(error))
+        return None
 
 
 def _signed_projections(row: ChallengeRow) -> SignedProjections:

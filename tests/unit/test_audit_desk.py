@@ -352,3 +352,39 @@ async def test_a_coordinator_that_is_killed_between_any_steps_goes_on(start: Sta
     assert [rig.verdicts()[worker.name] for worker in rig.workers] == ["failed", "passed"]
     assert len([row for row in rig.audits() if row["record"]]) == 2
     rig.board()
+
+
+async def test_an_appeal_is_judged_on_another_kind_of_device(
+    start: Start, case_rig: ModuleType
+) -> None:
+    rig = await start(auditors=0)
+    wrong = [rig.hire(number, lie=case_rig.other_vector) for number in range(2)]
+    await rig.play_round(*rig.workers)
+    await rig.audit()
+    worker = rig.workers[0]
+    assert rig.blocked() == case_rig.names(rig.workers)
+    evidence = rig.openings()
+    await rig.appeal(worker)
+    rig.now_s += 300.0
+    await rig.audit()
+    assert len([row for row in rig.jobs() if row["status"] == "queued"]) == 1  # insists
+    # Their own devices are not asked again: what they showed is still there.
+    for member in rig.members.values():
+        member.silent = True
+    rig.hire(2, execution="cuda")
+    await rig.audit()
+    verdicts = [row["verdict"] for row in rig.audits() if row["worker"] == worker.name]
+    assert sorted(verdicts) == ["failed", "overturned"]
+    assert worker.name not in rig.blocked()
+    left = {row["member"] for row in rig.openings()}
+    assert left == {row["member"] for row in evidence} - {worker.name}
+    assert {row["outvoted"] for row in rig.auditor_rows() if row["auditor"] == wrong[0].name} == {0}
+    rig.board()
+
+
+async def test_numbers_that_no_auditor_may_sign_harm_no_worker(start: Start) -> None:
+    rig = await start(auditors=0)
+    rig.hire(0, garble=True)
+    await rig.play_round(*rig.workers)
+    await rig.audit()
+    assert set(rig.verdicts().values()) == {"passed"}  # by the drawn chunks
