@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from protocol.leash import leashed
@@ -24,12 +23,12 @@ class Timeout(AssertionError):
 class Process:
     """One command, its output in a file."""
 
-    def __init__(self, log: Path, command: list[str], environment: Mapping[str, str]) -> None:
+    def __init__(self, log: Path, command: list[str]) -> None:
         self.log, self.name = log, log.stem
         with log.open("ab") as output:
             self.popen = subprocess.Popen(
                 leashed(command),
-                env=environment,
+                env=ENVIRONMENT,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from facts import Facts, Observer
 from faults import Fault
-from processes import ENVIRONMENT, Process, Timeout, call, command
+from processes import Process, Timeout, call, command
 
 from protocol.identity import Identity
 from protocol.link import JoinLink
@@ -46,18 +46,18 @@ class Arena:
 
     def audit(self, name: str, *fault: str) -> Process:
         """Start an auditor, honest unless faulty options are given."""
-        command = ("coordinator", "audit", "--run-dir", str(self.run))
+        audit = ("coordinator", "audit", "--run-dir", str(self.run))
         key = ("--key", str(self.folder / f"{name}.key"))
         options = ("--poll-s", "0.2", "--no-calibrate", "--json-logs")
-        return self._start(name, command(*command, *key, *options, faulty=fault))
+        return self._start(name, command(*audit, *key, *options, faulty=fault))
 
     def work(self, name: str, *fault: str, reachable: bool = False) -> Process:
         """Start a worker, honest unless faulty options are given."""
         home = self.folder / name
         if not home.exists():
             make_home(home, self.link, name, reachable=reachable)
-        command = ("worker", "run", "--home", str(home), "--json-logs")
-        return self._start(name, command(*command, faulty=fault))
+        run = ("worker", "run", "--home", str(home), "--json-logs")
+        return self._start(name, command(*run, faulty=fault))
 
     def adversary(
         self, fault: Fault, name: str = "eve", *, reachable: bool = False, **options: object
@@ -83,16 +83,10 @@ class Arena:
     def peer_id(self, name: str) -> str:
         return Identity.load(self.folder / name / "worker.key").peer_id
 
-    def _start(self, name: str, command: list[str]) -> Process:
-        environment = {**ENVIRONMENT, "TMPDIR": str(self._temporary())}
-        process = Process(self.folder / f"{name}.log", command, environment)
+    def _start(self, name: str, words: list[str]) -> Process:
+        process = Process(self.folder / f"{name}.log", words)
         self.processes[name] = process
         return process
-
-    def _temporary(self) -> Path:
-        path = self.folder / "tmp"
-        path.mkdir(exist_ok=True)
-        return path
 
     # ---- facts
 

@@ -21,7 +21,7 @@ from outcome import HORIZON, Outcome, Scenario, play
 
 from bench.report import Row, write_report
 
-_BASELINE_ROUNDS = 40
+_BASELINE_ROUNDS = 30
 NOTE = (
     "real processes on loopback; units: dishonest ones that were merged, to the one that convicts; "
     "bound: at most so many with 99 %; excess: loss against the same run without the adversary, "
@@ -75,6 +75,7 @@ class _Board:
             outcome = play(scenario, ground, horizon=HORIZON)
         except AssertionError as error:
             self.problems.append(f"{scenario.name}: {error}")
+            (ground.folder / "live").rename(ground.folder / f"lost-to-{scenario.name}")
             return
         row = _row(outcome, self._baselines[scenario.ground])
         self.rows.append(row)
