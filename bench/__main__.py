@@ -6,7 +6,7 @@ import argparse
 import importlib
 from importlib.util import find_spec
 
-BENCHES = ("train", "allreduce", "ledger", "economics", "audit", "hostile")
+BENCHES = ("train", "allreduce", "ledger", "economics", "audit", "hostile", "honest")
 
 
 def main() -> None:
