@@ -75,7 +75,6 @@ chunk_elements = 131072
 [verification]
 p_min = 0.25
 probation_passes = 2
-reducer_passes = 2
 pending_contributions = 6
 pending_s = 0.0
 last_pending_s = 600.0
@@ -91,7 +90,7 @@ auditor_arguments = ["--no-calibrate", "--poll-s", "0.5"]
 [server.audit]
 step_s = 0.5
 answer_s = 10.0
-patience_s = 120.0
+patience_s = 600.0
 
 [campaign]
 title = "Raise a little bard"
