@@ -5,6 +5,8 @@ Invariants (docs/verification.md, "Tolerance"):
 * Distance is relative L1, ``sum|theirs - replay| / sum|replay|``, of decoded chunks that were
   encoded with the same noise: seeded rounding makes L2 four times as large and L1 hardly larger.
 * AGREES takes the pooled distance within its tight bound *and* every chunk within its hard one.
+* Only chunks that were opened at random are pooled, as the bounds were measured; those that were
+  opened because they are suspicious are judged one by one.
 * Only what is beyond a bound that was measured is DIFFERS. No bounds, or between two bounds, is
   BETWEEN, and punishes nobody. Equal bytes agree without any bounds.
 * A chunk of almost no update is measured against the opened chunks' mean size, not its own.
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Final, Literal, Self
@@ -69,7 +71,7 @@ class _Frozen(BaseModel):
 class Bounds(_Frozen):
     """Bounds of one pair of execution classes; all are relative distances."""
 
-    pooled_pass: Distance  # L1 of all opened chunks together: at most this agrees
+    pooled_pass: Distance  # L1 of the drawn chunks together: at most this agrees
     pooled_fail: Distance  # more than this differs
     chunk_pass: Distance  # L1 of each opened chunk
     chunk_fail: Distance
@@ -206,6 +208,7 @@ def compare_chunks(
     theirs: Mapping[int, bytes],
     replayed: Mapping[int, bytes],
     bounds: Bounds | None,
+    pooled: Collection[int] | None = None,
 ) -> Comparison:
     """Compare a worker's opened chunks with a replay's.
 
@@ -213,19 +216,21 @@ def compare_chunks(
         theirs: encoded chunks by number, at least one, proven to be what was committed to.
         replayed: the replay's, encoded with the same noise; at least the same numbers.
         bounds: of the two execution classes, from the run's table.
+        pooled: numbers of the chunks that were drawn; default: all. The others count one by one.
 
     Raises:
         BadRecord: a chunk is malformed.
     """
     if not theirs or not theirs.keys() <= replayed.keys():
         raise ValueError("nothing was opened, or not everything that was opened was replayed")
+    near_zero = bounds.near_zero if bounds else NEAR_ZERO
     sizes = chunk_sizes(codec, layout, theirs, replayed)
-    pooled, distances = relative_distances(sizes, bounds.near_zero if bounds else NEAR_ZERO)
+    together, distances = relative_distances(sizes, near_zero, pooled)
     if all(theirs[chunk] == replayed[chunk] for chunk in theirs):
         return Comparison(Outcome.AGREES, (Finding("bytes", 0, 0.0, 0.0),), 0.0)
     if bounds is None:
-        return Comparison(Outcome.BETWEEN, (Finding("pooled", 0, pooled, 0.0),), pooled)
-    judged = [_judge("pooled", 0, pooled, bounds.pooled_pass, bounds.pooled_fail)]
+        return Comparison(Outcome.BETWEEN, (Finding("pooled", 0, together, 0.0),), together)
+    judged = [_judge("pooled", 0, together, bounds.pooled_pass, bounds.pooled_fail)]
     judged += [
         _judge("chunk", chunk, distance, bounds.chunk_pass, bounds.chunk_fail)
         for chunk, distance in sorted(distances.items())
@@ -234,7 +239,7 @@ def compare_chunks(
     # The worst one decides.
     ranked = (Outcome.DIFFERS, Outcome.BETWEEN, Outcome.AGREES)
     outcome = next(outcome for outcome in ranked if outcome in outcomes)
-    return Comparison(outcome, tuple(finding for _, finding in judged), pooled)
+    return Comparison(outcome, tuple(finding for _, finding in judged), together)
 
 
 @dataclass(frozen=True)
@@ -265,22 +270,31 @@ def chunk_sizes(
 
 
 def relative_distances(
-    sizes: Mapping[int, ChunkSize], near_zero: float = NEAR_ZERO
+    sizes: Mapping[int, ChunkSize],
+    near_zero: float = NEAR_ZERO,
+    pooled: Collection[int] | None = None,
 ) -> tuple[float, dict[int, float]]:
     """The pooled relative L1 distance of some chunks, and that of each.
 
     Args:
         sizes: by chunk, at least one.
         near_zero: as in :class:`Bounds`.
+        pooled: numbers of the chunks to pool, at least one of ``sizes``; default: all.
     """
+    counted = [size for chunk, size in sizes.items() if pooled is None or chunk in pooled]
+    if not counted:
+        raise ValueError("there is nothing to pool")
     elements = sum(size.elements for size in sizes.values())
     replay = sum(size.replay for size in sizes.values())
     floor = near_zero * replay / elements
     apart = np.array([size.apart for size in sizes.values()])
     least = np.array([max(size.replay, floor * size.elements) for size in sizes.values()])
-    pooled = _ratios(apart.sum(keepdims=True), np.array([replay]))
+    together = _ratios(
+        np.array([sum(size.apart for size in counted)]),
+        np.array([sum(size.replay for size in counted)]),
+    )
     distances = _ratios(apart, least)
-    return float(pooled[0]), {
+    return float(together[0]), {
         chunk: float(distance) for chunk, distance in zip(sizes, distances, strict=True)
     }
 

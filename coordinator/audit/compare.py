@@ -90,7 +90,7 @@ class Judged(Compared):
 def choose_chunks(context: RunContext, sheet: Sheet) -> list[int]:
     """Chunks to open: the drawn ones, and at most as many whose projections differ most."""
     count, most = context.layout.count, context.manifest.verification.opened_chunks
-    drawn = opened_chunks(sheet.draw, sheet.assignment_id, count, most)
+    drawn = _drawn(context, sheet)
     replay = sheet.replays[0]
     try:
         ours = unpack_projections(replay.projections, count)
@@ -166,7 +166,14 @@ def _compare(
         except BadRecord:
             finding = Finding("bytes", chunk, FARTHEST, 0.0)
             return Comparison(Outcome.DIFFERS, (finding,), FARTHEST)
-    return compare_chunks(codec, layout, theirs, replayed, _bounds(sheet, one, other))
+    bounds, drawn = _bounds(sheet, one, other), _drawn(context, sheet)
+    return compare_chunks(codec, layout, theirs, replayed, bounds, drawn)
+
+
+def _drawn(context: RunContext, sheet: Sheet) -> list[int]:
+    """The chunks that are opened whatever their projections say."""
+    most = context.manifest.verification.opened_chunks
+    return opened_chunks(sheet.draw, sheet.assignment_id, context.layout.count, most)
 
 
 def _bounds(sheet: Sheet, one: str, other: str) -> Bounds | None:

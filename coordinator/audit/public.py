@@ -199,13 +199,19 @@ class AuditCheck:
             yield Found.UNCHECKED, "no chunks are kept: only those that convicted somebody are"
             return
         yield Found.AGREES, f"{len(self._opened)} chunks are under the worker's commitment"
-        if self._draw is not None:
-            assignment_id = records.assignment.record.assignment_id
-            most = given.manifest.verification.opened_chunks
-            drawn = draw.opened_chunks(self._draw, assignment_id, count, most)
-            if not self._opened.keys() >= set(drawn):
-                raise BadDigest(f"the draw asks for the chunks {drawn}, others were opened")
+        if self._drawn is not None:
+            if not self._opened.keys() >= set(self._drawn):
+                raise BadDigest(f"the draw asks for the chunks {self._drawn}, others were opened")
             yield Found.AGREES, "the chunks that were drawn are among them"
+
+    @cached_property
+    def _drawn(self) -> list[int] | None:
+        """The chunks that the draw opens; None where it cannot be told."""
+        if self._draw is None:
+            return None
+        assignment_id = self._believed.assignment.record.assignment_id
+        most = self._given.manifest.verification.opened_chunks
+        return draw.opened_chunks(self._draw, assignment_id, self._given.layout.count, most)
 
     def _check_projections(self) -> Finds:
         given = self._given
@@ -312,7 +318,9 @@ class AuditCheck:
         if any(self._is_rubbish(chunk) for chunk in self._opened):
             return Outcome.DIFFERS, FARTHEST
         ours = dict(enumerate(replayed.update.chunks))
-        compared = compare_chunks(self._codec, self._given.layout, self._opened, ours, bounds)
+        compared = compare_chunks(
+            self._codec, self._given.layout, self._opened, ours, bounds, self._drawn
+        )
         return compared.outcome, compared.pooled
 
     def _against_verdict(self, outcome: Outcome, text: str) -> tuple[Found, str]:

@@ -141,6 +141,23 @@ def test_only_what_was_opened_is_compared(update: Vector) -> None:
         compare_chunks("fp32", LAYOUT, theirs, {1: replay[1]}, BOUNDS)
 
 
+def test_only_drawn_chunks_are_pooled_and_every_opened_one_must_pass(update: Vector) -> None:
+    """A chunk opened on suspicion would weigh more in the pool than where bounds were measured."""
+    theirs = update.copy()
+    theirs[slice(*LAYOUT.bounds(2))] *= np.float32(1.15)  # within the bounds of one chunk
+    opened = {chunk: encode(theirs)[chunk] for chunk in (1, 2)}
+    replay = encode(update)
+    assert compare_chunks("fp32", LAYOUT, opened, replay, BOUNDS).outcome is Outcome.BETWEEN
+    found = compare_chunks("fp32", LAYOUT, opened, replay, BOUNDS, pooled=[1])
+    assert (found.outcome, found.pooled) == (Outcome.AGREES, 0.0)
+    theirs[slice(*LAYOUT.bounds(2))] = -update[slice(*LAYOUT.bounds(2))]
+    opened[2] = encode(theirs)[2]
+    found = compare_chunks("fp32", LAYOUT, opened, replay, BOUNDS, pooled=[1])
+    assert (found.outcome, found.pooled) == (Outcome.DIFFERS, 0.0)
+    with pytest.raises(ValueError, match="nothing to pool"):
+        compare_chunks("fp32", LAYOUT, opened, replay, BOUNDS, pooled=[3])
+
+
 def test_malformed_chunks_are_refused(update: Vector) -> None:
     with pytest.raises(BadRecord):
         compare_chunks("int8", LAYOUT, {0: b"rubbish"}, encode(update, "int8"), BOUNDS)
