@@ -3,6 +3,8 @@
 Invariants (docs/verification.md, layer 4):
 
 * FAILED takes two replays that agree with each other and both differ from opened, proven bytes.
+* Two replays by one auditor are one word said twice: where another auditor has replayed the same
+  work, they neither convict nor acquit nor outvote it.
 * What cannot be had convicts nobody: it ends UNAVAILABLE, at once when everybody who could show it
   said no, else when patience is over.
 * An organiser without auditors, or with auditors that do not agree, pays: INCONCLUSIVE.
@@ -14,6 +16,7 @@ Invariants (docs/verification.md, layer 4):
                two replays agree with them                   -> PASSED
                one does, and nobody wants a second           -> PASSED
                two differ, and agree with each other         -> FAILED
+               (two auditors', unless only one ever replayed)
                else, while there are fewer than allowed      -> another replay
                else                                          -> INCONCLUSIVE
 """
@@ -207,13 +210,13 @@ def _judge(facts: Facts) -> Decision:
         return Compare(uncompared)
     agree = [replay for replay in usable if replay.outcome is Outcome.AGREES]
     differ = [replay for replay in usable if replay.outcome is Outcome.DIFFERS]
-    if len(agree) >= 2:
+    if len(agree) >= 2 and _outweigh(agree, usable):
         by, outvoted = _ordinals(agree), _auditors(differ)
         return Decide(Verdict.PASSED, "replay_agrees", by, outvoted)
     if agree and len(usable) == 1 and not facts.second:
         return Decide(Verdict.PASSED, "replay_agrees", _ordinals(agree))
     for pair in combinations(differ, 2):
-        if _ordinals(pair) in facts.agreeing:
+        if _ordinals(pair) in facts.agreeing and _outweigh(pair, usable):
             outvoted = _auditors(agree)
             return Decide(Verdict.FAILED, "replay_differs", _ordinals(pair), outvoted)
     return _another_replay(facts, "replays_disagree" if agree or differ else "between_bounds")
@@ -229,6 +232,11 @@ def _another_replay(facts: Facts, reason: str) -> Decision:
     doubtful = [replay for replay in facts.usable if replay.outcome is not Outcome.AGREES]
     executions = tuple(sorted({replay.execution for replay in doubtful}))
     return QueueJob(made + 1, tuple(sorted(_auditors(facts.replays))), executions)
+
+
+def _outweigh(some: Iterable[Replay], usable: Iterable[Replay]) -> bool:
+    """Whether these are more than one auditor's word against another's."""
+    return len(_auditors(some)) > 1 or len(_auditors(usable)) == 1
 
 
 def _ordinals(replays: Iterable[Replay]) -> tuple[int, ...]:

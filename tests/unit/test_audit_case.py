@@ -166,6 +166,27 @@ def test_who_is_outvoted_is_named() -> None:
     assert (failed.by, failed.outvoted) == ((2, 3), ("auditor 1",))
 
 
+@pytest.mark.parametrize("twice", [AGREES, DIFFERS])
+def test_an_auditor_that_replays_twice_has_one_voice(twice: Outcome) -> None:
+    other = AGREES if twice is DIFFERS else DIFFERS
+
+    def said(*voices: tuple[str, Outcome]) -> Any:
+        replays = tuple(
+            Replay(number, auditor, "cpu", outcome)
+            for number, (auditor, outcome) in enumerate(voices, 1)
+        )
+        pairs = frozenset((one, two) for one in (1, 2) for two in (2, 3) if one < two)
+        return decide(opening(replays=replays, agreeing=pairs, second=True))
+
+    against_another = said(("mallory", twice), ("ada", other), ("mallory", twice))
+    assert against_another == Decide(Verdict.INCONCLUSIVE, "replays_disagree", (1, 2, 3))
+    alone = said(("ada", twice), ("ada", twice))
+    assert (alone.verdict, alone.outvoted) == (
+        Verdict.PASSED if twice is AGREES else Verdict.FAILED,
+        (),
+    )
+
+
 @pytest.mark.parametrize(
     ("task", "expected"),
     [
