@@ -20,12 +20,13 @@ from rich.progress import track
 
 from bench.report import Row, write_report
 from bench.train import make_config, make_manifest
+from coordinator.audit.screening import Measured, stand_out
 from coordinator.data.embedded import shakespeare_documents
 from protocol import draw
-from protocol.audit_policy import chance_ppm
-from protocol.combine import combine_chunk
+from protocol.audit_policy import PPM, chance_ppm
+from protocol.combine import combine_chunk, l2_norm
 from protocol.identity import Identity
-from protocol.manifest import CombineRule, RunManifest
+from protocol.manifest import CombineRule, LearningRate, RunManifest
 from protocol.model import initial_weights
 from protocol.outer import outer_step
 from protocol.tolerance import Bounds, Outcome, compare_chunks
@@ -48,6 +49,8 @@ LAG_ROUNDS = 2
 _RUN_ID = bytes(32)
 _CHUNK_ELEMENTS = 1 << 12
 _VALIDATION = 64  # sequences
+_TRUSTED_PASSES = 20
+_PEAK_RATE = 4e-3
 
 # Replays here differ from the work by their micro-batches only: rounding. Cheats are above 0.1.
 _BOUNDS = Bounds(
@@ -68,15 +71,14 @@ class Case:
     combine: CombineRule
     hostile: int
     audits: bool
-    absent: bool = False  # the hostile never come
+    sleepers: bool = False  # everybody is trusted, and the hostile begin after a third
 
 
 CASES = (
     Case("nobody is hostile", "clipped_mean", 0, audits=True),
-    Case("the three are absent", "clipped_mean", HOSTILE, audits=False, absent=True),
-    Case("clipped_mean and audits", "clipped_mean", HOSTILE, audits=True),
-    Case("clipped_mean, no audits", "clipped_mean", HOSTILE, audits=False),
-    Case("mean, no audits", "mean", HOSTILE, audits=False),
+    Case("new keys, hostile from the start", "clipped_mean", HOSTILE, audits=True),
+    Case("trusted, hostile after a third", "clipped_mean", HOSTILE, audits=True, sleepers=True),
+    Case("from the start, plain mean, no audits", "mean", HOSTILE, audits=False),
 )
 
 
@@ -97,7 +99,7 @@ class Plays:
 class Member:
     identity: Identity
     hostile: bool
-    passes: int = 0
+    passes: int
     blocked_from: int | None = None  # round
 
     def present(self, round_: int) -> bool:
@@ -112,6 +114,7 @@ class Simulation:
     manifest: RunManifest
     plays: Plays
     members: list[Member]
+    hostile_from: int  # round
     weights: NDArray[np.float32]
     momentum: NDArray[np.float32] = field(init=False)
     layout: ChunkLayout = field(init=False)
@@ -127,8 +130,9 @@ class Simulation:
         present = [m for m in self.members if m.present(number)]
         updates = [self._contribute(m, number) for m in present]
         if self.case.audits:
-            for member, update in zip(present, updates, strict=True):
-                self._maybe_audit(member, number, update)
+            odd = self._screened(updates)
+            for member, update, outlying in zip(present, updates, odd, strict=True):
+                self._maybe_audit(member, number, update, outlying)
         mean = decode_update(
             tuple(self._combined(updates, number)), self.layout, self.manifest.update.codec
         )
@@ -156,7 +160,8 @@ class Simulation:
     def _contribute(self, member: Member, number: int) -> EncodedUpdate:
         self.trained += 1
         vector = self._train(member, number, Execution())
-        return self._encode(vector * FACTOR if member.hostile else vector, member, number)
+        hostile = member.hostile and number >= self.hostile_from
+        return self._encode(vector * FACTOR if hostile else vector, member, number)
 
     def _encode(self, vector: NDArray[np.float32], member: Member, number: int) -> EncodedUpdate:
         return encode_update(
@@ -168,11 +173,32 @@ class Simulation:
             worker=member.identity.peer_id,
         )
 
-    def _maybe_audit(self, member: Member, number: int, update: EncodedUpdate) -> None:
+    def _screened(self, updates: list[EncodedUpdate]) -> list[bool]:
+        """Who stands out by norm or direction, as reducers would have measured it."""
+        norms, cosines = [], []
+        for chunk in range(self.layout.count):
+            inputs = self._inputs(updates, chunk)
+            mean = combine_chunk(self.case.combine, inputs, [1] * len(inputs))
+            lengths = [l2_norm(values) for values in inputs]
+            along = [float(np.dot(values, mean)) for values in inputs]
+            whole = l2_norm(mean)
+            norms.append(lengths)
+            cosines.append([a / (n * whole) for a, n in zip(along, lengths, strict=True)])
+        measured = Measured(np.array(norms, np.float32), np.array(cosines, np.float32))
+        return [bool(odd) for odd in stand_out([measured])]
+
+    def _inputs(self, updates: list[EncodedUpdate], chunk: int) -> list[NDArray[np.float32]]:
+        codec, size = self.manifest.update.codec, self.layout.chunk_size(chunk)
+        return [decode_chunk(codec, update.chunks[chunk], size) for update in updates]
+
+    def _maybe_audit(
+        self, member: Member, number: int, update: EncodedUpdate, outlying: bool
+    ) -> None:
         policy = self.manifest.verification
         drawn = hashlib.sha256(b"draw %d" % number).digest()
         subject = member.identity.public.raw[:16]
-        if not draw.is_selected(drawn, subject, chance_ppm(policy, member.passes)):
+        chance = PPM if outlying else chance_ppm(policy, member.passes)
+        if not draw.is_selected(drawn, subject, chance):
             return
         self.audited += 1
         replay = self._train(member, number, Execution(micro_batch_sequences=2))
@@ -193,8 +219,7 @@ class Simulation:
     def _combined(self, updates: list[EncodedUpdate], number: int) -> Iterator[bytes]:
         codec = self.manifest.update.codec
         for chunk in range(self.layout.count):
-            size = self.layout.chunk_size(chunk)
-            inputs = [decode_chunk(codec, update.chunks[chunk], size) for update in updates]
+            inputs = self._inputs(updates, chunk)
             mean = combine_chunk(self.case.combine, inputs, [1] * len(inputs))
             yield encode_chunk(codec, mean, noise_key(_RUN_ID, number, chunk, MEAN_SOURCE))
 
@@ -203,10 +228,17 @@ def run(quick: bool) -> list[Row]:
     """Every case with the same rounds; ``quick`` only proves that it runs."""
     torch.set_num_threads(1)
     rounds, steps = (3, 2) if quick else (36, 8)
-    manifest = make_manifest(make_config(48, 2), steps)
+    manifest = _manifest(rounds, steps)
     plays, rows = Plays(manifest.sequence_length), list[Row]()
     for case in CASES:
-        simulation = Simulation(case, manifest, plays, _members(case), initial_weights(manifest))
+        simulation = Simulation(
+            case,
+            manifest,
+            plays,
+            _members(case),
+            rounds // 3 if case.sleepers else 0,
+            initial_weights(manifest),
+        )
         for number in track(range(rounds), description=case.name):
             simulation.round(number)
         loss = simulation.loss()
@@ -219,7 +251,7 @@ def run(quick: bool) -> list[Row]:
                 "loss": round(loss, 4),
                 "excess_percent": round(100 * (loss / clean - 1), 2),
                 "hostile_caught": sum(
-                    m.hostile and m.blocked_from not in (None, 0) for m in simulation.members
+                    m.hostile and m.blocked_from is not None for m in simulation.members
                 ),
                 "honest_punished": sum(
                     not m.hostile and m.blocked_from is not None for m in simulation.members
@@ -231,12 +263,20 @@ def run(quick: bool) -> list[Row]:
     return rows
 
 
+def _manifest(rounds: int, steps: int) -> RunManifest:
+    manifest = make_manifest(make_config(48, 2), steps)
+    tokens = rounds * MEMBERS * steps * manifest.tokens_per_step
+    rate = LearningRate(peak=_PEAK_RATE, total_tokens=tokens)
+    inner = manifest.inner.model_copy(update={"learning_rate": rate})
+    return manifest.model_copy(update={"inner": inner})
+
+
 def _members(case: Case) -> list[Member]:
     return [
         Member(
             Identity.from_seed(bytes([number]) * 32),
             hostile=number < case.hostile,
-            blocked_from=0 if case.absent and number < case.hostile else None,
+            passes=_TRUSTED_PASSES if case.sleepers else 0,
         )
         for number in range(MEMBERS)
     ]
