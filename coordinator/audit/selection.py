@@ -188,7 +188,11 @@ def publish_draws(turn: Turn) -> bool:
     Returns:
         Whether there were any.
     """
-    waiting = exists().where(AuditRow.round == DrawRow.round, AuditRow.phase == WAITING)
+    waiting = exists().where(
+        AuditRow.round == DrawRow.round,
+        AuditRow.phase == WAITING,
+        AuditRow.subject == "training",  # of a first unit, no draw of a round says anything
+    )
     rows = turn.session.execute(
         select(DrawRow, waiting.label("waiting"))
         .where(DrawRow.published.is_(False))
