@@ -249,12 +249,11 @@ def _auditors(replays: Iterable[Replay]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Task:
-    """The contributions that were audited in one round."""
+    """The donors whose contributions were audited in one round: one may have many devices."""
 
-    donors: int  # whose they are
-    audited: int
-    guilty: int  # convicted, or about to be
-    undecided: int  # could still turn out so
+    donors: int
+    guilty: int  # one of its contributions is convicted, or about to be
+    undecided: int  # of the others: one could still turn out so
 
 
 def judge_task(task: Task) -> Literal["sound", "suspect", "open"]:
@@ -264,6 +263,6 @@ def judge_task(task: Task) -> Literal["sound", "suspect", "open"]:
     """
     if task.donors < 3:
         return "sound"
-    if 2 * task.guilty > task.audited:
+    if 2 * task.guilty > task.donors:
         return "suspect"
-    return "open" if 2 * (task.guilty + task.undecided) > task.audited else "sound"
+    return "open" if 2 * (task.guilty + task.undecided) > task.donors else "sound"

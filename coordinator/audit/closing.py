@@ -6,6 +6,8 @@ Invariants:
   worker.
 * Bytes of a worker stay only where they are the evidence of a FAILED; replays only until appeals
   are heard no more. First the file goes, then its name.
+* Signed answers stay for as long as appeals are heard, so that anybody can do a fresh audit again;
+  those of a FAILED stay for good.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from coordinator.audit.schema import (
     AuditRow,
     ChallengeRow,
     OpeningRow,
+    ReducerAuditRow,
 )
 from coordinator.audit.verdict import convict_reducer
 from coordinator.turn import Turn
@@ -41,6 +44,7 @@ OUTVOTED_TWICE = 2
 """An auditor against whom two others agreed so often gets no more jobs."""
 
 _DELETED_PER_STEP = 16
+_FORGOTTEN_PER_STEP = 64
 
 _log = structlog.get_logger()
 
@@ -61,14 +65,14 @@ def read_task(session: Session, round_: int, guilty: dict[bytes, int]) -> Task:
             AuditRow.round == round_, AuditRow.subject == "training", AuditRow.appeal == 0
         )
     ).all()
-    convicted = undecided = 0
+    convicted, undecided = set(), set()
     for row, is_stalled in rows:
         if row.audit_id in guilty or row.verdict == Verdict.FAILED or row.reason == SUSPECT_TASK:
-            convicted += 1
+            convicted.add(row.donor)
         elif row.phase != DECIDED and not is_stalled:
-            undecided += 1
+            undecided.add(row.donor)
     donors = {row.donor for row, _ in rows}
-    return Task(len(donors), len(rows), convicted, undecided)
+    return Task(len(donors), len(convicted), len(undecided - convicted))
 
 
 def findings(
@@ -161,6 +165,31 @@ def droppable(turn: Turn) -> list[bytes]:
         .limit(_DELETED_PER_STEP)
     )
     return list(turn.session.scalars(query))
+
+
+def forget_answers(turn: Turn) -> bool:
+    """Delete old answers in audits that convicted nobody, a batch at a time.
+
+    Returns:
+        Whether there were any.
+    """
+    heard_until_s = turn.now_s - turn.context.options.audit.appeal_s
+    old = [
+        select(ChallengeRow.challenge_id)
+        .join(audit, audit.audit_id == ChallengeRow.audit_id)
+        .where(
+            ChallengeRow.asked_at_s < heard_until_s,  # spares the younger ones the look-up
+            audit.phase == DECIDED,
+            func.coalesce(audit.verdict, "") != Verdict.FAILED,
+            audit.decided_at_s < heard_until_s,
+        )
+        .limit(_FORGOTTEN_PER_STEP)
+        for audit in (AuditRow, ReducerAuditRow)
+    ]
+    ids = [challenge_id for query in old for challenge_id in turn.session.scalars(query)]
+    if ids:
+        turn.session.execute(delete(ChallengeRow).where(ChallengeRow.challenge_id.in_(ids)))
+    return bool(ids)
 
 
 def forget_files(turn: Turn, jobs: Collection[bytes]) -> None:

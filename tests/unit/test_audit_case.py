@@ -190,13 +190,13 @@ def test_an_auditor_that_replays_twice_has_one_voice(twice: Outcome) -> None:
 @pytest.mark.parametrize(
     ("task", "expected"),
     [
-        (Task(donors=2, audited=2, guilty=2, undecided=0), "sound"),
-        (Task(donors=3, audited=3, guilty=2, undecided=0), "suspect"),
-        (Task(donors=3, audited=3, guilty=1, undecided=0), "sound"),
-        (Task(donors=3, audited=3, guilty=1, undecided=1), "open"),
-        (Task(donors=4, audited=4, guilty=2, undecided=0), "sound"),
-        (Task(donors=4, audited=4, guilty=2, undecided=1), "open"),
-        (Task(donors=4, audited=4, guilty=3, undecided=1), "suspect"),
+        (Task(donors=2, guilty=2, undecided=0), "sound"),
+        (Task(donors=3, guilty=2, undecided=0), "suspect"),
+        (Task(donors=3, guilty=1, undecided=0), "sound"),
+        (Task(donors=3, guilty=1, undecided=1), "open"),
+        (Task(donors=4, guilty=2, undecided=0), "sound"),
+        (Task(donors=4, guilty=2, undecided=1), "open"),
+        (Task(donors=4, guilty=3, undecided=1), "suspect"),
     ],
 )
 def test_a_task_is_suspect_when_more_than_half_fail(task: Task, expected: str) -> None:
