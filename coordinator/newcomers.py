@@ -70,7 +70,7 @@ def require_room(
         RateLimited: the auditors are behind, or too many came from this address today.
         UsageError: the donor or the address has as many devices as it may.
     """
-    waiting = backlog(session)
+    waiting = backlog(session, retained=False)
     if waiting >= policy.backlog_jobs:
         raise RateLimited(
             f"the auditors have {waiting} replays to do before newcomers are let in: this worker "

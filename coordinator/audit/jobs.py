@@ -7,6 +7,8 @@ Invariants:
 * An auditor gets a job that should be done by somebody else (another auditor, another execution
   class) only while nobody better suited is alive; a job that insists waits for another class.
 * A suspended auditor gets nothing, and counts as nobody.
+* What is replayed because of a conviction comes after everything else: it may be thousands of units
+  at once, and whoever gives a key away must not make the others' audits wait for them.
 * A :class:`JobSpec` holds public inputs only: nothing that the worker computed.
 """
 
@@ -29,7 +31,7 @@ from coordinator.audit.schema import (
     ProbationRow,
 )
 from coordinator.schema import AssignmentRow, ContributionRow
-from protocol.audit_policy import check_execution
+from protocol.audit_policy import Why, check_execution
 from protocol.identity import PeerId
 from protocol.wire import records_pb2 as wire
 
@@ -70,7 +72,7 @@ class JobSpec:
 def claim(
     session: Session, auditor: PeerId, execution: str, now_s: float, lease_s: float
 ) -> JobSpec | None:
-    """Take the oldest job that this auditor may do; also says that the auditor is alive.
+    """Take the first job that this auditor may do; also says that the auditor is alive.
 
     Args:
         session: in a transaction; its commit makes the claim.
@@ -89,7 +91,10 @@ def claim(
         return None
     peers = _alive(session, now_s)
     waiting = session.scalars(
-        select(AuditJobRow).where(_claimable(now_s)).order_by(AuditJobRow.created_at_s)
+        select(AuditJobRow)
+        .join(AuditRow, AuditRow.audit_id == AuditJobRow.audit_id)
+        .where(_claimable(now_s))
+        .order_by(AuditRow.why == Why.RETAINED, AuditJobRow.created_at_s)
     ).all()
     for row in waiting:
         if _may_do(row, auditor, execution, peers) and _take(session, row, now_s):
@@ -180,9 +185,19 @@ def is_gone(session: Session, job_id: bytes) -> bool:
     return session.get(AuditJobRow, job_id) is None
 
 
-def backlog(session: Session) -> int:
-    """Replays that are still to be done, under way ones included."""
-    return session.scalar(select(func.count()).where(AuditJobRow.status != DONE)) or 0
+def backlog(session: Session, *, retained: bool = True) -> int:
+    """Replays that are still to be done, under way ones included.
+
+    Args:
+        session: in a transaction.
+        retained: with those that a conviction asked for, which make nobody else's wait.
+    """
+    waiting = select(func.count()).select_from(AuditJobRow).where(AuditJobRow.status != DONE)
+    if not retained:
+        waiting = waiting.join(AuditRow, AuditRow.audit_id == AuditJobRow.audit_id).where(
+            AuditRow.why != Why.RETAINED
+        )
+    return session.scalar(waiting) or 0
 
 
 def _claimable(now_s: float) -> ColumnElement[bool]:

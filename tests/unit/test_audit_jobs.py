@@ -10,8 +10,9 @@ from sqlalchemy import select
 from sqlalchemy.dialects import postgresql
 
 from coordinator.audit import jobs
-from coordinator.audit.schema import DONE, QUEUED, RUNNING, AuditJobRow, AuditorRow
+from coordinator.audit.schema import DONE, QUEUED, RUNNING, AuditJobRow, AuditorRow, AuditRow
 from coordinator.database import Database
+from protocol.audit_policy import Why
 from protocol.envelope import seal
 from protocol.errors import BadRecord
 from protocol.identity import Identity
@@ -62,6 +63,17 @@ def test_jobs_go_out_oldest_first_with_public_inputs_only(desk: Desk) -> None:
     held = desk.queue.job(first)
     assert (held["status"], held["auditor"]) == (RUNNING, ADA.peer_id)
     assert held["leased_until_s"] == NOW_S + LEASE_S
+
+
+def test_what_a_conviction_asks_for_comes_after_what_draws_ask_for(desk: Desk) -> None:
+    retained, drawn = desk.queue.add(), desk.queue.add()
+    with desk.queue.database.session() as session:
+        job = session.get_one(AuditJobRow, retained)
+        session.get_one(AuditRow, job.audit_id).why = Why.RETAINED
+        session.flush()
+        assert (jobs.backlog(session), jobs.backlog(session, retained=False)) == (2, 1)
+    assert desk.ask(ADA) == drawn
+    assert desk.ask(BOB) == retained
 
 
 def test_a_lease_that_ends_goes_to_the_next_and_the_late_result_is_dropped(desk: Desk) -> None:
