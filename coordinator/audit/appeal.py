@@ -2,8 +2,9 @@
 
 Invariants:
 
-* Only a FAILED verdict on training can be appealed, by the device that it convicts, blocked or
-  not, within the time for which its evidence is kept; one appeal at a time.
+* Only a FAILED verdict on a unit of training can be appealed, by the device that it convicts,
+  blocked or not, within the time for which its evidence is kept; one appeal at a time.
+* Each appeal costs replays and its signer nothing, so those that come to nothing are counted.
 * The replay is done in an execution class that has not convicted yet, and waits until there is one.
 * The evidence is what was opened and proven before: nobody has to be asked again.
 """
@@ -30,6 +31,9 @@ from protocol.envelope import Signed
 from protocol.errors import BadRecord, NotFound, TooLate, UsageError
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
+
+MOST_UNDECIDED = 7
+"""Appeals of one verdict that may end without one: one for each day on which evidence is kept."""
 
 _ID_BYTES = 16
 _CLASSES = {device + mode for device in ("cpu", "cuda", "mps") for mode in ("", "-bf16")}
@@ -63,6 +67,12 @@ def accept_appeal(turn: Turn, signed: Signed[wire.Appeal]) -> service_pb2.Appeal
     assert first.decided_at_s is not None
     if turn.now_s > first.decided_at_s + turn.context.options.audit.appeal_s:
         raise TooLate("the time for an appeal is over; the evidence is kept no more")
+    undecided = [audit for audit in audits if audit.appeal and audit.verdict != Verdict.FAILED]
+    if len(undecided) >= MOST_UNDECIDED:
+        raise UsageError(
+            f"{len(undecided)} appeals for round {first.round} could not be decided: write to the "
+            "organiser, who can lift the block"
+        )
     avoid = _classes_that_judged(turn.session, convicting)
     if avoid >= _CLASSES:
         raise UsageError("every kind of device has judged this work: there is no further appeal")

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import func, select
 
 from coordinator.audit import trust
-from coordinator.audit.appeal import accept_appeal
+from coordinator.audit.appeal import MOST_UNDECIDED, accept_appeal
 from coordinator.audit.begin import audit_id_of
 from coordinator.audit.challenges import retain_from_round
 from coordinator.audit.finality import finish_credit
@@ -208,6 +208,18 @@ async def test_draws_are_published_in_order_and_none_before_its_projections(star
             row.phase = OPENING
     assert turn_of(rig, publish_draws)
     assert rig.board().audits.draws.keys() == {0, 1, 2}
+
+
+async def test_a_first_unit_that_is_never_shown_holds_up_no_draw(start: Any) -> None:
+    rig = await start(probation_steps=2)
+    ada, eve = rig.enrol(2), rig.enrol(3)
+    turn_of(rig, lambda turn: trust.add_pass(turn.session, ada.name, "cpu"))
+    assert (await eve.lease()).round == 0
+    await eve.commit()
+    await play(rig, 1, ada)
+    decide(rig, Verdict.PASSED, 0, ada)
+    assert [audit[1] for audit in audits_of(rig, eve)] == [WAITING]
+    assert turn_of(rig, publish_draws)
 
 
 async def test_another_execution_class_is_audited_and_trusted_apart(start: Any) -> None:
@@ -538,6 +550,20 @@ async def test_an_appeal_that_fails_can_go_on_to_a_class_that_has_not_judged(sta
         if execution != "mps-bf16":
             assert execution in appeal(rig, ada, 0)
     with pytest.raises(UsageError, match="no further appeal"):
+        appeal(rig, ada, 0)
+    rig.board()
+
+
+async def test_appeals_that_nobody_can_decide_come_to_an_end(start: Any) -> None:
+    rig = await start()
+    ada = rig.enrol(2)
+    await play(rig, 1, ada)
+    replayed(rig, ada, 0, "cpu")
+    decide(rig, Verdict.FAILED, 0, ada)
+    for _ in range(MOST_UNDECIDED):
+        appeal(rig, ada, 0)
+        decide(rig, Verdict.INCONCLUSIVE, 0, ada)
+    with pytest.raises(UsageError, match="could not be decided"):
         appeal(rig, ada, 0)
     rig.board()
 
