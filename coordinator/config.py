@@ -96,7 +96,6 @@ class AuditSection(_Section):
     step_s: float = Field(1.0, gt=0)  # how often open audits are looked at
     answer_s: float = Field(60.0, gt=0)  # for a reducer to show something; then others are asked
     patience_s: float = Field(24 * 3600.0, gt=0)  # then what cannot be had is unavailable
-    job_lease_s: float = Field(3600.0, gt=0)  # an auditor that is silent for so long has died
     appeal_s: float = Field(7 * 24 * 3600.0, ge=0)  # evidence is kept and appeals are heard
     backlog_jobs: int = Field(200, ge=1)  # waiting replays above which newcomers wait too
     probation_s: float = Field(3600.0, gt=0)  # for a probation unit

@@ -29,7 +29,6 @@ class AuditOptions:
     step_s: float = 1.0  # how often open audits are looked at
     answer_s: float = 60.0  # so long a reducer may take to show something; then others are asked
     patience_s: float = 24 * 3600.0  # then what cannot be had is unavailable
-    job_lease_s: float = 3600.0  # an auditor that is silent for so long has died
     appeal_s: float = 7 * 24 * 3600.0  # evidence is kept and appeals are heard for so long
     backlog_jobs: int = 200  # waiting replays above which newcomers are asked to come later
     probation_s: float = 3600.0  # for a probation unit

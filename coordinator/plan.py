@@ -145,7 +145,6 @@ preset = "{preset}"                       # ... or a preset: {presets}
 # step_s = 1.0
 # answer_s = 60.0                     # for a reducer to show something; then others are asked
 # patience_s = 86400.0                # then what cannot be had is unavailable: nobody's fault
-# job_lease_s = 3600.0
 # appeal_s = 604800.0                 # evidence is kept and appeals are heard for so long
 # backlog_jobs = 200                  # waiting replays above which newcomers wait too
 # probation_s = 3600.0
