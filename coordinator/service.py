@@ -191,7 +191,8 @@ class CoordinatorService(CoordinatorServicer):
             lambda session: audit_file(session, run, request.round, request.worker)
         )
         with self._one_more("download", context.peer()):
-            yield service_pb2.AuditPiece(file=found.file)
+            for piece in found.pieces():
+                yield piece
             for key in found.openings:
                 chunk = await self._database.run(partial(opened_chunk, key=key))
                 yield service_pb2.AuditPiece(chunk=chunk)

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from protocol.codec import decode_chunk
 from protocol.errors import BadRecord
+from protocol.limits import MAX_RECORD_BYTES
 from protocol.manifest import Codec
 from protocol.update import ChunkLayout
 
@@ -33,6 +34,9 @@ PROJECTIONS: Final = 64
 
 PROJECTION_BYTES: Final = 4 * PROJECTIONS
 """Of one chunk, packed."""
+
+MAX_SIGNED_CHUNKS: Final = MAX_RECORD_BYTES // 2 // PROJECTION_BYTES
+"""Projections of so many chunks fit into one signed record, with room for everything else in it."""
 
 FloatVector = NDArray[np.float32]
 FloatMatrix = NDArray[np.float32]

@@ -53,6 +53,9 @@ BOUNDS = Bounds(
 )
 _MEASURED = Measured(comparisons=1)
 
+_UNITS: dict[tuple[bytes, str, tuple[int, int, int]], np.ndarray] = {}
+"""Updates by all that they follow from; without dropout, seeds change nothing."""
+
 
 class Sentences:
     """Token ids that follow from the sequence's number, with something to learn in them."""
@@ -165,6 +168,7 @@ class Auditor:
     lie: Callable[[np.ndarray], np.ndarray] | None = None
     fails: str = ""
     garble: bool = False  # projections that are none
+    signs_projections: bool = True  # not of an update that has too many chunks
 
     @property
     def name(self) -> str:
@@ -212,6 +216,8 @@ class Auditor:
         )
         if self.garble:
             projections = b"\xff" * len(projections)
+        if not self.signs_projections:
+            projections = b""
         return wire.AuditResult(
             **fields,
             steps=spec.steps,
@@ -232,7 +238,6 @@ class AuditRig(Rig):
         await super().boot()
         self.replays = ReplayStore(str(self.folder / "blobs"))
         self._weights: dict[bytes, np.ndarray] = getattr(self, "_weights", {})
-        self._units: dict[tuple[bytes, int, int], np.ndarray] = getattr(self, "_units", {})
         self._keep_weights()
         with self.database.session() as session:
             if session.get(ToleranceRow, 1) is None:
@@ -268,9 +273,16 @@ class AuditRig(Rig):
     # ---- training ----
 
     def trained(self, assignment: wire.Assignment, steps: int) -> np.ndarray:
-        """The update of a unit; each is computed once."""
-        key = (assignment.state_digest, assignment.start_sequence, steps)
-        if key not in self._units:
+        """The update of a unit; each is computed once, whichever tests ask for it."""
+        weights = self._weights[assignment.state_digest]
+        key = (
+            hashlib.sha256(weights).digest(),
+            self.manifest.model_dump_json(
+                include={"inner", "model_config_json", "sequence_length"}
+            ),
+            (assignment.start_sequence, steps, assignment.tokens_base),
+        )
+        if key not in _UNITS:
             batch = self.manifest.inner.sequences_per_batch
             unit = Unit(
                 assignment.start_sequence,
@@ -281,13 +293,13 @@ class AuditRig(Rig):
             )
             result = train(
                 self.manifest,
-                self._weights[assignment.state_digest],
+                weights,
                 unit,
                 Sentences(self.manifest.sequence_length),
                 Execution(),
             )
-            self._units[key] = result.update
-        return self._units[key].copy()
+            _UNITS[key] = result.update
+        return _UNITS[key].copy()
 
     def encoded(self, vector: np.ndarray, round_: int, worker: str) -> EncodedUpdate:
         return encode_update(

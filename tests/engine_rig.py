@@ -49,6 +49,9 @@ QUIET = {"probation_passes": 0, "probation_steps": 0, "reducer_passes": 0}
 ROOT = Identity.from_seed(bytes(32))
 START_S = 1_800_000_000.0
 
+_KEYS: dict[bytes, KeyRing] = {}
+"""By run id; nothing changes a key ring."""
+
 
 def dataset_of(manifest: RunManifest, sequences: int) -> DatasetManifest:
     """A dataset manifest of so many training sequences; the engine never opens the shards."""
@@ -186,13 +189,16 @@ class Rig:
 
     def __post_init__(self) -> None:
         self.run_id = self.manifest.run_id
-        self.keys = KeyRing.create(
-            self.folder / "keys",
-            ROOT,
-            run_id=self.run_id,
-            now_s=int(START_S),
-            valid_s=10**6,
-        )
+        # Hashing a draw chain takes longer than most tests: runs of one manifest share their keys.
+        if self.run_id not in _KEYS:
+            _KEYS[self.run_id] = KeyRing.create(
+                self.folder / "keys",
+                ROOT,
+                run_id=self.run_id,
+                now_s=int(START_S),
+                valid_s=10**6,
+            )
+        self.keys = _KEYS[self.run_id]
         elements = element_count(parameter_spec(self.manifest.model_config_json))
         self.layout = ChunkLayout(elements, self.manifest.update.chunk_elements)
 

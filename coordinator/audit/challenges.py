@@ -54,9 +54,6 @@ from protocol.wire import service_pb2
 MAX_ANSWER_BYTES = 3 << 20
 """Encoded chunks of one answer: with proofs and signature well under a gRPC message."""
 
-MAX_PROJECTED_CHUNKS = 2048
-"""Of one answer: 512 KiB of projections, half of the largest record."""
-
 _PER_HEARTBEAT = 16
 _CHALLENGE_ID_BYTES = 16
 _REASON = re.compile(r"[a-z0-9_]{1,64}")

@@ -150,7 +150,7 @@ def _execution(device: str, bf16: bool, threads: int | None, micro_batch: int | 
 @click.option(
     "--tolerance",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="Measured bounds ('coordinator calibrate --out'); default: general ones.",
+    help="Bounds of one's own ('coordinator calibrate --out'); default: the run's.",
 )
 @click.option(
     "--home",

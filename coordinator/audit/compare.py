@@ -20,7 +20,13 @@ from coordinator.audit.replays import ReplayStore
 from coordinator.context import RunContext
 from protocol.draw import opened_chunks
 from protocol.errors import BadDigest, BadRecord, NotFound
-from protocol.projection import PROJECTIONS, projection_contradicts, unpack_projections
+from protocol.projection import (
+    PROJECTIONS,
+    pack_projections,
+    project_encoded,
+    projection_contradicts,
+    unpack_projections,
+)
 from protocol.tolerance import (
     FARTHEST,
     Bounds,
@@ -43,7 +49,7 @@ class ReplayFile:
     execution: str
     steps: int  # of the unit
     root: bytes
-    projections: bytes  # of every chunk
+    projections: bytes  # of every chunk; empty: too many for its signed result
 
 
 @dataclass(frozen=True)
@@ -87,14 +93,19 @@ class Judged(Compared):
     false_projections: tuple[FalseProjection, ...]
 
 
-def choose_chunks(context: RunContext, sheet: Sheet) -> list[int]:
-    """Chunks to open: the drawn ones, and at most as many whose projections differ most."""
+def choose_chunks(context: RunContext, store: ReplayStore, sheet: Sheet) -> list[int]:
+    """Chunks to open: the drawn ones, and at most as many whose projections differ most.
+
+    Raises:
+        TransientError: the store of the replays cannot be read; try again.
+    """
     count, most = context.layout.count, context.manifest.verification.opened_chunks
     drawn = _drawn(context, sheet)
     replay = sheet.replays[0]
     try:
-        ours = unpack_projections(replay.projections, count)
-    except BadRecord:  # an auditor's fault: its bytes are compared all the same
+        packed = replay.projections or _project(context, store, sheet, replay)
+        ours = unpack_projections(packed, count)
+    except (BadRecord, BadDigest, NotFound):  # an auditor's fault: what is left is compared
         return drawn
     # A chunk that nobody projected is not suspicious for that: it counts as equal.
     theirs = ours.copy()
@@ -102,6 +113,18 @@ def choose_chunks(context: RunContext, sheet: Sheet) -> list[int]:
         theirs[part.first : part.end] = unpack_projections(part.data, part.end - part.first)
     bounds = _bounds(sheet, sheet.execution, replay.execution)
     return sorted({*drawn, *differing_chunks(theirs, ours, bounds, most)})
+
+
+def _project(context: RunContext, store: ReplayStore, sheet: Sheet, replay: ReplayFile) -> bytes:
+    """Projections of a replay whose update has too many chunks for its auditor to sign them.
+
+    What is read is under the root that the auditor did sign.
+    """
+    codec, layout, seed = context.manifest.update.codec, context.layout, sheet.projection_seed
+    stored = store.iterate(replay.job_id, layout, codec, range(layout.count), root=replay.root)
+    return pack_projections(
+        [project_encoded(encoded, codec, layout, seed, chunk) for chunk, encoded in stored]
+    )
 
 
 def compare(context: RunContext, store: ReplayStore, sheet: Sheet) -> Judged:

@@ -40,6 +40,7 @@ from coordinator.audit.closing import (
     convict_liars,
     droppable,
     findings,
+    forget_answers,
     forget_files,
     note_outvoted,
     read_task,
@@ -144,7 +145,7 @@ class AuditDesk:
         """
         work = await self._turn(self._advance)
         for sheet in work.choose:
-            chunks = await asyncio.to_thread(choose_chunks, self._context, sheet)
+            chunks = await asyncio.to_thread(choose_chunks, self._context, self._replays, sheet)
             await self._turn(partial(_open_chunks, audit_id=sheet.audit_id, chunks=chunks))
         for sheet in work.compare:
             self._judged[sheet.audit_id] = await asyncio.to_thread(
@@ -164,6 +165,7 @@ class AuditDesk:
             if work.heavy < _HEAVY_PER_STEP:
                 self._advance_one(turn, audit, work)
         work.changed |= publish_draws(turn)
+        work.changed |= forget_answers(turn)
         finish_credit(turn)
         self.retain_from_round = retain_from_round(turn.session)
         return work

@@ -17,7 +17,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from coordinator.audit.case import UNASKED, Facts, Need, Replay, Source
-from coordinator.audit.challenges import MAX_ANSWER_BYTES, MAX_PROJECTED_CHUNKS
+from coordinator.audit.challenges import MAX_ANSWER_BYTES
 from coordinator.audit.schema import (
     ANSWERED,
     DONE,
@@ -30,6 +30,7 @@ from coordinator.audit.schema import (
 from coordinator.context import RunContext
 from coordinator.reports import read_roster
 from coordinator.schema import RosterRow
+from protocol.projection import MAX_SIGNED_CHUNKS
 from protocol.tolerance import Outcome
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
@@ -140,8 +141,8 @@ def projection_pieces(shares: Sequence[Share]) -> list[Piece]:
     return [
         Piece(f"{first}-{end}", share.holders, first, end)
         for share in shares
-        for first in range(share.first, share.end, MAX_PROJECTED_CHUNKS)
-        for end in (min(first + MAX_PROJECTED_CHUNKS, share.end),)
+        for first in range(share.first, share.end, MAX_SIGNED_CHUNKS)
+        for end in (min(first + MAX_SIGNED_CHUNKS, share.end),)
     ]
 
 

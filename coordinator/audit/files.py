@@ -5,12 +5,16 @@ Invariants:
 * Nothing here helps a worker that is being audited: the preimage, from which the chunks to open
   follow, only once its draw is published, and projections and chunks only once it is decided.
 * Records are the bytes that were signed.
+* The file itself is one gRPC message, so of the records whose number grows with the model only as
+  many are in it as fit; the others follow one by one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import structlog
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -24,9 +28,10 @@ from coordinator.audit.schema import (
     OpeningRow,
     ProbationRow,
 )
+from coordinator.audit.tolerances import load_table
 from coordinator.context import RunContext
 from coordinator.schema import AssignmentRow, ContributionRow, RosterRow, RoundRow
-from protocol.errors import NotFound, TransientError
+from protocol.errors import BadRecord, NotFound, TransientError
 from protocol.merkle import HASH_BYTES
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
@@ -34,19 +39,43 @@ from protocol.wire import service_pb2
 MAX_ROUND = 1 << 31
 """No database holds every integer that the wire can carry."""
 
+MAX_FILE_BYTES = 2 << 20
+"""Of an AuditFile with what is in it: half of the largest gRPC message."""
+
+_ENVELOPE_SLACK_BYTES = 16
+"""Tag and length of an envelope within the file."""
+
+_log = structlog.get_logger()
+
 OpeningKey = tuple[bytes, str, int]
 """Of an opened chunk: audit, member, chunk."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """The file, and the keys of the chunks that follow it."""
+    """The file, the records that follow it, and the keys of the chunks that follow them."""
 
     file: service_pb2.AuditFile
+    more_results: tuple[wire.Envelope, ...]
+    more_projections: tuple[wire.Envelope, ...]
     openings: tuple[OpeningKey, ...]
 
+    def pieces(self) -> Iterator[service_pb2.AuditPiece]:
+        """The file and the records, as they are streamed."""
+        yield service_pb2.AuditPiece(file=self.file)
+        for result in self.more_results:
+            yield service_pb2.AuditPiece(audit_result=result)
+        for projection in self.more_projections:
+            yield service_pb2.AuditPiece(projection=projection)
 
-def audit_file(session: Session, context: RunContext, round_: int, worker: str) -> Found:
+
+def audit_file(
+    session: Session,
+    context: RunContext,
+    round_: int,
+    worker: str,
+    max_file_bytes: int = MAX_FILE_BYTES,
+) -> Found:
     """Everything about the audits of a contribution.
 
     Args:
@@ -54,6 +83,7 @@ def audit_file(session: Session, context: RunContext, round_: int, worker: str) 
         context: of the run.
         round_: of the contribution; of a probation unit, the round whose weights it started from.
         worker: PeerID.
+        max_file_bytes: of the file with the records in it.
 
     Raises:
         NotFound: it was not audited, or what is needed to redo it is kept no more.
@@ -87,15 +117,20 @@ def audit_file(session: Session, context: RunContext, round_: int, worker: str) 
         )
     file = service_pb2.AuditFile(
         verdicts=[_envelope(row.record) for row in decided if row.record is not None],
-        audit_results=_results(session, ids),
         projection_seed=decided[0].projection_seed,
-        projections=projections,
         why=decided[0].why,
         opened_chunks=len(openings),
+        tolerance=_tolerance(session),
     )
     _add_unit(session, decided[0], file)
     _add_draw(session, context, decided[0], file)
-    return Found(file, tuple(openings))
+    results = _results(session, ids)
+    file.audit_results.extend(_fitting(results, max_file_bytes - file.ByteSize()))
+    file.projections.extend(_fitting(projections, max_file_bytes - file.ByteSize()))
+    more_results = results[len(file.audit_results) :]
+    more_projections = projections[len(file.projections) :]
+    file.more_results, file.more_projections = len(more_results), len(more_projections)
+    return Found(file, tuple(more_results), tuple(more_projections), tuple(openings))
 
 
 def opened_chunk(session: Session, key: OpeningKey) -> wire.OpenedChunk:
@@ -114,6 +149,25 @@ def opened_chunk(session: Session, key: OpeningKey) -> wire.OpenedChunk:
         proof=[row.proof[start : start + HASH_BYTES] for start in steps],
         member=row.member,
     )
+
+
+def _fitting(records: Sequence[wire.Envelope], room_bytes: int) -> Iterator[wire.Envelope]:
+    """The first ones, as many as there is room for: their order stays."""
+    for record in records:
+        room_bytes -= record.ByteSize() + _ENVELOPE_SLACK_BYTES
+        if room_bytes < 0:
+            return
+        yield record
+
+
+def _tolerance(session: Session) -> str:
+    """The run's bounds as JSON; empty where there are none that this version can read."""
+    try:
+        table = load_table(session)
+    except BadRecord as error:
+        _log.error("tolerance_unreadable", error=str(error))
+        return ""
+    return "" if table is None else table.to_json()
 
 
 def _envelope(data: bytes) -> wire.Envelope:

@@ -14,7 +14,6 @@ from sqlalchemy.orm import Session
 from coordinator.audit import base_weights
 from coordinator.audit.files import audit_file, opened_chunk
 from coordinator.audit.public_records import Evidence
-from coordinator.audit.tolerances import load_table
 from coordinator.audit.workplace import Workplace
 from coordinator.config import RunFolder
 from coordinator.context import RunContext
@@ -44,22 +43,24 @@ def folder_evidence(
     try:
         with place.database.session() as session:
             found = audit_file(session, context, round_, worker)
-            head = wire.RunHead.FromString(found.file.run_head.payload)
+            file = found.file
+            file.audit_results.extend(found.more_results)
+            file.projections.extend(found.more_projections)
+            head = wire.RunHead.FromString(file.run_head.payload)
             plan = base_weights.plan(session, head.state_digest)
-            run_leaf, credit = _leaf(session, 0), _credit(session, found.file.assignment.payload)
+            run_leaf, credit = _leaf(session, 0), _credit(session, file.assignment.payload)
             evidence = Evidence(
                 manifest,
                 keys.trust(),
                 round_,
                 worker,
-                found.file,
+                file,
                 tuple(opened_chunk(session, key) for key in found.openings),
                 context.layout,
                 lambda _head: place.weights.load(plan),
                 place.reader,
                 run_leaf=run_leaf if isinstance(run_leaf, RunLeaf) else None,
                 credit=credit if isinstance(credit, CreditLeaf) else None,
-                table=load_table(session),
             )
         yield evidence
     finally:

@@ -42,7 +42,7 @@ class Evidence:
     reader: SequenceReader
     run_leaf: RunLeaf | None = None  # proven; None: no record was given
     credit: CreditLeaf | None = None  # proven; None: there is none
-    table: ToleranceTable | None = None
+    table: ToleranceTable | None = None  # of one's own; None: the run's, which is in the file
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,11 @@ from protocol.download import download
 from protocol.envelope import open_envelope
 from protocol.errors import BadDigest, BadRecord, NotFound, TransientError
 from protocol.hello import check_hello, client_version
-from protocol.limits import MAX_MANIFEST_BYTES
+from protocol.limits import MAX_MANIFEST_BYTES, MAX_RECORD_BYTES
 from protocol.link import JoinLink
 from protocol.manifest import RunManifest
 from protocol.model import ParameterSpec, element_count, parameter_spec
+from protocol.projection import PROJECTION_BYTES
 from protocol.state import read_vector
 from protocol.tolerance import ToleranceTable
 from protocol.training import FloatVector
@@ -43,6 +44,15 @@ from protocol.update import ChunkLayout
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2 as api
 from protocol.wire.service_pb2_grpc import CoordinatorStub
+
+_AUDITS = 4
+"""Of one contribution, with its appeals: more than it is worth to hear of."""
+
+_RESULTS = 9
+"""Replays of one audit, at most."""
+
+_ENVELOPE_BYTES = 1 << 10
+"""A signed record without what it carries."""
 
 _STREAM_TIMEOUT_S = 600.0
 _FILE_BYTES_PER_PARAMETER = 200
@@ -135,20 +145,13 @@ class Visitor:
         self, round_: int, worker: str, layout: ChunkLayout
     ) -> tuple[api.AuditFile, tuple[wire.OpenedChunk, ...]]:
         request = api.GetAuditRequest(run_id=self.link.run_id, round=round_, worker=worker)
-        file, chunks = None, []
+        pieces = Pieces(layout)
         try:
             async for piece in self.stub.GetAudit(request, timeout=_STREAM_TIMEOUT_S):
-                if piece.HasField("file"):
-                    file = piece.file
-                else:
-                    chunks.append(piece.chunk)
-                if len(chunks) > 4 * layout.count:
-                    raise BadRecord("more chunks were opened than the update has")
+                pieces.add(piece)
         except grpc.aio.AioRpcError as error:
             raise translate(error) from error
-        if file is None:
-            raise BadRecord("the coordinator sent no audit")
-        return file, tuple(chunks)
+        return pieces.whole()
 
     async def _reader(self, file: api.AuditFile) -> SequenceReader:
         """The dataset, with the shards that the unit needs."""
@@ -229,6 +232,58 @@ class Visitor:
             directory_source(Path(where)) if _is_folder(where) else HttpSource(where)
         )
         return read_run_leaf(source, self.manifest)
+
+
+class Pieces:
+    """What a coordinator streams of an audit, put together; bounded by what an audit can have."""
+
+    def __init__(self, layout: ChunkLayout) -> None:
+        self._chunk_count = layout.count
+        projected_bytes = layout.count * (PROJECTION_BYTES + _ENVELOPE_BYTES)
+        self._records_bytes = _AUDITS * (projected_bytes + _RESULTS * MAX_RECORD_BYTES)
+        self._file: api.AuditFile | None = None
+        self._chunks: list[wire.OpenedChunk] = []
+        self._more = {"audit_result": 0, "projection": 0}
+
+    def add(self, piece: api.AuditPiece) -> None:
+        """Take the next one.
+
+        Raises:
+            BadRecord: it is out of place, or too much.
+        """
+        kind = piece.WhichOneof("piece")
+        if kind is None or (kind == "file") != (self._file is None):
+            raise BadRecord("an audit is one file, and then what follows it")
+        if self._file is None:
+            self._file = piece.file
+            return
+        if kind == "chunk":
+            self._chunks.append(piece.chunk)
+            if len(self._chunks) > _AUDITS * self._chunk_count:
+                raise BadRecord("more chunks were opened than the update has")
+            return
+        self._more[kind] += 1
+        self._records_bytes -= piece.ByteSize()
+        if self._records_bytes < 0:
+            raise BadRecord("more was signed than the audits of one update can take")
+        if kind == "projection":
+            self._file.projections.append(piece.projection)
+        else:
+            self._file.audit_results.append(piece.audit_result)
+
+    def whole(self) -> tuple[api.AuditFile, tuple[wire.OpenedChunk, ...]]:
+        """The file with all of its records, and the opened chunks.
+
+        Raises:
+            BadRecord: something is missing.
+        """
+        file, more = self._file, self._more
+        if file is None:
+            raise BadRecord("the coordinator sent no audit")
+        announced = (file.opened_chunks, file.more_results, file.more_projections)
+        if announced != (len(self._chunks), more["audit_result"], more["projection"]):
+            raise BadRecord("the coordinator did not send all that it announced of this audit")
+        return file, tuple(self._chunks)
 
 
 def _is_folder(where: str) -> bool:

@@ -13,7 +13,7 @@ Invariants:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from coordinator.audit.store import FileStore
 from protocol import merkle
@@ -64,7 +64,19 @@ class ReplayStore:
         *,
         root: bytes,
     ) -> dict[int, bytes]:
-        """Some chunks of a replay.
+        """Some chunks of a replay, by number; see :meth:`iterate`."""
+        return dict(self.iterate(job_id, layout, codec, chunks, root=root))
+
+    def iterate(
+        self,
+        job_id: bytes,
+        layout: ChunkLayout,
+        codec: Codec,
+        chunks: Iterable[int],
+        *,
+        root: bytes,
+    ) -> Iterator[tuple[int, bytes]]:
+        """Some chunks of a replay with their numbers, one at a time: all of them may be too much.
 
         Args:
             job_id: whose.
@@ -89,13 +101,11 @@ class ReplayStore:
         hashes = [leaves[start : start + 32] for start in range(0, len(leaves), 32)]
         if merkle.root(hashes) != root:
             raise BadDigest(f"the replay {job_id.hex()[:16]} is not what its auditor signed")
-        found = {}
         for chunk in chunks:
             data = self._files.read(name, starts[chunk], starts[chunk + 1])
             if merkle.leaf_hash(data) != hashes[chunk]:
                 raise BadDigest(f"chunk {chunk} of the replay {job_id.hex()[:16]} is damaged")
-            found[chunk] = data
-        return found
+            yield chunk, data
 
     def delete(self, job_id: bytes) -> None:
         """Forget what was computed for a job, by whomever; nothing there is fine.

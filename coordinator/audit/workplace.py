@@ -29,7 +29,7 @@ from protocol.dataset import DatasetManifest, SequenceReader, read_manifest
 from protocol.errors import BadDigest, BadRecord, Diverged, NotFound, UsageError
 from protocol.identity import Identity, PeerId
 from protocol.manifest import RunManifest
-from protocol.projection import project_update
+from protocol.projection import MAX_SIGNED_CHUNKS, project_update
 from protocol.training import Execution
 from protocol.update import ChunkLayout
 from protocol.wire import records_pb2 as wire
@@ -160,9 +160,10 @@ class Workplace:
         layout = ChunkLayout(self.checkpoints.elements, self.manifest.update.chunk_elements)
         result.update_sha256, result.update_bytes = self.replays.save(spec.job_id, chunks)
         result.root = replayed.update.root
-        result.projections = project_update(
-            chunks, self.manifest.update.codec, layout, spec.projection_seed
-        )
+        if layout.count <= MAX_SIGNED_CHUNKS:  # else the coordinator projects what is stored
+            result.projections = project_update(
+                chunks, self.manifest.update.codec, layout, spec.projection_seed
+            )
         result.steps, result.mean_loss = replayed.steps, replayed.mean_loss
         result.compute_s = replayed.compute_s
 

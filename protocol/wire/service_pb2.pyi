@@ -290,7 +290,7 @@ class GetAuditRequest(_message.Message):
     def __init__(self, run_id: _Optional[bytes] = ..., round: _Optional[int] = ..., worker: _Optional[str] = ...) -> None: ...
 
 class AuditFile(_message.Message):
-    __slots__ = ("assignment", "contribution", "roster", "inclusion_set", "preimage", "chance_ppm", "why", "verdicts", "audit_results", "projection_seed", "projections", "run_head", "opened_chunks")
+    __slots__ = ("assignment", "contribution", "roster", "inclusion_set", "preimage", "chance_ppm", "why", "verdicts", "audit_results", "projection_seed", "projections", "run_head", "opened_chunks", "more_results", "more_projections", "tolerance")
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTION_FIELD_NUMBER: _ClassVar[int]
     ROSTER_FIELD_NUMBER: _ClassVar[int]
@@ -304,6 +304,9 @@ class AuditFile(_message.Message):
     PROJECTIONS_FIELD_NUMBER: _ClassVar[int]
     RUN_HEAD_FIELD_NUMBER: _ClassVar[int]
     OPENED_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    MORE_RESULTS_FIELD_NUMBER: _ClassVar[int]
+    MORE_PROJECTIONS_FIELD_NUMBER: _ClassVar[int]
+    TOLERANCE_FIELD_NUMBER: _ClassVar[int]
     assignment: _records_pb2.Envelope
     contribution: _records_pb2.Envelope
     roster: _records_pb2.Envelope
@@ -317,12 +320,19 @@ class AuditFile(_message.Message):
     projections: _containers.RepeatedCompositeFieldContainer[_records_pb2.Envelope]
     run_head: _records_pb2.Envelope
     opened_chunks: int
-    def __init__(self, assignment: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., contribution: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., roster: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., inclusion_set: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., preimage: _Optional[bytes] = ..., chance_ppm: _Optional[int] = ..., why: _Optional[str] = ..., verdicts: _Optional[_Iterable[_Union[_records_pb2.Envelope, _Mapping]]] = ..., audit_results: _Optional[_Iterable[_Union[_records_pb2.Envelope, _Mapping]]] = ..., projection_seed: _Optional[bytes] = ..., projections: _Optional[_Iterable[_Union[_records_pb2.Envelope, _Mapping]]] = ..., run_head: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., opened_chunks: _Optional[int] = ...) -> None: ...
+    more_results: int
+    more_projections: int
+    tolerance: str
+    def __init__(self, assignment: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., contribution: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., roster: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., inclusion_set: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., preimage: _Optional[bytes] = ..., chance_ppm: _Optional[int] = ..., why: _Optional[str] = ..., verdicts: _Optional[_Iterable[_Union[_records_pb2.Envelope, _Mapping]]] = ..., audit_results: _Optional[_Iterable[_Union[_records_pb2.Envelope, _Mapping]]] = ..., projection_seed: _Optional[bytes] = ..., projections: _Optional[_Iterable[_Union[_records_pb2.Envelope, _Mapping]]] = ..., run_head: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., opened_chunks: _Optional[int] = ..., more_results: _Optional[int] = ..., more_projections: _Optional[int] = ..., tolerance: _Optional[str] = ...) -> None: ...
 
 class AuditPiece(_message.Message):
-    __slots__ = ("file", "chunk")
+    __slots__ = ("file", "chunk", "projection", "audit_result")
     FILE_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
+    PROJECTION_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_RESULT_FIELD_NUMBER: _ClassVar[int]
     file: AuditFile
     chunk: _records_pb2.OpenedChunk
-    def __init__(self, file: _Optional[_Union[AuditFile, _Mapping]] = ..., chunk: _Optional[_Union[_records_pb2.OpenedChunk, _Mapping]] = ...) -> None: ...
+    projection: _records_pb2.Envelope
+    audit_result: _records_pb2.Envelope
+    def __init__(self, file: _Optional[_Union[AuditFile, _Mapping]] = ..., chunk: _Optional[_Union[_records_pb2.OpenedChunk, _Mapping]] = ..., projection: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., audit_result: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ...) -> None: ...

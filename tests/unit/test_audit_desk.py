@@ -30,6 +30,10 @@ async def test_honest_work_passes_and_leaves_nothing_behind(start: Start) -> Non
     assert len(rig.jobs()) == 2  # one replay each
     assert not rig.blocked()
     assert {row["status"] for row in rig.challenges()} == {"answered"}
+    await rig.wait(rig.options.audit.appeal_s - 1)
+    assert rig.challenges()
+    await rig.wait(2)
+    assert not rig.challenges()
     rig.board()
 
 
@@ -50,13 +54,18 @@ async def test_nine_tenths_of_the_steps_fail_by_two_replays(start: Start) -> Non
     await rig.wait(rig.options.audit.appeal_s + 1)
     assert not any(row["blob"] for row in rig.jobs())
     assert rig.openings()
+    assert {row["audit_id"] for row in rig.challenges()} == {failed["audit_id"]}
     rig.board()
 
 
+@pytest.mark.parametrize("signed", [True, False])
 async def test_one_falsified_chunk_is_found_by_its_projection(
-    start: Start, case_rig: ModuleType
+    start: Start, case_rig: ModuleType, signed: bool
 ) -> None:
-    rig = await start(verification={"opened_chunks": 1})
+    """Also where an update has too many chunks for its auditor to sign their projections."""
+    rig = await start(verification={"opened_chunks": 1}, auditors=0)
+    for number in range(2):
+        rig.hire(number, signs_projections=signed)
     cheat, _ = rig.workers
     cheat.falsify = case_rig.noise_in_chunk(rig, 3)
     await rig.play_round(*rig.workers)
@@ -275,6 +284,18 @@ async def test_numbers_that_no_auditor_may_sign_harm_no_worker(start: Start) -> 
     await rig.play_round(*rig.workers)
     await rig.audit()
     assert set(rig.verdicts().values()) == {"passed"}  # by the drawn chunks
+
+
+async def test_a_replay_that_is_gone_before_it_is_projected_is_made_again(start: Start) -> None:
+    rig = await start(workers=1, auditors=0)
+    first = rig.hire(0, signs_projections=False)
+    await rig.play_round(*rig.workers)
+    assert first.work()
+    rig.replays.delete(rig.jobs()[0]["job_id"])
+    rig.hire(1)
+    await rig.audit()
+    assert set(rig.verdicts().values()) == {"passed"}
+    assert len(rig.jobs()) == 2
 
 
 @pytest.mark.parametrize(("lazy_steps", "verdict"), [(0, "passed"), (1, "failed")])

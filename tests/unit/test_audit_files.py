@@ -10,12 +10,16 @@ from typing import Any
 import pytest
 
 from coordinator.audit.files import Found, audit_file, opened_chunk
+from coordinator.audit.public_source import Pieces
 from protocol import merkle
 from protocol.draw import check_preimage, draw, opened_chunks, projection_seed
 from protocol.envelope import open_envelope
-from protocol.errors import NotFound, TransientError
+from protocol.errors import BadRecord, NotFound, TransientError
 from protocol.projection import unpack_projections
+from protocol.tolerance import ToleranceTable
+from protocol.update import ChunkLayout
 from protocol.wire import records_pb2 as wire
+from protocol.wire import service_pb2 as api
 
 Start = Callable[..., Awaitable[Any]]
 
@@ -77,6 +81,52 @@ async def test_the_evidence_of_a_conviction_is_served_with_its_proofs(start_audi
     assert len(found.file.audit_results) == 2
     with rig.database.session() as session, pytest.raises(NotFound, match="dropped"):
         opened_chunk(session, (b"?", cheat.name, 0))
+
+
+async def test_what_does_not_fit_into_the_file_follows_it(start_audits: Start) -> None:
+    rig = await start_audits(workers=1, verification={"p_second_auditor": 1})
+    worker = rig.workers[0]
+    await rig.play_round(worker)
+    await rig.audit()
+    whole = read(rig, 0, worker.name)
+    assert (len(whole.file.audit_results), len(list(whole.pieces()))) == (2, 1)
+    assert ToleranceTable.parse(whole.file.tolerance) == rig.table(("cpu", "cpu"), ("cpu", "cuda"))
+    full = whole.file.ByteSize()
+    for room_bytes in (0, full - 10, full - len(whole.file.projections[0].payload)):
+        with rig.database.session() as session:
+            found = audit_file(session, rig.engine.context, 0, worker.name, room_bytes)
+        assert room_bytes == 0 or found.file.ByteSize() <= room_bytes
+        assert found.more_projections == tuple(whole.file.projections)
+        pieces = Pieces(rig.layout)
+        for piece in found.pieces():
+            pieces.add(piece)
+        file, _ = pieces.whole()
+        assert list(file.audit_results) == list(whole.file.audit_results)
+        assert list(file.projections) == list(whole.file.projections)
+
+
+def test_pieces_that_do_not_make_an_audit_are_refused() -> None:
+    layout = ChunkLayout(10, 5)
+    file = api.AuditPiece(file=api.AuditFile(more_projections=1))
+    chunk = api.AuditPiece(chunk=wire.OpenedChunk())
+    record = wire.Envelope(payload=bytes(1 << 20))
+    with pytest.raises(BadRecord, match="no audit"):
+        Pieces(layout).whole()
+    for out_of_place in (chunk, api.AuditPiece(projection=record), api.AuditPiece()):
+        with pytest.raises(BadRecord, match="one file"):
+            Pieces(layout).add(out_of_place)
+    pieces = Pieces(layout)
+    pieces.add(file)
+    with pytest.raises(BadRecord, match="one file"):
+        pieces.add(file)
+    with pytest.raises(BadRecord, match="all that it announced"):
+        pieces.whole()
+    with pytest.raises(BadRecord, match="more was signed"):
+        for _ in range(100):
+            pieces.add(api.AuditPiece(audit_result=record))
+    with pytest.raises(BadRecord, match="more chunks"):
+        for _ in range(100):
+            pieces.add(chunk)
 
 
 @pytest.mark.parametrize("round_", [1, 1 << 40, (1 << 64) - 1])

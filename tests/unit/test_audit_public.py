@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from sqlalchemy.orm import Session
 
-from coordinator.audit.public import AuditCheck, Found, Report
+from coordinator.audit import public
+from coordinator.audit.public import GENERAL_BOUNDS, AuditCheck, Found, Report
 from coordinator.audit.public_record import read_run_leaf
 from coordinator.audit.public_records import Evidence
 from coordinator.audit.replay import verified_reader
@@ -28,8 +29,9 @@ from protocol.envelope import seal
 from protocol.errors import BadDigest, NotFound
 from protocol.identity import Identity
 from protocol.projection import project_update
+from protocol.tolerance import Bounds, Entry, Measured, ToleranceTable
 from protocol.training import Execution
-from protocol.update import EncodedUpdate, encode_update
+from protocol.update import EncodedUpdate, decode_chunk, encode_update
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2 as api
 
@@ -334,6 +336,73 @@ def test_bent_evidence_is_refused(
     report = AuditCheck(bend(honest.evidence()), Execution()).run()
     assert report.exit_code == 1
     assert says in texts(report, Found.CONTRADICTS)
+
+
+def scaled(case: Case, factor: float) -> EncodedUpdate:
+    """An honest update, made larger: so much of it apart from its replay."""
+    queue, codec = case.queue, case.queue.manifest.update.codec
+    layout = queue.layout
+    parts = [
+        decode_chunk(codec, encoded, layout.chunk_size(chunk))
+        for chunk, encoded in enumerate(case.update.chunks)
+    ]
+    return encode_update(
+        np.concatenate(parts) * np.float32(factor),
+        layout,
+        codec,
+        run_id=queue.manifest.run_id,
+        round_=0,
+        worker=case.worker.peer_id,
+    )
+
+
+def table(case: Case, bounds: Bounds | None, **fields: Any) -> str:
+    entry = Entry(
+        first="cpu", second="cpu", steps=2, measured=Measured(comparisons=1), bounds=bounds
+    )
+    named = {"run_id": case.queue.manifest.run_id.hex(), "entries": (entry,), **fields}
+    made = ToleranceTable(settled_rounds=0, steps=2, samples=1, made_at_s=0, **named)
+    return made.to_json()
+
+
+@pytest.mark.parametrize(("apart", "exit_code"), [(0.064, 0), (0.1, 2), (0.15, 1)])
+def test_general_bounds_spare_what_cannot_be_told(
+    honest: Case, apart: float, exit_code: int
+) -> None:
+    honest.update = scaled(honest, 1 + apart)
+    assert honest.check().exit_code == exit_code
+
+
+def test_the_runs_own_bounds_come_with_the_audit(honest: Case) -> None:
+    honest.update = scaled(honest, 1.03)
+    tight = Bounds(
+        pooled_pass=0.01, pooled_fail=0.02, chunk_pass=0.5, chunk_fail=0.6, projection=0.3
+    )
+    for document, exit_code in (
+        ("", 0),
+        (table(honest, tight), 1),
+        (table(honest, tight, run_id="ab" * 32), 0),  # of another run
+        ("{}", 0),  # of another version
+        (table(honest, tight, entries=()), 0),  # of other classes
+        (table(honest, None), 2),  # measured: nothing can be told apart
+    ):
+        evidence = honest.evidence()
+        evidence.file.tolerance = document
+        assert AuditCheck(evidence, Execution()).run().exit_code == exit_code, document
+    own = ToleranceTable.parse(table(honest, GENERAL_BOUNDS))
+    evidence.file.tolerance = table(honest, tight)
+    assert AuditCheck(replace(evidence, table=own), Execution()).run().exit_code == 0
+
+
+def test_an_auditor_that_could_not_sign_its_projections_is_left_unchecked(
+    honest: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest.fields["result"] = {"projections": b"", "root": b"r" * 32}
+    assert honest.check().exit_code == 1  # it could have
+    monkeypatch.setattr(public, "MAX_SIGNED_CHUNKS", 1)
+    report = honest.check()
+    assert report.exit_code == 0
+    assert "too many" in texts(report, Found.UNCHECKED)
 
 
 def test_without_a_record_the_draw_is_not_checked(honest: Case) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.audit import jobs
+from coordinator.audit import jobs, workplace
 from coordinator.audit.auditor import Auditor, Settings
 from coordinator.audit.schema import DONE, QUEUED, RUNNING, AuditorRow, ToleranceRow
 from coordinator.audit.workplace import Workplace, auditor_key
@@ -62,6 +62,17 @@ def test_an_honest_unit_replays_to_the_same_bytes(
         replays = Workplace.open(audit_queue.folder).replays
         found = replays.read(job_id, audit_queue.layout, codec, [1], root=result.root)
         assert found == {1: honest.chunks[1]}
+
+
+def test_projections_that_no_record_holds_are_not_signed(
+    audit_queue: Any, work: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workplace, "MAX_SIGNED_CHUNKS", audit_queue.layout.count - 1)
+    job_id = audit_queue.add(steps=1)
+    assert work() == 1
+    result = audit_queue.result(job_id)
+    assert (result.failed, result.projections) == ("", b"")
+    assert result.root == audit_queue.honest(job_id).root
 
 
 def test_other_data_replay_to_other_bytes(audit_queue: Any, work: Callable[..., int]) -> None:
