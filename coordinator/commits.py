@@ -9,8 +9,9 @@ Steps (protocol.md section 2, verification.md layer 1); the caller has checked t
    the manifest's;
 5. the sequences are a prefix of the lease in whole batches, and tokens are what they hold;
 6. the numbers are ones that float32 arithmetic can give, and the root is a hash;
-7. the execution class is one of the device's, and no contribution of the run has the same root:
-   rounding noise is keyed by worker and round, so honest updates never agree in every byte.
+7. the execution class is one of the device's, which has passed a first unit as such, and no
+   contribution of the run has the same root: rounding noise is keyed by worker and round, so
+   honest updates never agree in every byte.
 
 A device that was blocked after it got its lease contributes no more.
 """
@@ -24,6 +25,7 @@ from sqlalchemy import select
 
 from coordinator.audit.schema import ProbationRow
 from coordinator.evidence import keep_evidence
+from coordinator.probation import needs_probation
 from coordinator.round_state import Committed
 from coordinator.schema import (
     COMMITTED,
@@ -75,6 +77,8 @@ def accept_contribution(
     worker = enrolled(turn.session, signed.signer)
     check_contribution(turn, assignment, record)
     check_execution_of(worker, record.execution)
+    if needs_probation(turn, worker):
+        raise BadRecord(f"no first unit of this device has passed on {worker.device_class}")
     _check_fresh(turn, record)
     if assignment.round != turn.machine.number or not turn.machine.accepts_commits:
         raise TooLate(f"round {assignment.round} closed before this contribution came")

@@ -3,11 +3,14 @@
 Invariants:
 
 * A device without a passed probation unit and without an audited pass gets no lease, so that it
-  has neither weight nor data, nor reduces, before an audit has passed.
+  has neither weight nor data, nor reduces, before an audit has passed. Both are of the kind of
+  device that it says it is now: else it could pass as one kind, and then name another that no
+  auditor has bounds for.
 * The unit starts from a state that is published already and is merged into nothing: neither the
   round nor the data's intervals know of it.
 * Asking again gives the same unit, byte for byte, until it is committed or its time is over. A unit
-  that is not done, or by which nothing could be decided, has lapsed: there is another one.
+  that is not done, or by which nothing could be decided, has lapsed: there is another one, later
+  each time, for each leaves a verdict in the public record.
 * Anchors are the organiser's: they need none.
 """
 
@@ -26,9 +29,10 @@ from coordinator.audit.schema import (
     ISSUED,
     LAPSED,
     PASSED,
+    AuditRow,
     ProbationRow,
 )
-from coordinator.audit.trust import best_passes
+from coordinator.audit.trust import passes_of
 from coordinator.context import to_ms
 from coordinator.schema import IntervalRow, RoundRow, StateRow, WorkerRow
 from coordinator.turn import Turn, newest_state
@@ -38,6 +42,8 @@ from protocol.wire import service_pb2
 CODE = "probation"
 """Why a worker waits, as a stable word."""
 
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 15.0, 6 * 3600.0
+
 _log = structlog.get_logger()
 
 
@@ -45,10 +51,14 @@ def needs_probation(turn: Turn, worker: WorkerRow) -> bool:
     """Whether a device has yet to show that it computes what it says."""
     if worker.anchor or turn.context.manifest.verification.probation_steps == 0:
         return False
-    if best_passes(turn.session, worker.worker):
+    classes = (worker.device_class, f"{worker.device_class}-bf16")
+    if any(passes_of(turn.session, worker.worker, execution) for execution in classes):
         return False
-    passed = select(ProbationRow.assignment_id).where(
-        ProbationRow.worker == worker.worker, ProbationRow.status == PASSED
+    passed = (
+        select(ProbationRow.assignment_id)
+        .join(AuditRow, AuditRow.assignment_id == ProbationRow.assignment_id)
+        .where(ProbationRow.worker == worker.worker, ProbationRow.status == PASSED)
+        .where(AuditRow.execution.in_(classes))
     )
     return turn.session.scalar(passed.limit(1)) is None
 
@@ -59,19 +69,35 @@ def grant_probation(
     """The device's unit, a new one, or the reason to wait; with the head of the unit's round."""
     row = _newest(turn.session, worker.worker)
     if row is not None and row.status == COMMITTED:
-        return service_pb2.WorkReply(
-            wait=service_pb2.Wait(
-                reason="your first unit is being checked by an auditor",
-                code=CODE,
-                # No event tells of the verdict: ask as often as the worker shows that it is there.
-                retry_after_ms=to_ms(turn.context.options.heartbeat_s),
-            ),
-            run_head=wire.Envelope.FromString(turn.row.head),
-        )
+        # No event tells of the verdict: ask as often as the worker shows that it is there.
+        retry_s = turn.context.options.heartbeat_s
+        return _wait(turn, "your first unit is being checked by an auditor", retry_s)
     if row is not None and row.status == ISSUED and turn.now_s <= row.deadline_s:
         return _reply(turn.session, row)
     _lapse_overdue(turn)
+    lapsed = _lapsed(turn.session, worker.worker)
+    wait_s = 0.0 if row is None else row.issued_at_s + pause_s(lapsed) - turn.now_s
+    if wait_s > 0:
+        reason = f"nothing could be decided by your {lapsed} first units: there is another one soon"
+        return _wait(turn, reason, wait_s)
     return _reply(turn.session, _issue(turn, worker, request))
+
+
+def pause_s(lapsed: int) -> float:
+    """Seconds from one unit to the next: the second one comes at once, the others ever later."""
+    return 0.0 if lapsed < 2 else min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(lapsed, 32))
+
+
+def _wait(turn: Turn, reason: str, retry_s: float) -> service_pb2.WorkReply:
+    return service_pb2.WorkReply(
+        wait=service_pb2.Wait(reason=reason, code=CODE, retry_after_ms=to_ms(retry_s)),
+        run_head=wire.Envelope.FromString(turn.row.head),
+    )
+
+
+def _lapsed(session: Session, worker: str) -> int:
+    rows = select(func.count()).where(ProbationRow.worker == worker, ProbationRow.status == LAPSED)
+    return session.scalar(rows) or 0
 
 
 def _newest(session: Session, worker: str) -> ProbationRow | None:

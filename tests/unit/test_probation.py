@@ -13,6 +13,7 @@ from coordinator.audit.schema import AuditJobRow, AuditRow, ProbationRow, Suspen
 from coordinator.audit.verdict import record_verdict
 from coordinator.context import AuditOptions, EngineOptions
 from coordinator.leases import consumed_batches
+from coordinator.probation import pause_s
 from coordinator.schema import AssignmentRow, EvidenceRow, RoundRow, WorkerRow
 from coordinator.turn import Turn
 from protocol.audit_policy import Verdict
@@ -163,6 +164,33 @@ async def test_what_cannot_be_decided_is_followed_by_another_unit(
     second = await ada.lease()
     assert second.probation
     assert second.assignment_id != first.assignment_id
+
+
+async def test_units_that_come_to_nothing_are_given_ever_more_slowly(rig: Any) -> None:
+    ada = rig.enrol(2)
+    for _ in range(2):
+        await ada.lease()
+        await ada.commit()
+        decide(rig, Verdict.UNAVAILABLE)
+    wait = (await ada.request()).wait
+    assert (wait.code, wait.retry_after_ms) == ("probation", pause_s(2) * 1000)
+    rig.now_s += pause_s(2)
+    assert (await ada.lease()).probation
+    assert [pause_s(lapsed) for lapsed in (0, 1, 2, 3, 10**6)] == [0, 0, 60, 120, 6 * 3600]
+
+
+async def test_another_kind_of_device_shows_what_it_can_first(rig: Any) -> None:
+    ada = rig.enrol(2)
+    await ada.lease()
+    await ada.commit()
+    decide(rig, Verdict.PASSED)
+    assert not (await ada.lease()).probation
+    with rig.database.session() as session:
+        session.get_one(WorkerRow, ada.name).device_class = "mps"
+    ada.train()
+    with pytest.raises(BadRecord, match="passed on mps"):
+        await ada.commit(execution="mps")
+    assert (await ada.lease()).probation
 
 
 async def test_a_unit_that_is_late_is_refused_and_another_one_given(rig: Any) -> None:
