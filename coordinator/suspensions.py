@@ -4,13 +4,16 @@ What counts as a withheld reduce (protocol.md section 8):
 
 * an attempt failed, and this reducer had not delivered its range; or it had said of nobody that
   they were complete, while another reducer had enough of them;
+* a result of its own was drawn for an audit, and its inputs could not be had from it, which had
+  them all: this counts at once, and by all the rounds in which it ever happened, for a wrong mean
+  could hide behind it;
 * it alone lacked members that every other reducer held: members of two donors at once, or of one
   donor in two rounds. One member that one reducer lacks proves nothing: it may have sent nothing.
 
-Invariants: the first withheld reduce costs nothing, from the second on in a row the reducer is left
-out for a number of rounds that doubles each time; a reduce that it delivers starts the count anew.
-Anchors are the organiser's and are never suspended. The pure parts read a round before and after
-an event, and nothing else.
+Invariants: otherwise the first withheld reduce costs nothing, from the second on in a row the
+reducer is left out for a number of rounds that doubles each time; a reduce that it delivers starts
+that count anew. Anchors are the organiser's and are never suspended. The pure parts read a round
+before and after an event, and nothing else.
 """
 
 from __future__ import annotations
@@ -99,6 +102,24 @@ def take_note(session: Session, before: Round, after: Round) -> None:
             _note_lone(session, worker, before.number, members)
     if after.phase is Phase.SETTLED:
         _forgive(session, after)
+
+
+def note_withheld_inputs(session: Session, worker: str, round_: int, times: int) -> None:
+    """Leave a reducer out that did not show what it had combined.
+
+    Args:
+        session: in a transaction.
+        worker: the reducer.
+        round_: the running one.
+        times: rounds in which it ever did so, this one included.
+    """
+    device = session.get(WorkerRow, worker)
+    if device is None or device.anchor:
+        return
+    row = _row(session, worker)
+    rounds = suspension_rounds(_SUSPENDED_FROM + times - 1)
+    row.until_round, row.reason = max(row.until_round, round_ + 1 + rounds), "withheld_inputs"
+    _log.warning("reducer_suspended", worker=worker, reason=row.reason, rounds=rounds)
 
 
 def suspended(session: Session, round_: int, workers: Collection[str]) -> set[str]:

@@ -9,7 +9,9 @@ Steps of an audit of one result chunk:
 Invariants:
 
 * ``wrong_mean`` takes every input, proven, and the reducer's signature. One that cannot be had
-  makes the audit UNAVAILABLE, which costs nobody anything.
+  makes the audit UNAVAILABLE, which costs nobody credit or trust. The reducer had all of them, so
+  it reduces no more for a while: a member that reduces could else always hide a wrong mean, by
+  withholding its own input too.
 * Two different signed results for one chunk convict without any inputs, whenever they turn up.
 """
 
@@ -24,9 +26,10 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 import structlog
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
+from coordinator import suspensions
 from coordinator.audit.case import UNASKED, Ask, Decide, Need, Source, Wait, pursue
 from coordinator.audit.challenges import MAX_ANSWER_BYTES, ask, withdraw
 from coordinator.audit.schema import (
@@ -157,8 +160,17 @@ def advance(turn: Turn, row: ReducerAuditRow) -> Inputs | bool:
             return True
         case Decide():
             _finish(turn, row, decision.verdict, decision.reason, [])
+            _suspend(turn, row.reducer)
             return True
     return group.inputs()
+
+
+def _suspend(turn: Turn, reducer: str) -> None:
+    rounds = select(func.count(ReducerAuditRow.round.distinct())).where(
+        ReducerAuditRow.reducer == reducer, ReducerAuditRow.verdict == Verdict.UNAVAILABLE
+    )
+    times = turn.session.scalar(rounds) or 1
+    suspensions.note_withheld_inputs(turn.session, reducer, turn.machine.number, times)
 
 
 def recompute(context: RunContext, inputs: Inputs) -> bytes | None:

@@ -15,6 +15,7 @@ from coordinator.audit.appeal import MOST_UNDECIDED, accept_appeal
 from coordinator.audit.begin import audit_id_of
 from coordinator.audit.challenges import retain_from_round
 from coordinator.audit.finality import finish_credit
+from coordinator.audit.reducer_audit import advance
 from coordinator.audit.schema import (
     DECIDED,
     DONE,
@@ -31,11 +32,14 @@ from coordinator.audit.schema import (
     OtherCreditRow,
     ProbationRow,
     ReducerAuditRow,
+    SuspensionRow,
 )
 from coordinator.audit.selection import publish_draws
 from coordinator.audit.verdict import convict_reducer, record_verdict
 from coordinator.blocks import AUDIT, BlockList, reason_for
+from coordinator.context import AuditOptions
 from coordinator.schema import AssignmentRow, ContributionRow, RosterRow
+from coordinator.suspensions import FIRST_ROUNDS
 from coordinator.turn import Turn
 from ledger.records import ReversalLeaf, parse_leaf
 from ledger.schema import LogLeaf
@@ -138,6 +142,11 @@ async def earn(rig: Any, *workers: Any, execution: str = "cpu") -> None:
         await play(rig, 1, *workers, execution=execution)
         for worker in workers:
             decide(rig, Verdict.PASSED, rig.head().round - 1, worker, reason="replay_agrees")
+
+
+def reason_of_block(rig: Any, worker: Any) -> str | None:
+    with rig.database.session() as session:
+        return reason_for(session, worker.name, worker.name)
 
 
 def watch_once(rig: Any, worker: Any) -> None:
@@ -364,6 +373,29 @@ async def test_a_reducer_is_convicted_once_of_one_reduce(start: Any) -> None:
         other = select(OtherCreditRow.credit).where(OtherCreditRow.worker == eve.name)
         assert set(session.scalars(other)) == {FORFEITED}
         assert "reducer" in str(reason_for(session, eve.name, eve.name))
+
+
+async def test_a_reducer_that_shows_no_inputs_reduces_no_more_for_ever_longer(start: Any) -> None:
+    rig = await start(audited_results=64)
+    ada = rig.enrol(2, public=True)
+    left_out = []
+    for _ in range(2):
+        await play(rig, 1, ada)
+        rig.now_s += AuditOptions().patience_s
+
+        def give_up(turn: Turn) -> int:
+            rows = select(ReducerAuditRow).where(ReducerAuditRow.phase != DECIDED)
+            for row in turn.session.scalars(rows).all():
+                assert advance(turn, row)
+            left_out_until = turn.session.scalars(select(SuspensionRow.until_round)).one()
+            turn.session.scalars(select(SuspensionRow)).one().until_round = 0  # as if it were over
+            return left_out_until - turn.machine.number - 1
+
+        left_out.append(turn_of(rig, give_up))
+    assert left_out == [FIRST_ROUNDS, 2 * FIRST_ROUNDS]
+    assert reason_of_block(rig, ada) is None
+    assert FORFEITED not in credits_of(rig, ada)
+    rig.board()
 
 
 async def test_a_chunk_that_passed_can_still_convict_by_other_evidence(start: Any) -> None:
