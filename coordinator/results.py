@@ -5,7 +5,9 @@ Steps for each piece, cheapest first:
 1. the record is signed by the reducer whose range the chunk is in, in the running attempt;
 2. the bytes have exactly the chunk's encoded size, and hash to the signed digest;
 3. they decode to finite values, so that a settle cannot fail later;
-4. a second, different signed result for a chunk is evidence of equivocation; the first one counts.
+4. under ``clipped_mean`` a combined chunk is no longer than honest members' updates are: a
+   reducer cannot ruin the model in one reduce, before any audit of it;
+5. a second, different signed result for a chunk is evidence of equivocation; the first one counts.
    This holds for attempts that are over, too: members compare what they got, and may come later.
 
 Whoever holds a piece may bring it: the signature decides, not the messenger.
@@ -22,9 +24,11 @@ from sqlalchemy import func, select
 
 from coordinator.context import RunContext
 from coordinator.evidence import keep_evidence
+from coordinator.plausible import longest_result
 from coordinator.round_state import Phase, ReducerDelivered
 from coordinator.schema import ResultRow, RosterRow
 from coordinator.turn import Turn, current_roster
+from protocol.combine import l2_norm
 from protocol.envelope import Signed, open_envelope
 from protocol.errors import BadDigest, BadRecord, BadSignature
 from protocol.update import decode_chunk
@@ -40,6 +44,7 @@ class CheckedPiece:
 
     signed: Signed[wire.ResultChunk]
     encoded: bytes
+    norm: float  # L2, decoded
 
 
 async def bounded(
@@ -78,8 +83,8 @@ def check_piece(context: RunContext, piece: service_pb2.ResultPiece) -> CheckedP
         )
     if hashlib.sha256(piece.encoded).digest() != record.sha256:
         raise BadDigest(f"chunk {record.chunk} does not hash to what its reducer signed")
-    decode_chunk(codec, piece.encoded, context.layout.chunk_size(record.chunk))
-    return CheckedPiece(signed, piece.encoded)
+    values = decode_chunk(codec, piece.encoded, context.layout.chunk_size(record.chunk))
+    return CheckedPiece(signed, piece.encoded, l2_norm(values))
 
 
 def keep_pieces(turn: Turn, pieces: Sequence[CheckedPiece]) -> int:
@@ -92,6 +97,8 @@ def keep_pieces(turn: Turn, pieces: Sequence[CheckedPiece]) -> int:
         BadRecord: a piece of a group or by a reducer that does not exist.
     """
     roster_row = current_roster(turn.session, turn.machine)
+    broadcasting = roster_row is not None and turn.machine.phase is Phase.BROADCAST
+    longest = longest_result(turn, roster_row) if roster_row and broadcasting else None
     accepted = 0
     for piece in pieces:
         group_id = piece.signed.record.group_id
@@ -100,6 +107,11 @@ def keep_pieces(turn: Turn, pieces: Sequence[CheckedPiece]) -> int:
             continue  # of an attempt that is over: nobody's fault
         if turn.machine.phase is not Phase.BROADCAST:
             raise BadRecord("a result before its inclusion set is signed")
+        if longest is not None and piece.norm > longest:
+            raise BadRecord(
+                f"chunk {piece.signed.record.chunk} has length {piece.norm:.3g}: clipped members "
+                f"make none longer than {longest:.3g}"
+            )
         accepted += _keep_piece(turn, roster_row, piece)
     if accepted and turn.machine.phase is Phase.BROADCAST:
         _count_delivered(turn)

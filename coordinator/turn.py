@@ -329,7 +329,11 @@ def open_round(context: RunContext, session: Session, number: int, now_s: float)
     """Sign the head of the newest state and open a round on it."""
     state = newest_state(session)
     control = session.get_one(ControlRow, 1)
-    control.finished = context.finished(state.settled_rounds, state.merged_tokens)
+    # Without a preimage for its draw a round could not settle: the chain's end is the run's.
+    control.finished = (
+        context.finished(state.settled_rounds, state.merged_tokens)
+        or number >= context.keys.draws.rounds
+    )
     head = context.sign(
         wire.RunHead(
             run_id=context.run_id,

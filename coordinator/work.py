@@ -20,6 +20,8 @@ from sqlalchemy.orm import Session
 
 from coordinator import leases
 from coordinator.attendance import finite_speed
+from coordinator.audit.jobs import backlog
+from coordinator.audit.trust import best_passes
 from coordinator.blocks import reason_for
 from coordinator.context import to_ms
 from coordinator.probation import grant_probation, needs_probation
@@ -65,7 +67,7 @@ def grant_work(turn: Turn, request: wire.WorkRequest) -> service_pb2.WorkReply:
     if row is not None and row.status == TRAINING:
         envelope = wire.Envelope.FromString(row.envelope)
         return service_pb2.WorkReply(assignment=envelope, run_head=head)
-    refusal = refusal or _refuse(turn, row)
+    refusal = refusal or _refuse(turn, row) or _refuse_untrusted(turn, worker)
     steps = 0
     if refusal is None:
         steps = _steps(turn, worker, request)
@@ -120,6 +122,16 @@ def _refuse_all(turn: Turn) -> _Refusal | None:
     if control.paused:
         return _Refusal("paused", "the organiser has paused the run")
     return None
+
+
+def _refuse_untrusted(turn: Turn, worker: WorkerRow) -> _Refusal | None:
+    """Work that is audited for certain waits for its auditors; else it would be paid unseen."""
+    policy, options = turn.context.manifest.verification, turn.context.options.audit
+    if worker.anchor or best_passes(turn.session, worker.worker) >= policy.probation_passes:
+        return None
+    if backlog(turn.session, retained=False) < options.backlog_jobs:
+        return None
+    return _Refusal("audits_busy", "the auditors are behind: units of new devices wait for them")
 
 
 def _refuse(turn: Turn, row: AssignmentRow | None) -> _Refusal | None:
