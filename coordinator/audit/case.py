@@ -5,13 +5,15 @@ Invariants (docs/verification.md, layer 4):
 * FAILED takes two replays that agree with each other and both differ from opened, proven bytes.
 * Two replays by one auditor are one word said twice: where another auditor has replayed the same
   work, they neither convict nor acquit nor outvote it.
-* What cannot be had convicts nobody: it ends UNAVAILABLE, at once when everybody who could show it
-  said no, else when patience is over.
+* What cannot be had convicts nobody, and hides nothing else: the rest is still compared, as long
+  as it is at least half. If that does not convict, the case ends UNAVAILABLE. Else a worker that
+  reduces would only have to keep its own range to itself.
 * An organiser without auditors, or with auditors that do not agree, pays: INCONCLUSIVE.
 * Every case ends: each phase has its patience, and replays are counted.
 * Nothing depends on the order in which answers and replays arrive.
 
-    waiting    all projections and one replay are in         -> open chunks
+    waiting    all projections that can be had are in, and one replay  -> open chunks
+    either     less than half of it can be had               -> UNAVAILABLE
     opening    all opened chunks are proven, replays compared:
                two replays agree with them                   -> PASSED
                one does, and nobody wants a second           -> PASSED
@@ -19,6 +21,7 @@ Invariants (docs/verification.md, layer 4):
                (two auditors', unless only one ever replayed)
                else, while there are fewer than allowed      -> another replay
                else                                          -> INCONCLUSIVE
+               anything but FAILED, though a part was missing -> UNAVAILABLE
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ from protocol.audit_policy import Verdict
 from protocol.tolerance import Outcome
 
 UNASKED: Final = "unasked"
+
+CHUNKS_UNAVAILABLE: Final = "chunks_unavailable"
 
 LOST_REASONS: Final = ("weights_lost", "data_lost")
 """Why a replay was impossible because the organiser lost what it takes."""
@@ -54,6 +59,7 @@ class Need:
     name: str
     sources: tuple[Source, ...]  # best first
     met: bool = False
+    chunks: int = 1  # how many it is about
 
     @property
     def hopeless(self) -> bool:
@@ -84,6 +90,7 @@ class Facts:
     unfinished: int = 0  # replays that are queued or under way
     second: bool = False  # a second auditor was drawn
     openings: tuple[Need, ...] = ()  # in phase OPENING
+    unprojected: bool = False  # in phase OPENING: a range was never projected
     agreeing: frozenset[tuple[int, int]] = frozenset()  # ordinals of replays that agree, ascending
     answer_s: float = 60.0
     patience_s: float = 24 * 3600.0
@@ -97,6 +104,11 @@ class Facts:
     @property
     def out_of_patience(self) -> bool:
         return self.now_s >= self.since_s + self.patience_s
+
+    @property
+    def partial(self) -> bool:
+        """Whether something that was asked for was never shown."""
+        return self.unprojected or not all(need.met for need in self.openings)
 
 
 @dataclass(frozen=True)
@@ -152,14 +164,20 @@ def decide(facts: Facts) -> Decision:
     if lost:
         return Decide(Verdict.LOST, lost[0].failed)
     if facts.phase == OPENING:
-        return _collect(facts, facts.openings, "chunks_unavailable") or _judge(facts)
+        return _collect(facts, facts.openings, CHUNKS_UNAVAILABLE) or _judge(facts)
     return _collect(facts, facts.projections, "projections_unavailable") or _await_replay(facts)
 
 
 def pursue(
-    needs: Iterable[Need], *, now_s: float, answer_s: float, out_of_patience: bool, reason: str
+    needs: Iterable[Need],
+    *,
+    now_s: float,
+    answer_s: float,
+    out_of_patience: bool,
+    reason: str,
+    half_will_do: bool = False,
 ) -> Ask | Decide | Wait | None:
-    """The next step towards everything that is needed; None once all of it is there.
+    """The next step towards everything that is needed; None once nothing more is to come.
 
     Args:
         needs: what is wanted.
@@ -167,15 +185,22 @@ def pursue(
         answer_s: so long one source has before the next one is asked.
         out_of_patience: whether what is not there by now cannot be had.
         reason: stable word for that.
+        half_will_do: whether at least half of the chunks are enough, once the others are given up.
     """
+    needs = tuple(needs)
     unmet = [need for need in needs if not need.met]
-    if not unmet:
-        return None
-    if out_of_patience or any(need.hopeless for need in unmet):
-        return Decide(Verdict.UNAVAILABLE, reason)
+    wanted = [need for need in unmet if not (out_of_patience or need.hopeless)]
+    if len(wanted) < len(unmet):
+        within_reach = sum(need.chunks for need in needs if need.met or need in wanted)
+        if not half_will_do or 2 * within_reach < sum(need.chunks for need in needs):
+            return Decide(Verdict.UNAVAILABLE, reason)
+    return _ask_for(wanted, now_s, answer_s) if wanted else None
+
+
+def _ask_for(wanted: Iterable[Need], now_s: float, answer_s: float) -> Ask | Wait:
     ask: list[tuple[str, str]] = []
     silent: list[tuple[str, str]] = []
-    for need in unmet:
+    for need in wanted:
         asked = [source for source in need.sources if source.status == ASKED]
         overdue = [source for source in asked if now_s >= source.asked_at_s + answer_s]
         silent += [(need.name, source.who) for source in overdue]
@@ -192,6 +217,7 @@ def _collect(facts: Facts, needs: tuple[Need, ...], reason: str) -> Decision | N
         answer_s=facts.answer_s,
         out_of_patience=facts.out_of_patience,
         reason=reason,
+        half_will_do=True,
     )
 
 
@@ -203,7 +229,17 @@ def _await_replay(facts: Facts) -> Decision:
 
 
 def _judge(facts: Facts) -> Decision:
-    """Everything that was to be opened is proven."""
+    """Everything that can be opened is proven."""
+    decision = _weigh(facts)
+    if not isinstance(decision, Decide) or decision.verdict is Verdict.FAILED:
+        return decision
+    if facts.partial:
+        return Decide(Verdict.UNAVAILABLE, CHUNKS_UNAVAILABLE, decision.by, decision.outvoted)
+    return decision
+
+
+def _weigh(facts: Facts) -> Decision:
+    """What the replays say of what was opened."""
     usable = facts.usable
     uncompared = tuple(replay.ordinal for replay in usable if replay.outcome is None)
     if uncompared:

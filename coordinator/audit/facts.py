@@ -57,6 +57,11 @@ class Piece:
     end: int = 0
     chunks: tuple[int, ...] = ()
 
+    @property
+    def size(self) -> int:
+        """Chunks that it is about."""
+        return len(self.chunks) or self.end - self.first
+
 
 @dataclass(frozen=True)
 class Compared:
@@ -110,6 +115,7 @@ def read_docket(
         since_s=audit.phase_since_s,
         projections=() if opening else tuple(needs),
         openings=tuple(needs) if opening else (),
+        unprojected=opening and _is_unprojected(session, context, audit),
         replays=tuple(_replay(job, compared) for job in jobs if job.status == DONE),
         unfinished=sum(job.status != DONE for job in jobs),
         second=audit.second,
@@ -232,7 +238,20 @@ def _need(
         else:
             sources.append(Source(who, row.status, row.asked_at_s))
     answered = any(source.status == ANSWERED for source in sources)
-    return Need(piece.name, tuple(sources), met or answered)
+    return Need(piece.name, tuple(sources), met or answered, piece.size)
+
+
+def _is_unprojected(session: Session, context: RunContext, audit: AuditRow) -> bool:
+    """Whether a range was given up before chunks were opened; an appeal projects nothing anew."""
+    rows = session.scalars(
+        select(ChallengeRow).where(
+            ChallengeRow.audit_id == audit.audit_id,
+            ChallengeRow.kind == int(PROJECT),
+            ChallengeRow.status == ANSWERED,
+        )
+    )
+    covered = {chunk for row in rows for chunk in range(row.first_chunk, row.end_chunk)}
+    return not audit.appeal and len(covered) < context.layout.count
 
 
 def _replay(job: AuditJobRow, compared: Compared | None) -> Replay:

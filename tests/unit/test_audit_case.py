@@ -201,3 +201,37 @@ def test_an_auditor_that_replays_twice_has_one_voice(twice: Outcome) -> None:
 )
 def test_a_task_is_suspect_when_more_than_half_fail(task: Task, expected: str) -> None:
     assert judge_task(task) == expected
+
+
+HELD = replace(need(ANSWERED), chunks=6)
+REFUSED_BY_ALL = replace(need(REFUSED, REFUSED), name="own range", chunks=2)
+
+
+def test_a_range_that_its_worker_keeps_to_itself_does_not_end_the_case() -> None:
+    assert decide(waiting(HELD, REFUSED_BY_ALL, replays=DONE)) == OpenChunks()
+    assert decide(opening(None, openings=(HELD, REFUSED_BY_ALL))) == Compare((1,))
+
+
+def test_what_was_shown_convicts_though_a_part_was_refused() -> None:
+    facts = opening(DIFFERS, DIFFERS, agreeing={(1, 2)}, openings=(HELD, REFUSED_BY_ALL))
+    assert decide(facts) == Decide(Verdict.FAILED, "replay_differs", (1, 2))
+
+
+@pytest.mark.parametrize(
+    "missing", [{"openings": (HELD, REFUSED_BY_ALL)}, {"unprojected": True}], ids=str
+)
+def test_nothing_passes_while_a_part_was_not_shown(missing: Any) -> None:
+    decision = decide(opening(AGREES, **missing))
+    assert decision == Decide(Verdict.UNAVAILABLE, "chunks_unavailable", (1,))
+
+
+def test_less_than_half_is_not_compared() -> None:
+    facts = opening(None, openings=(replace(HELD, chunks=1), REFUSED_BY_ALL))
+    assert decide(facts) == Decide(Verdict.UNAVAILABLE, "chunks_unavailable")
+
+
+def test_what_is_silent_for_ever_is_given_up_when_patience_is_over() -> None:
+    silent = replace(need(SILENT, SILENT), name="own range", chunks=2)
+    facts = waiting(HELD, silent, replays=DONE)
+    assert decide(facts) == Wait()
+    assert decide(replace(facts, now_s=facts.patience_s)) == OpenChunks()
