@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from facts import Facts, cheats
 from faults import Fault
@@ -67,22 +67,25 @@ def play(scenario: Scenario, ground: Ground, *, horizon: int = HORIZON) -> Outco
         arena.horizon = horizon
         outcome = scenario.play(arena, scenario.name)
         arena.pause()
-        arena.until(lambda facts: not facts.open_audits)
-        facts = arena.look()
-        _nobody_is_paid_for_nothing(arena, facts)
+        # Not the adversary's: what it alone could show is waited for until patience is over.
+        facts = arena.until(
+            lambda facts: not any(audit.worker in arena.honest for audit in facts.open_audits)
+        )
+        _nobody_is_paid_for_nothing(facts)
+        outcome = replace(outcome, honest_punished=punished(facts, arena.honest))
         arena.close()
         arena.verify_ledger()
     return outcome
 
 
-def punished(arena: Arena, facts: Facts, honest: Iterable[str]) -> int:
+def punished(facts: Facts, honest: Iterable[str]) -> int:
     """Honest workers that were convicted, blocked or not paid."""
     unpaid = {unit.worker for unit in facts.units if unit.credit in (FORFEITED, UNPAID)}
     convicted = {audit.worker for audit in facts.audits if audit.verdict == Verdict.FAILED}
     return len(set(honest) & (set(facts.blocked) | unpaid | convicted))
 
 
-def _nobody_is_paid_for_nothing(arena: Arena, facts: Facts) -> None:
+def _nobody_is_paid_for_nothing(facts: Facts) -> None:
     """No unit that an audit proved false keeps its credit."""
     for audit in facts.audits:
         if audit.subject == "training" and audit.verdict == Verdict.FAILED:
@@ -143,6 +146,6 @@ def conclude(
         merged_units=len(merged),
         dishonest_rounds=len(merged) or (seen if reducing else 0),
         losses=facts.losses,
-        honest_punished=punished(arena, facts, arena.honest),
+        honest_punished=punished(facts, arena.honest),
         note=note,
     )

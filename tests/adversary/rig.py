@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 from facts import Facts, Observer
@@ -75,7 +76,7 @@ class Arena:
         path = self.folder / name / "worker.toml"
         WorkerConfig.load(path).with_options(client_mode=True).save(path)
 
-    @property
+    @cached_property
     def honest(self) -> tuple[str, ...]:
         """PeerIDs of the honest workers."""
         return tuple(self.peer_id(name) for name in PEERS)

@@ -27,12 +27,27 @@ from protocol.audit_policy import Verdict
 def caught(fault: Fault, arena: Arena, name: str, **options: object) -> Outcome:
     """It is merged, audited, convicted by replay and blocked."""
     evil = start_all(arena, fault, **options)
-    facts = arena.until(lambda facts: facts.verdicts(evil, Verdict.FAILED))
-    verdict = facts.verdicts(evil, Verdict.FAILED)[0]
+    verdict = convicted(arena, evil)
     arena.until(lambda facts: evil in facts.blocked)
     return conclude(
         arena, name, evil, by=_words(verdict), bound=1, seen=_units_until(arena, verdict)
     )
+
+
+def convicted(
+    arena: Arena, worker: str, subject: str = "training", timeout_s: float = 200
+) -> Audit:
+    """Wait for the first conviction, by round: an earlier round may be decided later."""
+
+    def first(facts: Facts) -> Audit | None:
+        of_it = [a for a in facts.audits if (a.worker, a.subject) == (worker, subject)]
+        failed = next((a for a in of_it if a.verdict == Verdict.FAILED), None)
+        waiting = [a for a in of_it if a.verdict is None and failed and a.round < failed.round]
+        return None if waiting else failed
+
+    found = first(arena.until(first, timeout_s))
+    assert found is not None
+    return found
 
 
 def _units_until(arena: Arena, verdict: Audit) -> int:
@@ -80,17 +95,11 @@ def copycat(fault: Fault, arena: Arena, name: str) -> Outcome:
 def reducer_convicted(fault: Fault, arena: Arena, name: str, *, bound: int) -> Outcome:
     """Its signature and what it signed convict it as a reducer."""
     evil = start_all(arena, fault, reachable=True)
-    facts = arena.until(lambda facts: _as_reducer(facts, evil))
-    verdict = _as_reducer(facts, evil)[0]
-    rounds = [r for r in facts.reducing.get(evil, ()) if r <= verdict.round]
+    verdict = convicted(arena, evil, "reducing")
+    rounds = [r for r in arena.look().reducing.get(evil, ()) if r <= verdict.round]
     return conclude(
         arena, name, evil, by=_words(verdict), bound=bound, seen=len(rounds), reducing=True
     )
-
-
-def _as_reducer(facts: Facts, worker: str) -> list[Audit]:
-    failed = facts.verdicts(worker, Verdict.FAILED)
-    return [audit for audit in failed if audit.subject == "reducing"]
 
 
 def slanderer(fault: Fault, arena: Arena, name: str) -> Outcome:
@@ -143,9 +152,8 @@ def yes_man(arena: Arena, name: str) -> Outcome:
     arena.audit("liar", "--fault", Fault.YES_AUDITOR, *partner)
     arena.until(lambda facts: evil in facts.enrolled and len(facts.auditors) == 3)
     arena.peers()
-    facts = arena.until(lambda facts: facts.verdicts(evil, Verdict.FAILED))
-    verdict = facts.verdicts(evil, Verdict.FAILED)[0]
-    outvoted = sum(facts.outvoted.values())
+    verdict = convicted(arena, evil)
+    outvoted = sum(arena.look().outvoted.values())
     return conclude(
         arena,
         name,
@@ -168,14 +176,13 @@ def pair(arena: Arena, name: str) -> Outcome:
     evil, partner = arena.peer_id(EVIL), arena.peer_id("mallory")
     arena.until(lambda facts: {evil, partner} <= facts.enrolled)
     arena.peers()
-    facts = arena.until(lambda facts: facts.verdicts(evil, Verdict.FAILED))
-    verdict = facts.verdicts(evil, Verdict.FAILED)[0]
-    facts = arena.until(lambda facts: _as_reducer(facts, partner))
+    verdict = convicted(arena, evil)
+    as_reducer = convicted(arena, partner, "reducing")
     return conclude(
         arena,
         name,
         evil,
-        by=f"{_words(verdict)}; {_words(_as_reducer(facts, partner)[0])}",
+        by=f"{_words(verdict)}; {_words(as_reducer)}",
         bound=bound_for(8 / 17),  # chunks that are opened, of all
         seen=_units_until(arena, verdict),
     )
@@ -228,8 +235,8 @@ def _all_passed(facts: Facts, workers: Iterable[str], least: int) -> bool:
 def sleeper(arena: Arena, name: str, *, after: int = 50, share: float = 0.1) -> Outcome:
     """Honest for long, then half the steps in one unit of ten."""
     evil = start_all(arena, Fault.HALF_STEPS, after=after, share=share)
-    facts = arena.until(lambda facts: facts.verdicts(evil, Verdict.FAILED), 1200)
-    verdict = facts.verdicts(evil, Verdict.FAILED)[0]
+    verdict = convicted(arena, evil, timeout_s=1200)
+    facts = arena.look()
     honest_units = len([r for r in facts.merged_rounds(evil) if r < verdict.round])
     return conclude(
         arena,
@@ -247,4 +254,4 @@ def nobody(arena: Arena, name: str) -> Outcome:
     arena.serve()
     arena.peers()
     facts = settled_loss(arena, arena.horizon)
-    return Outcome(name, "", 0, 0, 0, 0, facts.losses, punished(arena, facts, arena.honest))
+    return Outcome(name, "", 0, 0, 0, 0, facts.losses, punished(facts, arena.honest))
