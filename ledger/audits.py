@@ -26,7 +26,7 @@ from protocol.errors import BadRecord
 from protocol.identity import PeerId
 from protocol.manifest import VerificationSpec
 
-NOT_DRAWN = (Why.RETAINED, Why.APPEAL)
+NOT_DRAWN = (Why.RETAINED, Why.CONTROL, Why.APPEAL)
 """Why a contribution may be judged that the draw of its round did not choose."""
 
 

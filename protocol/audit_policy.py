@@ -43,6 +43,7 @@ class Why(StrEnum):
     UNAVAILABLE_BEFORE = "unavailable_before"
     INCONCLUSIVE_BEFORE = "inconclusive_before"
     RETAINED = "retained"  # its donor was convicted of something else
+    CONTROL = "control"  # somebody else's in its round would fail: is it the task?
     PROBATION = "probation"
     APPEAL = "appeal"
 

@@ -39,6 +39,9 @@ UNASKED: Final = "unasked"
 
 CHUNKS_UNAVAILABLE: Final = "chunks_unavailable"
 
+NOT_REPLAYED: Final = "not_replayed"
+"""No auditor had the time: says nothing of the worker."""
+
 LOST_REASONS: Final = ("weights_lost", "data_lost")
 """Why a replay was impossible because the organiser lost what it takes."""
 
@@ -225,7 +228,7 @@ def _await_replay(facts: Facts) -> Decision:
     """Projections are in: the chunks to open are told once a replay is, too."""
     if facts.usable:
         return OpenChunks()
-    return _another_replay(facts, "not_replayed")
+    return _another_replay(facts, NOT_REPLAYED)
 
 
 def _judge(facts: Facts) -> Decision:

@@ -19,14 +19,13 @@ import structlog
 from sqlalchemy import delete, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from coordinator.audit.case import Decide, Task
+from coordinator.audit.case import Decide
 from coordinator.audit.challenges import withdraw
 from coordinator.audit.compare import Judged
 from coordinator.audit.facts import audits_of, opened_chunks
 from coordinator.audit.schema import (
     DECIDED,
     DONE,
-    SILENT,
     AuditJobRow,
     AuditorRow,
     AuditRow,
@@ -39,7 +38,6 @@ from coordinator.turn import Turn
 from protocol.audit_policy import Verdict
 from protocol.wire import records_pb2 as wire
 
-SUSPECT_TASK = "suspect_task"
 OUTVOTED_TWICE = 2
 """An auditor against whom two others agreed so often gets no more jobs."""
 
@@ -47,32 +45,6 @@ _DELETED_PER_STEP = 16
 _FORGOTTEN_PER_STEP = 64
 
 _log = structlog.get_logger()
-
-
-def read_task(session: Session, round_: int, guilty: dict[bytes, int]) -> Task:
-    """How the audits of a round stand; who only stays silent is not waited for."""
-    stalled = (
-        select(ChallengeRow.challenge_id)
-        .where(
-            ChallengeRow.audit_id == AuditRow.audit_id,
-            ChallengeRow.asked == AuditRow.worker,
-            ChallengeRow.status == SILENT,
-        )
-        .exists()
-    )
-    rows = session.execute(
-        select(AuditRow, stalled.label("stalled")).where(
-            AuditRow.round == round_, AuditRow.subject == "training", AuditRow.appeal == 0
-        )
-    ).all()
-    convicted, undecided = set(), set()
-    for row, is_stalled in rows:
-        if row.audit_id in guilty or row.verdict == Verdict.FAILED or row.reason == SUSPECT_TASK:
-            convicted.add(row.donor)
-        elif row.phase != DECIDED and not is_stalled:
-            undecided.add(row.donor)
-    donors = {row.donor for row, _ in rows}
-    return Task(len(donors), len(convicted), len(undecided - convicted))
 
 
 def findings(

@@ -36,14 +36,12 @@ from coordinator.audit.case import (
 )
 from coordinator.audit.challenges import ask, retain_from_round, withdraw
 from coordinator.audit.closing import (
-    SUSPECT_TASK,
     convict_liars,
     droppable,
     findings,
     forget_answers,
     forget_files,
     note_outvoted,
-    read_task,
     tidy,
 )
 from coordinator.audit.compare import (
@@ -78,6 +76,7 @@ from coordinator.audit.schema import (
     ChallengeRow,
 )
 from coordinator.audit.selection import publish_draws
+from coordinator.audit.task import SUSPECT_TASK, call_controls, read_task
 from coordinator.audit.tolerances import load_table
 from coordinator.audit.verdict import record_verdict
 from coordinator.context import RunContext
@@ -211,6 +210,8 @@ class AuditDesk:
         verdict, reason = decision.verdict, decision.reason
         if verdict is Verdict.FAILED and audit.subject == "training" and not audit.appeal:
             self._guilty[audit.audit_id] = audit.round
+            if call_controls(turn, audit.round):
+                return True
             task = judge_task(read_task(turn.session, audit.round, self._guilty))
             if task == "open":
                 return False

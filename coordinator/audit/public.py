@@ -56,7 +56,7 @@ nine tenths of the steps 0.109 and more. So a quarter more than the worst honest
 and nearly twice as much differs. What lies between cannot be told, some lazy work too: a wrong word
 against an honest organiser would be worse."""
 
-_NOT_DRAWN = (Why.RETAINED, Why.APPEAL)
+_NOT_DRAWN = (Why.RETAINED, Why.CONTROL, Why.APPEAL)
 _EXPECTED = {
     Verdict.PASSED.value: Outcome.AGREES,
     Verdict.OVERTURNED.value: Outcome.AGREES,

@@ -25,6 +25,7 @@ from sqlalchemy import select
 
 from coordinator.audit import trust
 from coordinator.audit.begin import result_audit_id
+from coordinator.audit.case import NOT_REPLAYED
 from coordinator.audit.conviction import acquit, convict
 from coordinator.audit.reversal import CreditRow, leave_unpaid
 from coordinator.audit.schema import (
@@ -79,7 +80,7 @@ def record_verdict(
         verdict = Verdict.OVERTURNED
     leaf_index = _record(turn, row, verdict, reason, findings, results)
     if isinstance(row, AuditRow):
-        _follow_up(turn, row, verdict, leaf_index)
+        _follow_up(turn, row, verdict, reason, leaf_index)
     elif verdict is Verdict.FAILED:
         _convict_reducer(turn, row, leaf_index)
     turn.session.flush()
@@ -207,7 +208,7 @@ def _said(row: AuditRow | ReducerAuditRow) -> dict[str, Any]:
 # ---- step 3 ----
 
 
-def _follow_up(turn: Turn, row: AuditRow, verdict: Verdict, leaf_index: int) -> None:
+def _follow_up(turn: Turn, row: AuditRow, verdict: Verdict, reason: str, leaf_index: int) -> None:
     trust.count_audit(turn.session, row.worker, row.execution)
     probation = None
     if row.subject == PROBATION:
@@ -218,13 +219,18 @@ def _follow_up(turn: Turn, row: AuditRow, verdict: Verdict, leaf_index: int) -> 
         if probation is not None:
             probation.status = FAILED
         what = "update" if probation is None else "first unit"
-        reason = (
+        block_reason = (
             f"round {row.round}, verdict {row.reason}: its {what} is not what training gives; to "
             f"appeal, run 'barnraise worker appeal {row.round}'"
         )
         subject = _credit_of(turn, row)
         convict(
-            turn, row.worker, row.donor, subject=subject, verdict_leaf=leaf_index, reason=reason
+            turn,
+            row.worker,
+            row.donor,
+            subject=subject,
+            verdict_leaf=leaf_index,
+            reason=block_reason,
         )
     elif verdict is Verdict.OVERTURNED:
         if probation is not None:
@@ -238,7 +244,8 @@ def _follow_up(turn: Turn, row: AuditRow, verdict: Verdict, leaf_index: int) -> 
         for credit in _credit_of(turn, row):
             leave_unpaid(turn, row.donor, credit, leaf_index)
         trust.watch(turn.session, row.worker, row.execution, Why.UNAVAILABLE_BEFORE)
-    elif verdict is Verdict.INCONCLUSIVE:
+    elif verdict is Verdict.INCONCLUSIVE and reason != NOT_REPLAYED:
+        # Auditors that are behind would else be given more and more to do.
         trust.watch(turn.session, row.worker, row.execution, Why.INCONCLUSIVE_BEFORE)
 
 

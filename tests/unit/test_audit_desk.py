@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from coordinator.audit.schema import TrustRow
 from coordinator.schema import ContributionRow
 
 Start = Callable[..., Awaitable[Any]]
@@ -314,3 +315,38 @@ async def test_a_first_unit_is_judged_by_what_its_worker_alone_can_show(
     assert {challenge["asked"] for challenge in rig.challenges()} == {worker.name}
     assert bool(rig.blocked()) is (verdict == "failed")
     rig.board()
+
+
+def _trust(rig: Any, *members: Any) -> None:
+    with rig.database.session() as session:
+        for member in members:
+            session.add(TrustRow(worker=member.name, execution="cpu", passes=1000, audits=1000))
+
+
+async def test_cheats_in_concert_are_judged_beside_those_who_were_not_drawn(start: Start) -> None:
+    rig = await start(workers=6)
+    cheats, honest = rig.workers[:3], rig.workers[3:]
+    _trust(rig, *honest)
+    for cheat in cheats:
+        cheat.lazy_steps = 2
+    await rig.play_round(*rig.workers)
+    await rig.audit()
+    assert rig.verdicts() == {
+        **{cheat.name: "failed" for cheat in cheats},
+        **{member.name: "passed" for member in honest},
+    }
+    assert rig.blocked() == {cheat.name for cheat in cheats}
+
+
+async def test_a_faulty_machine_of_the_organiser_convicts_nobody_who_is_drawn_alone(
+    start: Start, case_rig: ModuleType
+) -> None:
+    rig = await start(workers=4, auditors=0)
+    for number in range(2):
+        rig.hire(number, lie=case_rig.other_vector)
+    _trust(rig, *rig.workers[1:])
+    await rig.play_round(*rig.workers)
+    await rig.audit()
+    assert {row["reason"] for row in rig.audits()} == {"suspect_task"}
+    assert "control" in {row["why"] for row in rig.audits()}
+    assert not rig.blocked()
