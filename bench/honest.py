@@ -235,22 +235,31 @@ class Audit:
             self.swarm.layout,
             self.swarm.manifests[self.codec].verification.opened_chunks,
         )
-        draw = hashlib.sha256(f"{self.number} {self.codec}".encode()).digest()
-        seed = projection_seed(draw, bytes(16))
+        seed = projection_seed(self._draw, bytes(16))
         packed = (
             project_update(list(chunks.values()), self.codec, layout, seed)
             for chunks in (theirs, replayed)
         )
         ours, replay = (unpack_projections(data, layout.count) for data in packed)
         bounds = self._bounds(self.worker, self.auditors[0])
-        drawn = opened_chunks(draw, bytes(16), layout.count, most)
-        return sorted({*drawn, *differing_chunks(ours, replay, bounds, most)})
+        return sorted({*self._drawn, *differing_chunks(ours, replay, bounds, most)})
+
+    @property
+    def _draw(self) -> bytes:
+        return hashlib.sha256(f"{self.number} {self.codec}".encode()).digest()
+
+    @property
+    def _drawn(self) -> list[int]:
+        """Chunks that are opened whatever their projections say: the pooled ones."""
+        most = self.swarm.manifests[self.codec].verification.opened_chunks
+        return opened_chunks(self._draw, bytes(16), self.swarm.layout.count, most)
 
     def _compare(
         self, theirs: Encoded, replay: Encoded, one: Variant, other: Variant
     ) -> Comparison:
         bounds = self._bounds(one, other)
-        return compare_chunks(self.codec, self.swarm.layout, theirs, replay, bounds)
+        layout = self.swarm.layout
+        return compare_chunks(self.codec, layout, theirs, replay, bounds, self._drawn)
 
     def _bounds(self, one: Variant, other: Variant) -> Bounds | None:
         table = self.tables[self.codec]
