@@ -227,7 +227,7 @@ class Simulation:
 def run(quick: bool) -> list[Row]:
     """Every case with the same rounds; ``quick`` only proves that it runs."""
     torch.set_num_threads(1)
-    rounds, steps = (3, 2) if quick else (36, 8)
+    rounds, steps = (3, 2) if quick else (30, 5)
     manifest = _manifest(rounds, steps)
     plays, rows = Plays(manifest.sequence_length), list[Row]()
     for case in CASES:
