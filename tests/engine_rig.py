@@ -62,7 +62,7 @@ def dataset_of(manifest: RunManifest, sequences: int) -> DatasetManifest:
             "sequence_length": manifest.sequence_length,
             "vocab_size": 256,
             "eos_token_id": 0,
-            "tokenizer_sha256": "0" * 64,
+            "tokenizer_sha256": manifest.tokenizer_sha256,
             "shuffle_seed": 1,
             "shards": (
                 {"sha256": "1" * 64, "sequences": sequences, "bytes": sequences * shard_bytes},

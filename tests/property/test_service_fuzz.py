@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import hashlib
 import math
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
@@ -88,7 +89,9 @@ TEXTS = [
     *("", "\0", "x" * 300, "../../etc/passwd", "\u202e\u200b", "Robert'); DROP TABLE workers;--"),
     *("\N{PILE OF POO}" * 2000, "/ip4/127.0.0.1/tcp/1", "12D3KooW" + "1" * 44, "fp32", "cuda"),
 ]
+TOKENIZER = b"{}"
 BYTES = [b"", b"\0", b"\xff" * 20, bytes(16), bytes(32), b"\x01" * 32, bytes(100_000)]
+BYTES.append(hashlib.sha256(TOKENIZER).digest())  # a file that can be had
 DOUBLES = [0.0, -0.0, -1.0, 5e-324, 1e308, math.inf, -math.inf, math.nan]
 VALUES: dict[int, list[Any]] = {
     FieldDescriptor.TYPE_UINT32: NUMBERS,
@@ -134,8 +137,7 @@ class Target:
         self.round_key_of_another_run = Identity.from_seed(b"r" * 32)
         with rig.database.session() as session:
             store_delegations(session, rig.keys.delegations)
-        # Its digest in the rig's manifest is 32 zero bytes, which are among what is asked for.
-        (rig.folder / "tokenizer.json").write_bytes(b"{}")
+        (rig.folder / "tokenizer.json").write_bytes(TOKENIZER)
 
     async def serve(self) -> None:
         rig, clock = self.rig, lambda: self.rig.now_s
@@ -350,6 +352,7 @@ def served(
     made = engine_rig.Rig(
         tmp_path,
         make_manifest(
+            tokenizer_sha256=hashlib.sha256(TOKENIZER).hexdigest(),
             round={"min_members": 2},
             update={"chunk_elements": 1 << 14},
             verification={"probation_steps": 0, "reducer_passes": 0},
