@@ -41,7 +41,7 @@ MEMBERS = 16
 _CONTRIBUTIONS = 20_000
 _WORKER = Identity.from_seed(bytes(32))
 _BOUNDS = Bounds(pooled_pass=0.05, pooled_fail=0.1, chunk_pass=0.1, chunk_fail=0.2, projection=0.2)
-_FEW_STEPS, _STEPS = 3, 100
+_FEW_STEPS, _STEPS = 3, 60
 _CHUNKS_IN_ANSWER = 2048
 
 NOTE = (
