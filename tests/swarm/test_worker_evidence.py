@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -47,7 +46,7 @@ from worker.updates import UpdateName
 pytestmark = [pytest.mark.swarm, pytest.mark.timeout(240)]
 
 ROUND_KEY, REDUCER, *MEMBERS = (Identity.from_seed(bytes([i]) * 32) for i in range(5))
-LEAST_KILLS, MOST_KILLS = 6, 60
+KILL_POINTS = 16  # changes on disk: of more than one round, removals included
 KEPT_ROUNDS = 4
 
 
@@ -97,6 +96,23 @@ def reduced(
 # ---- kill -9
 
 
+def die_at(point: int, folder: Path) -> None:
+    """Kill this process before its ``point``-th change of a file or folder below ``folder``."""
+    left = point
+
+    def count(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal left
+        changes = event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir") or (
+            event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        )
+        if changes and str(arguments[0]).startswith(str(folder)):
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
+
+
 def write_until_killed(folder: Path) -> None:
     """One round after the other; those that are on disk are named on standard output."""
     retained = Retained(folder, folder / "inputs")
@@ -113,14 +129,13 @@ def write_until_killed(folder: Path) -> None:
 
 
 def nursery(folder: Path) -> None:
-    """Make a writer for each line that comes in: what it imports is loaded once."""
-    for _ in sys.stdin:
+    """Make a writer for each line that comes in, which says when it is to die."""
+    for line in sys.stdin:
         child = os.fork()
         if not child:
+            die_at(int(line), folder)
             write_until_killed(folder)
             os._exit(0)
-        sys.stdout.write(f"{child}\n")
-        sys.stdout.flush()
         os.waitpid(child, 0)
         sys.stdout.write("killed\n")
         sys.stdout.flush()
@@ -143,25 +158,19 @@ def writers(folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_kill_9_at_any_point_leaves_whole_groups_only(tmp_path: Path) -> None:
-    rng, halves = random.Random(1), 0
+    halves = 0
     (tmp_path / "inputs").mkdir()
     with writers(tmp_path) as nursed:
         assert nursed.stdin is not None
         assert nursed.stdout is not None
-        for kill in range(MOST_KILLS):
-            if halves and kill >= LEAST_KILLS:
-                break
-            nursed.stdin.write("another\n")
+        for point in range(1, KILL_POINTS + 1):
+            nursed.stdin.write(f"{point}\n")
             nursed.stdin.flush()
-            lines = [nursed.stdout.readline() for _ in range(3)]  # its number, and two rounds
-            (child,) = (int(line) for line in lines if " " not in line)
-            time.sleep(rng.uniform(0, 0.02))  # anywhere in the next round
-            os.kill(child, signal.SIGKILL)
+            lines = []
             while (line := nursed.stdout.readline()) != "killed\n":
-                lines.append(line)
-            done = [line.split() for line in lines if " " in line]
+                lines.append(line.split())
             halves += any(path.suffix for path in (tmp_path / "inputs").iterdir())
-            check_whole(Retained(tmp_path, tmp_path / "inputs"), done)
+            check_whole(Retained(tmp_path, tmp_path / "inputs"), lines)
     assert halves, "no kill came at a bad moment"
 
 
