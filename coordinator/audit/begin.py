@@ -89,6 +89,14 @@ def begin_audit(
     )
     session.add(row)
     session.flush()  # the job refers to it
+    _queue_replay(session, audit_id, avoid_executions, now_s)
+    _log.info("audit_opened", round=round_, worker=worker, subject=subject, why=why, appeal=appeal)
+    return row
+
+
+def _queue_replay(
+    session: Session, audit_id: bytes, avoid_executions: Sequence[str], now_s: float
+) -> None:
     session.add(
         AuditJobRow(
             job_id=_derived("job", audit_id, 1),
@@ -101,8 +109,6 @@ def begin_audit(
         )
     )
     session.flush()
-    _log.info("audit_opened", round=round_, worker=worker, subject=subject, why=why, appeal=appeal)
-    return row
 
 
 def audit_id_of(assignment_id: bytes, appeal: int = 0) -> bytes:
