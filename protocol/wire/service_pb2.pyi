@@ -210,7 +210,7 @@ class AppealReply(_message.Message):
     def __init__(self, message: _Optional[str] = ...) -> None: ...
 
 class RunEvent(_message.Message):
-    __slots__ = ("sequence", "phase", "round", "run_head", "roster", "inclusion_set", "notice", "server_time_ms", "deadline_ms")
+    __slots__ = ("sequence", "phase", "round", "run_head", "roster", "inclusion_set", "notice", "results_wanted", "server_time_ms", "deadline_ms")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -218,6 +218,7 @@ class RunEvent(_message.Message):
     ROSTER_FIELD_NUMBER: _ClassVar[int]
     INCLUSION_SET_FIELD_NUMBER: _ClassVar[int]
     NOTICE_FIELD_NUMBER: _ClassVar[int]
+    RESULTS_WANTED_FIELD_NUMBER: _ClassVar[int]
     SERVER_TIME_MS_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     sequence: int
@@ -227,9 +228,18 @@ class RunEvent(_message.Message):
     roster: _records_pb2.Envelope
     inclusion_set: _records_pb2.Envelope
     notice: str
+    results_wanted: ResultsWanted
     server_time_ms: int
     deadline_ms: int
-    def __init__(self, sequence: _Optional[int] = ..., phase: _Optional[str] = ..., round: _Optional[int] = ..., run_head: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., roster: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., inclusion_set: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., notice: _Optional[str] = ..., server_time_ms: _Optional[int] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
+    def __init__(self, sequence: _Optional[int] = ..., phase: _Optional[str] = ..., round: _Optional[int] = ..., run_head: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., roster: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., inclusion_set: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., notice: _Optional[str] = ..., results_wanted: _Optional[_Union[ResultsWanted, _Mapping]] = ..., server_time_ms: _Optional[int] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
+
+class ResultsWanted(_message.Message):
+    __slots__ = ("group_id", "chunks")
+    GROUP_ID_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    group_id: bytes
+    chunks: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, group_id: _Optional[bytes] = ..., chunks: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GetStateRequest(_message.Message):
     __slots__ = ("run_id", "state_digest", "part", "offset")
@@ -336,3 +346,19 @@ class AuditPiece(_message.Message):
     projection: _records_pb2.Envelope
     audit_result: _records_pb2.Envelope
     def __init__(self, file: _Optional[_Union[AuditFile, _Mapping]] = ..., chunk: _Optional[_Union[_records_pb2.OpenedChunk, _Mapping]] = ..., projection: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., audit_result: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ...) -> None: ...
+
+class DialBackRequest(_message.Message):
+    __slots__ = ("run_id", "ports")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    PORTS_FIELD_NUMBER: _ClassVar[int]
+    run_id: bytes
+    ports: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, run_id: _Optional[bytes] = ..., ports: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class DialBackReply(_message.Message):
+    __slots__ = ("address", "reachable")
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    REACHABLE_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    reachable: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, address: _Optional[str] = ..., reachable: _Optional[_Iterable[int]] = ...) -> None: ...

@@ -115,6 +115,11 @@ class CoordinatorStub:
                 request_serializer=protocol_dot_wire_dot_service__pb2.GetAuditRequest.SerializeToString,
                 response_deserializer=protocol_dot_wire_dot_service__pb2.AuditPiece.FromString,
                 _registered_method=True)
+        self.DialBack = channel.unary_unary(
+                '/barnraise.v1.Coordinator/DialBack',
+                request_serializer=protocol_dot_wire_dot_service__pb2.DialBackRequest.SerializeToString,
+                response_deserializer=protocol_dot_wire_dot_service__pb2.DialBackReply.FromString,
+                _registered_method=True)
 
 
 class CoordinatorServicer:
@@ -225,6 +230,12 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DialBack(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CoordinatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -307,6 +318,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.GetAudit,
                     request_deserializer=protocol_dot_wire_dot_service__pb2.GetAuditRequest.FromString,
                     response_serializer=protocol_dot_wire_dot_service__pb2.AuditPiece.SerializeToString,
+            ),
+            'DialBack': grpc.unary_unary_rpc_method_handler(
+                    servicer.DialBack,
+                    request_deserializer=protocol_dot_wire_dot_service__pb2.DialBackRequest.FromString,
+                    response_serializer=protocol_dot_wire_dot_service__pb2.DialBackReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -741,6 +757,33 @@ class Coordinator:
             '/barnraise.v1.Coordinator/GetAudit',
             protocol_dot_wire_dot_service__pb2.GetAuditRequest.SerializeToString,
             protocol_dot_wire_dot_service__pb2.AuditPiece.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DialBack(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/barnraise.v1.Coordinator/DialBack',
+            protocol_dot_wire_dot_service__pb2.DialBackRequest.SerializeToString,
+            protocol_dot_wire_dot_service__pb2.DialBackReply.FromString,
             options,
             channel_credentials,
             insecure,
