@@ -1,4 +1,8 @@
-"""Who was heard of, and when.
+"""Who is there: whoever watches the run or was heard of lately.
+
+A reduce does not wait for whoever is gone. A process that ends closes its event stream: that is
+known at once, and within ``gone_after_s`` it could have come back. A machine that loses its power
+or its network closes nothing: its heartbeats stop.
 
 Heartbeats change memory only; the next tick takes what changed on the event loop and writes it in
 one transaction, so that a thousand workers cost one disk flush and not a thousand. After a restart
@@ -9,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,6 +21,7 @@ from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from coordinator.audit.schema import ISSUED, LAPSED, ProbationRow
+from coordinator.context import EngineOptions
 from coordinator.schema import COMMITTED, MERGED, TRAINING, AssignmentRow, ControlRow, WorkerRow
 from coordinator.turn import Turn
 from protocol.wire import records_pb2 as wire
@@ -39,11 +45,35 @@ class Attendance:
         self._started_at_s = started_at_s
         self._seen: dict[str, float] = {}
         self._unwritten: dict[str, Presence] = {}
+        self._streams: Counter[str] = Counter()
+        self._left_at_s: dict[str, float] = {}  # who watched, and does not now
 
     def note(self, heartbeat: wire.Heartbeat, now_s: float) -> None:
         """A worker was heard of."""
         self._seen[heartbeat.worker] = now_s
         self._unwritten[heartbeat.worker] = Presence(now_s, heartbeat)
+
+    def came(self, worker: str) -> None:
+        """It opened an event stream."""
+        self._streams[worker] += 1
+        self._left_at_s.pop(worker, None)
+
+    def left(self, worker: str, now_s: float) -> None:
+        """One of its event streams ended."""
+        self._streams[worker] -= 1
+        if not self._streams[worker]:
+            del self._streams[worker]
+            self._left_at_s[worker] = now_s
+
+    def is_absent(self, worker: str, now_s: float, options: EngineOptions) -> bool:
+        """Whether a reduce should not wait for it."""
+        seen_at_s, left_at_s = self._seen.get(worker, 0.0), self._left_at_s.get(worker, 0.0)
+        if left_at_s > seen_at_s:
+            return now_s - left_at_s > options.gone_after_s
+        if seen_at_s:
+            return now_s - seen_at_s > options.unheard_after_s
+        # Not heard of since our start: it may still be trying to reach us.
+        return not self._streams[worker] and now_s - self._started_at_s > options.silent_after_s
 
     def silent_since_s(self, worker: str, leased_at_s: float) -> float:
         """When a worker with a lease was last heard of, or could have been."""

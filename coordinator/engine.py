@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import asynccontextmanager
 
 import structlog
 
@@ -95,7 +95,7 @@ class Engine:
         self._checkpoints = checkpoints
         self._clock = clock
         self._validation = Validation(evaluate)
-        self._turns = Turns(self.context, database, clock)
+        self._turns = Turns(self.context, database, clock, self._is_absent)
         self._turn = self._turns.run
         self._evaluation_due = asyncio.Event()
         self._attendance = Attendance(clock())
@@ -316,15 +316,23 @@ class Engine:
 
         await self._turn(write)
 
-    def subscribe(
-        self, worker: str
-    ) -> AbstractAsyncContextManager[AsyncIterator[service_pb2.RunEvent]]:
+    @asynccontextmanager
+    async def subscribe(self, worker: str) -> AsyncIterator[AsyncIterator[service_pb2.RunEvent]]:
         """What is current, then every event as it happens; see :mod:`coordinator.turns`.
 
         Args:
             worker: PeerID of the reader, already admitted.
         """
-        return self._turns.subscribe(worker)
+        async with self._turns.subscribe(worker) as events:
+            attendance = self._attendance
+            attendance.came(worker)
+            try:
+                yield events
+            finally:
+                attendance.left(worker, self._clock())
+
+    def _is_absent(self, worker: str) -> bool:
+        return self._attendance.is_absent(worker, self._clock(), self.context.options)
 
     # ---- slow work ----
 

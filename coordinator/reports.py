@@ -27,8 +27,8 @@ from protocol.merkle import HASH_BYTES
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
 
-_MAX_ATTEMPTS = 10
-"""RoundSpec.max_attempts is at most this."""
+_MAX_ATTEMPTS = 1 << 20
+"""More than any round has: every restart of the coordinator may add one."""
 
 _SPARE_REPORTS = 64
 

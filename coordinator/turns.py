@@ -35,18 +35,26 @@ _log = structlog.get_logger()
 class Turns:
     """Everything that changes the running round passes through here."""
 
-    def __init__(self, context: RunContext, database: Database, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        context: RunContext,
+        database: Database,
+        clock: Callable[[], float],
+        is_absent: Callable[[str], bool],
+    ) -> None:
         """Touches nothing yet.
 
         Args:
             context: of the run.
             database: with upgraded tables.
             clock: seconds since the epoch.
+            is_absent: whether a reduce should not count on a worker; called on any thread.
         """
         self.settle_due = asyncio.Event()  # set when a round can be settled
         self._context = context
         self._database = database
         self._clock = clock
+        self._is_absent = is_absent
         self._hub = Hub(context.options.subscriber_events)
         self._one_at_a_time = asyncio.Lock()
         self._unsigned = False  # leaves are committed that no signed head covers yet
@@ -55,7 +63,7 @@ class Turns:
         """Run one transaction on the running round, then publish and sign what came of it."""
 
         def once(session: Session) -> tuple[Turn, T | ProtocolError]:
-            turn = Turn(self._context, session, self._clock())
+            turn = Turn(self._context, session, self._clock(), self._is_absent)
             return turn, work(turn)
 
         async def commit_and_tell() -> T | ProtocolError:
