@@ -136,10 +136,10 @@ class GroupReduce:
                 while True:
                     try:
                         await self._deliver_once(item, update)
-                    except PeerFault as fault:
-                        problem = f"{fault.reason.lower()}: {fault}"
+                    except frames.Refused as refusal:
+                        problem = f"refused: {refusal}"
                         break
-                    except TransientError as error:
+                    except (PeerFault, TransientError) as error:  # garbled streams pass, too
                         problem = str(error)
                         log.debug("gather_retry", reducer=item.reducer, why=problem)
                     else:
