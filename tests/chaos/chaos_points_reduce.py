@@ -12,7 +12,6 @@ from worker.allreduce import GroupReduce
 from worker.outbox import Outbox
 from worker.reducer import Inbox, Reducer
 from worker.session import Session
-from worker.state_cache import StateCache
 
 
 def _of_group(reduce: GroupReduce, *_: Any) -> Mapping[str, Any]:
@@ -40,19 +39,12 @@ def _framed(_group_id: bytes, chunk: int, *_: Any) -> Mapping[str, Any]:
 POINTS: dict[str, Install] = {
     # A sender.
     "committed": after(Outbox, "deliver"),
-    "gather.begin": before(GroupReduce, "gather", _of_group),
     "gather.chunk": before(frames, "chunk", _framed),
     "gather.end": after(GroupReduce, "gather", _of_group),
-    "finish.begin": before(GroupReduce, "finish", _of_group),
-    "finish.end": after(GroupReduce, "finish", _of_group),
-    "stepped": after(StateCache, "advance"),
-    "report": before(Session, "report"),
     # A reducer.
-    "reducer.open": after(Reducer, "__init__"),
+    "reducer.receive": before(frames, "parse_chunk"),
     "reducer.keep": before(Reducer, "_keep", _kept),
-    "reducer.report": before(Session, "reducer_report"),
     "reducer.combine": before(Reducer, "_combine_one", _combined),
     "reducer.serve": before(frames, "result", _framed),
     "reducer.submit": before(Session, "submit_results"),
-    "reducer.submitted": after(Session, "submit_results"),
 }

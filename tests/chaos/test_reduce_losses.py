@@ -28,16 +28,13 @@ DEATHS: tuple[dict[str, Any], ...] = (
     {"point": "committed", "do": "kill"},
     {"point": "gather.chunk", "do": "kill", "nth": 3},
     {"point": "gather.end", "do": "kill"},
-    # A reducer in the middle of GATHER and after it, in the middle of BROADCAST and after it.
+    # A reducer in the middle of GATHER, in the middle of BROADCAST, and before it has delivered.
     {"point": "reducer.keep", "do": "kill", "nth": 4},
-    {"point": "reducer.report", "do": "kill"},
     {"point": "reducer.combine", "do": "kill", "where": {"at": 1}},
     {"point": "reducer.submit", "do": "kill"},
-    {"point": "reducer.submitted", "do": "kill"},
 )
 BREAKS: tuple[dict[str, Any], ...] = (
-    {"point": "reducer.keep", "do": "break", "nth": 2},
-    {"point": "gather.chunk", "do": "break", "nth": 2},
+    {"point": "reducer.receive", "do": "break", "nth": 2},
     {"point": "reducer.serve", "do": "break"},
 )
 STANDSTILL: dict[str, Any] = {"point": "reducer.combine", "do": "stop"}
