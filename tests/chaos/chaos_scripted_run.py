@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import importlib.util
+import inspect
 import json
 import os
 import signal
@@ -60,6 +61,7 @@ def load(path: Path) -> ModuleType:
 
 
 engine_rig = load(TESTS / "engine_rig.py")
+START_S: float = engine_rig.START_S
 manifest_mapping = load(TESTS / "conftest.py").manifest_mapping
 
 
@@ -143,6 +145,12 @@ class ScriptedRun(engine_rig.Rig):
         while await self.engine.evaluate():
             pass
         await self.engine.tick()
+
+    def stored_head(self) -> wire.Envelope:
+        """The signed head of the running round."""
+        return self.read(
+            lambda s: wire.Envelope.FromString(Turn(self.engine.context, s, self.now_s).row.head)
+        )
 
     def machine(self) -> Any:
         """The running round as it is stored."""
@@ -241,7 +249,7 @@ class Recorder:
 
         def committed(database: Database, fn: Any) -> Any:
             found = once(database, fn)
-            work = getattr(fn, "__wrapped__", fn)  # points wrap what is run
+            work = inspect.unwrap(fn)  # points wrap what is run
             if getattr(work, "__func__", None) is Log.sign_head:
                 self.write("heads.jsonl", found)
             return found
