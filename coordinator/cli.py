@@ -193,12 +193,19 @@ def status(run_dir: Path, keep_watching: bool, as_json: bool) -> None:
     """
     from coordinator import views
     from coordinator.config import RunFolder
+    from coordinator.troubles import read_note
 
     with reader(run_dir) as (read, manifest):
 
         def look() -> dict[str, Any]:
-            serving, now_s = RunFolder(run_dir).serving, time.time()
-            return read(lambda session: views.status(session, manifest, now_s, serving=serving))
+            folder, now_s = RunFolder(run_dir), time.time()
+            serving = folder.serving
+            troubles = read_note(folder.troubles) if serving else []
+            return read(
+                lambda session: views.status(
+                    session, manifest, now_s, serving=serving, troubles=troubles
+                )
+            )
 
         if as_json:
             print_json(look())

@@ -287,7 +287,7 @@ class Turn:
                 attempt=effect.attempt,
                 group_id=roster.group_id,
                 members=effect.members,
-                merged_tokens=merged_tokens,
+                merged_tokens=int(merged_tokens or 0),  # PostgreSQL sums to a Decimal
             )
         )
         roster.inclusion = envelope.SerializeToString()
