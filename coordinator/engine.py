@@ -130,7 +130,7 @@ class Engine:
         """Go on after an absence: nobody loses time or a lease by it."""
         await self._turn(bootstrap.resume)
         self._ticked_at_s = self._clock()
-        self._attendance = Attendance(self._ticked_at_s)
+        self._attendance.begin_anew(self._ticked_at_s)
 
     async def run(self) -> None:
         """Drive rounds until cancelled; starts first, if :meth:`start` was not called.
@@ -318,12 +318,11 @@ class Engine:
             worker: PeerID of the reader, already admitted.
         """
         async with self._turns.subscribe(worker) as events:
-            attendance = self._attendance
-            attendance.came(worker)
+            self._attendance.came(worker)
             try:
                 yield events
             finally:
-                attendance.left(worker, self._clock())
+                self._attendance.left(worker, self._clock())
 
     def _is_absent(self, worker: str) -> bool:
         return self._attendance.is_absent(worker, self._clock(), self.context.options)
