@@ -34,6 +34,7 @@ from worker.node import Node, open_node
 from worker.probation import Probation
 from worker.race import unless
 from worker.receipts import collect_receipts, last_receipts, store_trust
+from worker.reentry import stay_in_touch
 from worker.round_runner import RECEIPT_PATIENCE_S, RoundRunner
 from worker.status import Board, Phase
 from worker.taking_part import Reduction
@@ -173,6 +174,8 @@ class Daemon:
         beats = Heartbeats(node, self.board, runner)
         try:
             async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(node.swarm.run())
+                tasks.create_task(stay_in_touch(node))
                 tasks.create_task(node.watch.run())
                 tasks.create_task(node.outbox.run())
                 tasks.create_task(beats.run())
@@ -230,6 +233,9 @@ class Daemon:
             reason = beats.reason if beats.paused else "paused by you: 'barnraise worker resume'"
             self.board.waiting(reason, Phase.PAUSED)
             await node.watch.change(_WAIT_S[1])
+            return
+        if self.board.swarm_problem:  # a unit that cannot be reduced would be trained for nothing
+            await self._wait(node, self.board.swarm_problem, _PROBLEM_WAIT_S)
             return
         head = node.watch.head
         if head is None:

@@ -46,6 +46,7 @@ class Board:
     deadline_in_s: float = 0.0
     peers: int = 0
     connected: bool = False
+    swarm_problem: str = ""  # why no other peer can be reached; empty while they can
     units_committed: int = 0
     tokens_committed: int = 0
     receipts_pending: int = 0
@@ -102,7 +103,7 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
         ("unit", unit),
         ("ready in", "-" if eta is None else f"{eta:.0f} s"),
         ("speed", f"{status['tokens_per_s']:.0f} tokens/s"),
-        ("peers", f"{status['peers']} in the last reduce"),
+        ("peers", status["swarm_problem"] or f"{status['peers']} in the last reduce"),
         ("given", f"{status['tokens_committed']} tokens in {status['units_committed']} units"),
         ("receipts", f"{status['receipts_held']} held, {status['receipts_pending']} awaited"),
         ("coordinator", "connected" if status["connected"] else "not reachable"),
