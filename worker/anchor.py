@@ -59,7 +59,10 @@ class Anchor:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, self.stop.set)
             clear_folder(self.home)
-            await unless(self._live(identity, board), self.stop.wait())
+            try:
+                await unless(self._live(identity, board), self.stop.wait())
+            finally:
+                clear_folder(self.home)
         log.info("anchor ended")
 
     async def _live(self, identity: Identity, board: Board) -> None:

@@ -55,14 +55,15 @@ class Heartbeats:
         while True:
             try:
                 reply = await self.node.session.heartbeat(await self._beat())
-                self.board.connected = True
+                self.board.heard_of_coordinator(True)
                 self._obey(reply)
             except NotEnrolled:
                 await self._enrol()
             except (TransientError, PeerFault, UsageError) as error:
-                if self.board.connected:
+                # Without the event stream too it is away, and that has been said.
+                if self.board.connected and self.node.watch.connected:
                     log.warning("heartbeat not answered", problem=str(error))
-                self.board.connected = False
+                self.board.heard_of_coordinator(False)
             await asyncio.sleep(self._interval_s)
 
     async def _enrol(self) -> None:

@@ -46,6 +46,9 @@ class LocalPeer:
     tasks: asyncio.TaskGroup
     addresses: list[str] = field(default_factory=list)
     keeping: asyncio.Task[None] | None = None
+    problems: list[str] = field(default_factory=list)
+    at_change: Callable[[], None] = lambda: None
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def peer_id(self) -> str:
@@ -63,18 +66,27 @@ class LocalPeer:
     def kill_daemon(self) -> None:
         os.kill(self.daemon_pid, signal.SIGKILL)
 
-    async def changed(self, wanted: Callable[[str], bool]) -> str:
-        """Wait until the peer says such a thing of its daemon; told first is what it says now."""
+    def watch(self) -> None:
         membership = self.swarm.membership
-        heard = asyncio.Event()
-        before, membership.on_change = membership.on_change, heard.set
-        try:
-            while not wanted(membership.problem):
-                await heard.wait()
-                heard.clear()
-        finally:
-            membership.on_change = before
-        return membership.problem
+
+        def hear() -> None:
+            self.problems.append(membership.problem)
+            self.at_change()
+            self._news.set()
+
+        membership.on_change = hear
+
+    async def changes(self, count: int) -> None:
+        """Wait until the peer has said so many things of its daemon, since the start."""
+        while len(self.problems) < count:
+            self._news.clear()
+            await self._news.wait()
+
+    async def dies_and_comes_back(self) -> None:
+        before = len(self.problems)
+        self.kill_daemon()
+        await self.changes(before + 2)
+        assert self.problems[before:] == [self.problems[before], ""]
 
     async def close(self) -> None:
         if self.keeping is not None:
@@ -91,7 +103,9 @@ class Peers:
         self.folder, self._tasks = folder, tasks
         self.all: list[LocalPeer] = []
 
-    async def join(self, anchor: LocalPeer | None = None, *, listen: str = LOOPBACK[0]) -> LocalPeer:
+    async def join(
+        self, anchor: LocalPeer | None = None, *, listen: str = LOOPBACK[0]
+    ) -> LocalPeer:
         identity = Identity.generate()
         path = self.folder / identity.peer_id
         identity.save(path)
@@ -107,6 +121,7 @@ class Peers:
             listen=[listen],
         )
         peer = LocalPeer(identity, swarm, self._tasks, await swarm.multiaddrs())
+        peer.watch()
         peer.keep()
         self.all.append(peer)
         return peer

@@ -230,7 +230,7 @@ def check_receipts(rig: Rig, name: str) -> None:
     worker = Identity.load(rig.home(name) / "worker.key").peer_id
     merged = rig.rows(
         "SELECT hex(assignment_id) FROM assignments "
-        f"WHERE status = 'merged' AND worker = '{worker}'"  # noqa: S608  # a PeerID
+        f"WHERE status = 'merged' AND worker = '{worker}'"
     )
     assert merged
     for (assignment_id,) in merged:

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import chaos_peers
 import pytest
 import pytest_asyncio
 from chaos_peers import LocalPeer, Peers, Reduce, daemons
@@ -25,14 +24,6 @@ from worker.p2pd import same_ports
 pytestmark = [pytest.mark.swarm, pytest.mark.asyncio(loop_scope="module")]
 
 LAYOUT = ChunkLayout(24 * 1024, 1024)  # 24 chunks, 8 for each of three reducers
-
-
-def down(problem: str) -> bool:
-    return bool(problem)
-
-
-def up(problem: str) -> bool:
-    return not problem
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -74,13 +65,13 @@ async def test_a_gather_goes_on_when_a_daemon_dies_in_it(peers: Peers, whose: st
     victim = reducer if whose == "the reducer's" else sender
     kept = reduce.groups[1].reducer
     assert kept is not None
-    before = victim.daemon_pid
+    before, known = victim.daemon_pid, len(victim.problems)
     calls = kill_at(kept, "_keep", 5, victim)
     await reduce.gather()
     assert len(calls) >= 5
     results = await reduce.finish(peers)
     assert len({result.mean_update.tobytes() for result in results}) == 1
-    await victim.changed(up)
+    await victim.changes(known + 2)
     assert victim.daemon_pid != before
     # The roster names the address that it had: it has it again.
     assert await victim.swarm.multiaddrs() == victim.addresses
@@ -90,11 +81,14 @@ async def test_a_gather_goes_on_when_a_daemon_dies_in_it(peers: Peers, whose: st
 async def test_a_broadcast_goes_on_when_a_daemon_dies_in_it(peers: Peers) -> None:
     reduce = Reduce.begin(peers, peers.all, LAYOUT)
     await reduce.gather()
-    calls = kill_at(reduce.groups[0], "add_piece", 3, peers.all[1])
+    victim = peers.all[1]
+    known = len(victim.problems)
+    calls = kill_at(reduce.groups[0], "add_piece", 3, victim)
     results = await reduce.finish(peers)
     assert len(calls) >= 3
     assert len({result.mean_update.tobytes() for result in results}) == 1
-    await peers.all[1].changed(up)
+    await victim.changes(known + 2)
+    assert not victim.problems[-1]
     reduce.close()
 
 
@@ -102,15 +96,16 @@ async def test_the_anchors_daemon_dies_and_all_find_it_again(peers: Peers) -> No
     anchor, other = peers.all[0], peers.all[1]
     head = wire.RunHead(run_id=peers.rig.run_id, round=7, issued_at_ms=anchor.swarm._clock_ms())
     assert await anchor.swarm.publish_head(seal(head, peers.rig.round_key))
+    known = len(anchor.problems)
     anchor.kill_daemon()
-    await anchor.changed(down)
-    # Nothing of what needs the daemon fails while it is away: it waits, or says that it has nothing.
+    await anchor.changes(known + 1)
+    # Nothing that needs the daemon fails while it is away: it waits, or says that it has nothing.
     assert await anchor.swarm.multiaddrs() == anchor.addresses
     assert await anchor.swarm.get_head() is None
     assert not await anchor.swarm.publish_head(seal(head, peers.rig.round_key))
     assert not await anchor.swarm.membership.in_touch()
     await anchor.swarm.connect(other.addresses[0])
-    await anchor.changed(up)
+    await anchor.changes(known + 2)
     assert await other.swarm.membership.enter_again() == [anchor.peer_id]
     assert await other.swarm.membership.in_touch()
     # What others had stored with it is there still.
@@ -122,10 +117,8 @@ async def test_a_port_that_is_taken_meanwhile_costs_the_port(peers: Peers) -> No
     port = int(victim.addresses[0].split("/")[4])
     with socket.socket() as thief:
         thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        victim.swarm.membership.on_change = lambda: take(thief, port)
-        victim.kill_daemon()
-        await peers.all[0].changed(up)
-        await comes_back(victim)
+        victim.at_change = lambda: take(thief, port)
+        await victim.dies_and_comes_back()
     assert await victim.swarm.multiaddrs() not in ([], victim.addresses)
 
 
@@ -134,12 +127,6 @@ def take(thief: socket.socket, port: int) -> None:
     if not thief.getsockname()[1]:
         thief.bind(("127.0.0.1", port))
         thief.listen()
-
-
-async def comes_back(peer: LocalPeer) -> None:
-    before = peer.daemon_pid
-    while peer.daemon_pid == before or peer.swarm.membership.problem:
-        await asyncio.sleep(0.05)
 
 
 async def test_a_daemon_that_cannot_start_is_tried_with_back_off_and_says_why(
@@ -157,22 +144,16 @@ async def test_a_daemon_that_cannot_start_is_tried_with_back_off_and_says_why(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     victim = await peers.join(peers.all[0], listen=f"/ip4/127.0.0.1/tcp/{port}")
-    problems: list[str] = []
     with socket.socket() as thief:
         thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-
-        def hear() -> None:
-            problems.append(victim.swarm.membership.problem)
-            take(thief, port)
-
-        victim.swarm.membership.on_change = hear
+        victim.at_change = lambda: take(thief, port)
         victim.kill_daemon()
-        while len(pauses) < 3:
-            await asyncio.sleep(0.05)
-    await victim.changed(up)
+        await victim.changes(4)  # that it died, and three starts that failed
+    while victim.problems[-1]:
+        await victim.changes(len(victim.problems) + 1)
     assert pauses[:3] == [1, 2, 3]
-    assert "killed by signal 9" in problems[0]
-    assert "--listen" in problems[1]  # says what a person can do about it
+    assert "killed by signal 9" in victim.problems[0]
+    assert "--listen" in victim.problems[1]  # says what a person can do about it
     assert await victim.swarm.multiaddrs() == victim.addresses
 
 
@@ -183,9 +164,9 @@ async def test_the_end_in_the_middle_of_a_restart_leaves_nothing(peers: Peers) -
         sockets = Path(tempfile.gettempdir()) / f"barnraise-{victim.peer_id[-20:]}"
         assert sockets.exists()
         victim.kill_daemon()
-        await victim.changed(down)
+        await victim.changes(1)
         if moment:  # a new daemon is there, and has not answered yet
-            while not daemons() - before:
+            while not daemons() - before:  # noqa: ASYNC110  # its start raises no event here
                 await asyncio.sleep(0)
         assert victim.keeping is not None
         victim.keeping.cancel()
@@ -208,9 +189,8 @@ async def test_a_daemon_that_stands_still_is_ended_all_the_same(peers: Peers) ->
 
 async def test_ctrl_c_does_not_reach_the_next_daemon_either(peers: Peers) -> None:
     victim = await peers.join(peers.all[0])
-    victim.kill_daemon()
-    await comes_back(victim)
-    status = Path(f"/proc/{victim.daemon_pid}/status").read_text()
+    await victim.dies_and_comes_back()
+    status = await asyncio.to_thread(Path(f"/proc/{victim.daemon_pid}/status").read_text)
     (ignored,) = [line for line in status.splitlines() if line.startswith("SigIgn")]
     assert int(ignored.split()[1], 16) & (1 << (signal.SIGINT - 1))
     assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
@@ -245,7 +225,3 @@ async def test_ports_that_the_kernel_chose_are_kept(
     listen: list[str], addresses: list[str], expected: list[str]
 ) -> None:
     assert list(same_ports(listen, addresses)) == expected
-
-
-async def test_the_helpers_know_their_own_children(peers: Peers) -> None:
-    assert {peer.daemon_pid for peer in peers.all[:3]} <= chaos_peers.daemons()
