@@ -207,29 +207,25 @@ class Membership:
 
     # ---- when an anchor comes and goes
 
-    async def in_touch(self) -> bool:
-        """Whether an anchor is connected, and in our part of the DHT."""
-        if self.node is None:
-            return False
+    async def in_touch(self) -> list[str]:
+        """PeerIDs of the anchors that are connected, and in our part of the DHT."""
+        if self.node is None or self._records is None:
+            return []
         table = self.node.protocol.routing_table
         known = set(_by_peer(self.anchors)) & await self.p2p.connected()
-        return any(table.get(peer_id=PeerID.from_base58(name)) is not None for name in known)
+        return [n for n in sorted(known) if table.get(peer_id=PeerID.from_base58(n)) is not None]
 
-    async def enter_again(self) -> list[str]:
-        """Dial the anchors, by :attr:`anchors`, and take them into the DHT.
-
-        Returns:
-            The PeerIDs of those that answered.
-        """
-        answered = await self._call(_by_peer(self.anchors))
-        node, found = self.node, []
-        if node is not None and self._records is not None:
-            for name in sorted(answered):
-                peer = PeerID.from_base58(name)
-                if await node.protocol.call_ping(peer) is not None:
-                    node.blacklist.register_success(peer)  # it would not be asked for minutes
-                    found.append(name)
-        return found
+    async def enter_again(self) -> None:
+        """Dial the anchors, by :attr:`anchors`, and take those that answer into the DHT."""
+        answered, node = await self._call(_by_peer(self.anchors)), self.node
+        if node is None or self._records is None:
+            return
+        for name in answered:
+            peer = PeerID.from_base58(name)
+            node_id = await node.protocol.call_ping(peer)
+            if node_id is not None:
+                await node.protocol.update_routing_table(node_id, peer)
+                node.blacklist.register_success(peer)  # it would not be asked for minutes
 
 
 def peer_of(multiaddr: str) -> str:

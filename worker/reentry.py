@@ -24,20 +24,23 @@ CHECK_S = 8.0
 
 async def stay_in_touch(node: Node) -> None:
     """See that this node knows an anchor that lives, for ever. Run it as a task."""
-    lost = False
+    membership, lost = node.swarm.membership, False
     while True:
         # Not all at the same moment: an anchor that comes back has a whole swarm to greet.
         await asyncio.sleep(random.uniform(0.5, 1.0) * CHECK_S)
-        if node.swarm.membership.problem or await node.swarm.membership.in_touch():
-            lost = False
+        if membership.problem:
             continue
-        if node.swarm.membership.anchors and not lost:
-            log.warning("lost the run's anchors: looking for them")
-        lost = True
-        await _ask(node)
-        found = await node.swarm.membership.enter_again()
-        if found:
+        found = await membership.in_touch()
+        if not found:
+            if membership.anchors and not lost:
+                log.warning("lost the run's anchors: looking for them")
+            lost = True
+            await _ask(node)
+            await membership.enter_again()
+            found = await membership.in_touch()
+        if found and lost:
             log.info("in touch with an anchor again", anchors=found)
+            lost = False
 
 
 async def _ask(node: Node) -> None:

@@ -121,7 +121,7 @@ def test_without_the_coordinator_there_is_one_reason(run: Run) -> None:
         said = {event["reason"] for event in events(worker.text(), "waiting")[known:]}
         assert said <= {AWAY}
         assert count(worker, "lost the coordinator") == 1
-        assert count(worker, "heartbeat not answered") == 0
+        assert count(worker, "heartbeat not taken") == 0
     rig.serve(anchor=False)
     for worker, known in zip(run.workers, training, strict=True):
         worker.wait_for(TRAINING, count=known + 1)
