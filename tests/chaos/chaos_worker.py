@@ -223,15 +223,31 @@ def check_record(rig: Rig) -> None:
     assert not events(server, "equivocation")
 
 
+def merged_units(rig: Rig, name: str) -> set[str]:
+    """Assignments of a worker that were merged, in hex."""
+    worker = Identity.load(rig.home(name) / "worker.key").peer_id
+    rows = rig.rows("SELECT hex(assignment_id), worker FROM assignments WHERE status = 'merged'")
+    return {unit.lower() for unit, owner in rows if owner == worker}
+
+
+def wait_for_receipts(rig: Rig, name: str) -> None:
+    """Until a worker holds a receipt for each unit that was merged up to now."""
+    wanted, deadline_s = merged_units(rig, name), time.monotonic() + _PATIENCE_S
+    while True:
+        file = f"file:{rig.home(name)}/journal.db?mode=ro"
+        with closing(sqlite3.connect(file, uri=True)) as journal:
+            rows = journal.execute("SELECT hex(assignment_id) FROM receipt WHERE leaf IS NOT NULL")
+            missing = wanted - {row[0].lower() for row in rows}
+        if not missing:
+            return
+        assert time.monotonic() < deadline_s, f"no receipts for {missing}"
+        time.sleep(0.1)
+
+
 def check_receipts(rig: Rig, name: str) -> None:
     """A worker holds a receipt that verifies for each unit of its that was merged."""
     done = worker_rig.barnraise("worker", "receipts", "--home", str(rig.home(name)), "--json")
     held = {row["assignment_id"]: row["state"] for row in json.loads(done.stdout)}
-    worker = Identity.load(rig.home(name) / "worker.key").peer_id
-    merged = rig.rows(
-        "SELECT hex(assignment_id) FROM assignments "
-        f"WHERE status = 'merged' AND worker = '{worker}'"
-    )
+    merged = merged_units(rig, name)
     assert merged
-    for (assignment_id,) in merged:
-        assert held.get(assignment_id.lower()) == "verified", (assignment_id, held)
+    assert {unit: held.get(unit) for unit in merged} == dict.fromkeys(merged, "verified")
