@@ -1,4 +1,7 @@
-"""However a worker or an anchor ends, and whenever: nothing of it is left."""
+"""However a worker or an anchor ends, and whenever: nothing of it is left.
+
+The end that waits for the unit under way is that of :mod:`test_worker_journal`.
+"""
 
 from __future__ import annotations
 
@@ -60,9 +63,8 @@ class Sequence:
 
 def ends_of_a_worker(rig: Rig) -> None:
     worker = Sequence(rig, "ada")
-    worker.end(worker.stopped_at("p2pd spawned"), signal.SIGTERM, signal.SIGCONT)
     worker.end(worker.stopped_at("p2pd spawned"), signal.SIGINT, signal.SIGCONT)
-    worker.end(worker.stopped_at("trainer warms up"), signal.SIGINT, signal.SIGCONT)
+    worker.end(worker.stopped_at("trainer warms up"), signal.SIGTERM, signal.SIGCONT)
     worker.end(worker.stopped_at("reduce begins"), signal.SIGTERM, signal.SIGCONT)
     worker.killed_at("reduce ends")
 
@@ -72,11 +74,6 @@ def ends_of_a_worker(rig: Rig) -> None:
     peer.signal(signal.SIGINT)
     peer.wait_for("finishing this unit")
     worker.end(peer, signal.SIGINT)
-
-    peer = worker.start()
-    peer.wait_for(TRAINING, count=known + 1)
-    worker.end(peer, signal.SIGINT)  # once: it finishes its unit
-    assert "committed" in peer.text().rsplit(TRAINING, 1)[1]
 
 
 def ends_of_an_anchor(rig: Rig) -> None:
