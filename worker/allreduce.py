@@ -42,8 +42,8 @@ from protocol.wire import service_pb2 as service
 from worker import frames
 from worker.equivocation import MOST_PROOFS, Equivocation, of_results
 from worker.group import Group
+from worker.p2pd import P2pd
 from worker.reducer import Reducer
-from worker.streams import BoundedP2P
 
 log = structlog.get_logger()
 
@@ -73,7 +73,7 @@ class ReduceResult:
 class Peer:
     """Who we are, how we reach the others, and what time it is."""
 
-    p2p: BoundedP2P
+    p2p: P2pd
     identity: Identity
     gather_handle: str
     broadcast_handle: str

@@ -12,7 +12,15 @@ from functools import partial
 
 import structlog
 
-from protocol.errors import NotEnrolled, PeerFault, ProtocolError, TransientError, UsageError
+from protocol.errors import (
+    NotEnrolled,
+    PeerFault,
+    ProtocolError,
+    RateLimited,
+    Stale,
+    TransientError,
+    UsageError,
+)
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2 as api
 from worker.node import Node, own_addresses
@@ -42,6 +50,7 @@ class Heartbeats:
     paused: bool = False
     reason: str = ""
     _interval_s: float = HEARTBEAT_S
+    _problem: str = ""  # why the last heartbeat was not taken: a stable word
     _retain_from: int = 0
     _asked: dict[bytes, api.Challenge] = field(default_factory=dict)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -55,15 +64,22 @@ class Heartbeats:
         while True:
             try:
                 reply = await self.node.session.heartbeat(await self._beat())
-                self.board.connected = True
+                self._problem = ""
+                self.board.heard_of_coordinator(True)
                 self._obey(reply)
             except NotEnrolled:
                 await self._enrol()
             except (TransientError, PeerFault, UsageError) as error:
-                if self.board.connected:
-                    log.warning("heartbeat not answered", problem=str(error))
-                self.board.connected = False
+                self._unheard(error)
             await asyncio.sleep(self._interval_s)
+
+    def _unheard(self, error: ProtocolError) -> None:
+        away = isinstance(error, TransientError) and not isinstance(error, (RateLimited, Stale))
+        # Without the event stream too it is away, and that has been said.
+        if error.reason != self._problem and (self.node.watch.connected or not away):
+            log.warning("heartbeat not taken", problem=str(error))
+        self._problem = error.reason
+        self.board.heard_of_coordinator(not away)
 
     async def _enrol(self) -> None:
         try:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import platform
-import signal
-import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -104,6 +102,12 @@ async def open_node(
         swarm.serve_blobs(blobs.known)
         watch, states = Watch(session), StateCache(manifest, session, blobs, journal)
         watch.swarm = states.swarm = swarm
+
+        def swarm_changed() -> None:
+            board.swarm_problem = swarm.membership.problem
+            watch.notify()
+
+        swarm.membership.on_change = swarm_changed
         outbox = Outbox(session, journal)
         watch.on_connected = outbox.retry_now
         states.anchor_ids = tuple(peer.rsplit("/p2p/", 1)[-1] for peer in peers)
@@ -158,22 +162,6 @@ def pick_device(choice: str) -> Device:
     raise UsageError(f"device {choice!r} is not here; torch finds: {', '.join(available)}")
 
 
-@contextmanager
-def deaf_to_ctrl_c() -> Iterator[None]:
-    """Children started in this block ignore Ctrl-C: an ignored signal stays ignored over exec.
-
-    A terminal sends it to the whole process group; only the daemon decides what it means.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
 def _retained(home: Home, config: WorkerConfig) -> Retained:
     return Retained(home.updates, home.inputs, most_bytes=config.evidence_mib << 20)
 
@@ -226,18 +214,17 @@ async def _join_swarm(
     board.waiting("joining the swarm")
     while True:
         try:
-            with deaf_to_ctrl_c():
-                return await Swarm.create(
-                    identity_path=identity_path,
-                    identity=identity,
-                    run_id=config.join_link.run_id,
-                    trust=session.trust,
-                    initial_peers=peers,
-                    client_mode=config.client_mode,
-                    listen=config.listen,
-                    announce=config.announce,
-                    clock_ms=session.now_ms,
-                ), peers
+            return await Swarm.create(
+                identity_path=identity_path,
+                identity=identity,
+                run_id=config.join_link.run_id,
+                trust=session.trust,
+                initial_peers=peers,
+                client_mode=config.client_mode,
+                listen=config.listen,
+                announce=config.announce,
+                clock_ms=session.now_ms,
+            ), peers
         except TransientError as error:
             if board.reason != str(error):
                 log.warning("waiting for the swarm", problem=str(error))

@@ -24,7 +24,7 @@ from hivemind.p2p import P2PContext, ServicerBase
 from protocol.errors import BadDigest, BadRecord, TransientError
 from protocol.limits import MAX_PIECE_BYTES
 from protocol.wire import service_pb2 as service
-from worker.streams import BoundedP2P
+from worker.p2pd import P2pd
 
 log = structlog.get_logger()
 
@@ -87,7 +87,7 @@ class BlobService(ServicerBase):  # type: ignore[misc]
 class BlobClient:
     """Fetches blobs from peers."""
 
-    def __init__(self, p2p: BoundedP2P, handle: str, run_id: bytes) -> None:
+    def __init__(self, p2p: P2pd, handle: str, run_id: bytes) -> None:
         self._p2p, self._handle, self._run_id = p2p, handle, run_id
 
     async def fetch(self, peer_id: str, sha256: bytes, total_bytes: int, target: Path) -> None:

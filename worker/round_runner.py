@@ -340,7 +340,8 @@ class RoundRunner:
     # ---- afterwards --------------------------------------------------------------------
 
     async def _settle(self, lease: Lease, outcome: Outcome) -> None:
-        if outcome.included and lease.contribution is not None:
+        # Whoever came back in the middle of a reduce may not have seen how it was decided.
+        if lease.contribution is not None and (outcome.included or not outcome.decided):
             contribution = open_envelope(lease.contribution, wire.Contribution).record
             await asyncio.to_thread(
                 self.journal.expect_receipt,

@@ -4,8 +4,10 @@ Invariants:
 
 * Requests that change state are signed; what the coordinator signs is checked against the
   keys that the link's root key delegated before anybody sees it.
-* Deadlines of the run are on the coordinator's clock; :meth:`Session.now_ms` follows it by
-  the monotonic clock, so a jump of this machine's clock moves nothing.
+* Deadlines of the run are on the coordinator's clock; :meth:`Session.now_ms` follows it by a
+  clock that nobody sets and that goes on while the machine sleeps.
+* A request whose date the coordinator does not believe is dated and signed anew, once, after a
+  Hello that tells its clock.
 * A download is resumed where it stopped and believed only when its SHA-256 is right.
 """
 
@@ -13,18 +15,20 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc
+import structlog
 from google.protobuf.message import Message
 
 from protocol.channel import CALL_TIMEOUT_S, call, open_channel, translate, trusted_certificate
 from protocol.download import download
 from protocol.envelope import Signed, open_envelope, seal
-from protocol.errors import BadSignature, TransientError, UsageError
+from protocol.errors import BadSignature, Stale, TransientError, UsageError
 from protocol.hello import check_hello, client_version
 from protocol.identity import Identity
 from protocol.link import JoinLink
@@ -34,12 +38,24 @@ from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2 as api
 from protocol.wire.service_pb2_grpc import CoordinatorStub
 
+log = structlog.get_logger()
+
 Record = TypeVar("Record", bound=Message)
+Reply = TypeVar("Reply")
 
 _STREAM_TIMEOUT_S = 600.0
 _ANSWER_TIMEOUT_S = 60.0  # 3 MiB, over a slow line
 _NONCE_BYTES = 16
 _AWAITS_APPROVAL = "approval"
+
+
+# Python's monotonic clock stands still while the machine sleeps, on Linux and on macOS.
+_STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def steady_s() -> float:
+    """Seconds on a clock that nobody sets and that a suspended machine does not stop."""
+    return time.clock_gettime(_STEADY)
 
 
 @dataclass(frozen=True)
@@ -62,7 +78,7 @@ class Session:
         self.identity = identity
         self.trust = TrustStore(link.run_id, link.root)
         self._use(pem)
-        self._clock_offset_s = time.time() - time.monotonic()
+        self._clock_offset_s = time.time() - steady_s()
         self.clock_error_s = 0.0
         self.greeting: Greeting
 
@@ -109,7 +125,7 @@ class Session:
 
     def now_ms(self) -> int:
         """Now, on the coordinator's clock, milliseconds."""
-        return int((time.monotonic() + self._clock_offset_s) * 1000)
+        return int((steady_s() + self._clock_offset_s) * 1000)
 
     def now_s(self) -> float:
         return self.now_ms() / 1000
@@ -119,15 +135,15 @@ class Session:
 
     def _learn_clock(self, server_time_ms: int, sent_s: float) -> None:
         # The server read its clock somewhere between our sending and now: take the middle.
-        middle_s = (sent_s + time.monotonic()) / 2
+        middle_s = (sent_s + steady_s()) / 2
         self._clock_offset_s = server_time_ms / 1000 - middle_s
-        self.clock_error_s = time.time() - (time.monotonic() + self._clock_offset_s)
+        self.clock_error_s = time.time() - (steady_s() + self._clock_offset_s)
 
     # ---- calls -------------------------------------------------------------------------
 
     async def hello(self) -> Greeting:
         """Version gate, manifest, keys, clock, head and anchors of the run."""
-        sent_s = time.monotonic()
+        sent_s = steady_s()
         request = api.HelloRequest(client_version=client_version(), run_id=self.link.run_id)
         reply = await call(lambda timeout: self._stub.Hello(request, timeout=timeout))
         manifest = check_hello(reply, self.link, self.trust)
@@ -155,6 +171,24 @@ class Session:
     def freshness(self) -> wire.Freshness:
         return wire.Freshness(sent_at_ms=self.now_ms(), nonce=secrets.token_bytes(_NONCE_BYTES))
 
+    async def _call_dated(
+        self, attempt: Callable[[float], Awaitable[Reply]], **options: Any
+    ) -> Reply:
+        """Make a call whose request carries a date and is signed at every attempt.
+
+        Raises:
+            ProtocolError: see :func:`protocol.channel.call`.
+        """
+        try:
+            return await call(attempt, **options)
+        except Stale as error:
+            await self._learn_clock_again(error)
+        return await call(attempt, **options)
+
+    async def _learn_clock_again(self, problem: Stale) -> None:
+        log.info("learning the coordinator's clock again", problem=str(problem))
+        await self.hello()
+
     async def enrol(self, enrolment: wire.Enrolment) -> wire.Envelope:
         """Ask to be admitted.
 
@@ -171,7 +205,7 @@ class Session:
             enrolment.freshness.CopyFrom(self.freshness())
             return self._stub.Enrol(seal(enrolment, self.identity), timeout=timeout)
 
-        reply = await call(attempt)
+        reply = await self._call_dated(attempt)
         if reply.code == _AWAITS_APPROVAL and not reply.admitted:
             raise TransientError(reply.message)
         if not reply.admitted:
@@ -190,7 +224,7 @@ class Session:
             )
             return self._stub.RequestWork(seal(request, self.identity), timeout=timeout)
 
-        reply: api.WorkReply = await call(attempt)
+        reply: api.WorkReply = await self._call_dated(attempt)
         return reply
 
     async def commit(self, envelope: wire.Envelope) -> api.CommitReply:
@@ -247,19 +281,19 @@ class Session:
             )
             return self._stub.Appeal(seal(record, self.identity), timeout=timeout)
 
-        reply: api.AppealReply = await call(attempt)
+        reply: api.AppealReply = await self._call_dated(attempt)
         return reply
 
     async def heartbeat(self, beat: wire.Heartbeat) -> api.HeartbeatReply:
-        sent_s = time.monotonic()
+        sent_s = steady_s()
 
         def attempt(timeout: float) -> grpc.aio.UnaryUnaryCall:
             nonlocal sent_s
-            sent_s = time.monotonic()
+            sent_s = steady_s()
             beat.freshness.CopyFrom(self.freshness())
             return self._stub.Heartbeat(seal(beat, self.identity), timeout=timeout)
 
-        reply: api.HeartbeatReply = await call(attempt, attempts=2, timeout_s=10.0)
+        reply: api.HeartbeatReply = await self._call_dated(attempt, attempts=2, timeout_s=10.0)
         if reply.server_time_ms:
             self._learn_clock(reply.server_time_ms, sent_s)
         return reply
@@ -275,6 +309,19 @@ class Session:
         Raises:
             TransientError: it broke; connect again.
         """
+        for number in range(2):
+            try:
+                async with aclosing(self._watch_once()) as events:
+                    async for event in events:
+                        yield event
+                break
+            except Stale as error:
+                if number:
+                    raise
+                await self._learn_clock_again(error)
+        raise TransientError("the coordinator ended the event stream")
+
+    async def _watch_once(self) -> AsyncGenerator[api.RunEvent]:
         request = wire.WatchRequest(
             run_id=self.link.run_id, worker=self.identity.peer_id, freshness=self.freshness()
         )
@@ -287,7 +334,6 @@ class Session:
             raise translate(error) from error
         finally:
             stream.cancel()
-        raise TransientError("the coordinator ended the event stream")
 
     # ---- blobs -------------------------------------------------------------------------
 

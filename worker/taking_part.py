@@ -58,6 +58,7 @@ class Outcome:
 
     head: Signed[wire.RunHead]  # of the next round
     included: bool = False  # own update was in the last inclusion set
+    decided: bool = False  # that set was seen here; else the own update may well be in it
     stepped: bool = False  # own outer step was made, and is the head's state
     peers: int = 0
 
@@ -355,6 +356,7 @@ class Reduction:
         return Outcome(
             head,
             included=inclusion is not None and me in inclusion.record.members,
+            decided=inclusion is not None,
             stepped=stepped,
             peers=len(self._last.roster.record.members),
         )

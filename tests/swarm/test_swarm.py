@@ -166,12 +166,12 @@ async def test_a_strangers_head_is_refused_on_both_sides(pair: Pair) -> None:
     with pytest.raises(BadSignature):
         await pair.client.publish_head(envelope)
     # Past our own check, straight to the anchor, as a hostile program would.
-    node = pair.client._node
+    node = pair.client.membership.node
     assert node is not None
     expires_s = head.issued_at_ms / 1000 + HEAD_LIFETIME_S
     data = envelope.SerializeToString()
     stored = await node.protocol.call_store(
-        pair.anchor._p2p.peer_id,
+        pair.anchor.membership.p2p.daemon.peer_id,
         [DHTID.generate(source=head_key(pair.run.run_id))],
         [node.protocol.serializer.dumps(data)],
         expires_s,
