@@ -84,7 +84,12 @@ class Heartbeats:
             reason=board.reason[:200],
             client_mode=config.client_mode,
             multiaddrs=[] if config.client_mode else await own_addresses(self.node.swarm),
+            bad_sources=self._bad_sources(),
         )
+
+    def _bad_sources(self) -> list[str]:
+        self.board.bad_sources = self.node.sources.bad
+        return self.board.bad_sources
 
     def _obey(self, reply: api.HeartbeatReply) -> None:
         paused = reply.action in (api.ACTION_PAUSE, api.ACTION_UPGRADE)

@@ -195,7 +195,7 @@ class RoundRunner:
             head: of the round whose state it starts from.
             seconds_left: until it must be committed.
         """
-        weights = await self.states.file(head, "weights")
+        weights = await self.states.file(head, "weights", anew=True)
         shards = await self.data.shards(record.start_sequence, record.end_sequence)
         dataset = await self.data.dataset_file()
         return Job(

@@ -6,7 +6,7 @@ Invariants:
   keys that the link's root key delegated before anybody sees it.
 * Deadlines of the run are on the coordinator's clock; :meth:`Session.now_ms` follows it by
   the monotonic clock, so a jump of this machine's clock moves nothing.
-* A download is resumed where it stopped and believed only when its SHA-256 is right.
+* Blobs come as they are sent: who fetches them checks them (:mod:`worker.blob_fetch`).
 """
 
 from __future__ import annotations
@@ -15,14 +15,12 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
 from protocol.channel import CALL_TIMEOUT_S, call, open_channel, translate, trusted_certificate
-from protocol.download import download
 from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import BadSignature, TransientError, UsageError
 from protocol.hello import check_hello, client_version
@@ -291,40 +289,19 @@ class Session:
 
     # ---- blobs -------------------------------------------------------------------------
 
-    async def download_state(
-        self,
-        state_digest: bytes,
-        part: api.StatePart,
-        *,
-        sha256: bytes,
-        total_bytes: int,
-        target: Path,
-    ) -> None:
-        """Fetch weights or momentum of a state; see :func:`protocol.download.download`."""
+    async def blob_pieces(self, sha256: bytes, offset: int) -> AsyncIterator[api.Piece]:
+        """A public blob of the run (state, shard, dataset manifest) from ``offset`` on, unchecked.
 
-        def source(offset: int) -> AsyncIterator[api.Piece]:
-            request = api.GetStateRequest(
-                run_id=self.link.run_id, state_digest=state_digest, part=part, offset=offset
-            )
-            stream: AsyncIterator[api.Piece] = self._stub.GetState(
-                request, timeout=_STREAM_TIMEOUT_S
-            )
-            return stream
-
-        await download(source, sha256=sha256, total_bytes=total_bytes, target=target)
-
-    async def download_blob(
-        self, sha256: bytes, target: Path, *, total_bytes: int | None, limit_bytes: int
-    ) -> None:
-        """Fetch any public blob of the run (shard, dataset manifest, tokenizer)."""
-
-        def source(offset: int) -> AsyncIterator[api.Piece]:
-            request = api.GetShardRequest(run_id=self.link.run_id, sha256=sha256, offset=offset)
-            stream: AsyncIterator[api.Piece] = self._stub.GetShard(
-                request, timeout=_STREAM_TIMEOUT_S
-            )
-            return stream
-
-        await download(
-            source, sha256=sha256, total_bytes=total_bytes, target=target, limit_bytes=limit_bytes
-        )
+        Raises:
+            TransientError: the stream broke, or the coordinator is away.
+            NotFound: it does not have it (any more).
+        """
+        request = api.GetShardRequest(run_id=self.link.run_id, sha256=sha256, offset=offset)
+        stream = self._stub.GetShard(request, timeout=_STREAM_TIMEOUT_S)
+        try:
+            async for piece in stream:
+                yield piece
+        except grpc.aio.AioRpcError as error:
+            raise translate(error) from error
+        finally:
+            stream.cancel()
