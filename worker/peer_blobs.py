@@ -74,11 +74,15 @@ class BlobService(ServicerBase):  # type: ignore[misc]
             total_bytes = os.fstat(file.fileno()).st_size
             offset = request.offset
             while offset < total_bytes:
-                data = await asyncio.to_thread(os.pread, file.fileno(), PIECE_BYTES, offset)
+                data = await asyncio.to_thread(_read_piece, file.fileno(), offset)
                 if not data:
                     raise TransientError("the blob shrank while it was read")
                 yield service.Piece(offset=offset, total_bytes=total_bytes, data=data)
                 offset += len(data)
+
+
+def _read_piece(descriptor: int, offset: int) -> bytes:
+    return os.pread(descriptor, PIECE_BYTES, offset)
 
 
 class BlobClient:
