@@ -37,9 +37,10 @@ Change = Callable[[Path], Path | None]
 """What a peer serves instead of the file that it is asked for."""
 
 
-def load_run_rig() -> ModuleType:
-    path = Path(__file__).parent.with_name("run_rig.py")
-    spec = importlib.util.spec_from_file_location("run_rig", path)
+def load_rig(name: str) -> ModuleType:
+    """A rig of another folder of the tests."""
+    path = Path(__file__).parents[1] / name
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
@@ -196,7 +197,7 @@ async def join(
 
 @asynccontextmanager
 async def open_field(folder: Path) -> AsyncIterator[Field]:
-    run_rig = load_run_rig()
+    run_rig = load_rig("run_rig.py")
     data, run = folder / "data", folder / "run"
     per_block = BLOCK_BYTES // (run_rig.LENGTH * 2)
     # Two shards: the last block of each is a short one.
