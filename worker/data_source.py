@@ -1,12 +1,14 @@
 """The data of a unit, as verified local files.
 
 Invariant: a shard is read only after its SHA-256, from the dataset manifest that the run manifest
-names, was right; it is hashed again for each unit, for a disk may rot.
+names, was right; it is hashed again for each unit, for a disk may rot, and a unit does not count
+if one was written to meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from pathlib import Path
 
 import structlog
@@ -78,6 +80,10 @@ class DataSource:
         fetched = await self._fetcher.fetch(Wanted(sha256, total_bytes))
         _say(sha256, fetched.givers)
         return fetched.path
+
+    def has_changed(self, shards: Iterable[str]) -> bool:
+        """Whether one of these (SHA-256 in hex) is not as it was verified; blocking, never hashes."""
+        return any(self._blobs.known(bytes.fromhex(shard)) is None for shard in shards)
 
 
 def _say(sha256: bytes, givers: tuple[str, ...]) -> None:

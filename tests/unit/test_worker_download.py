@@ -85,7 +85,9 @@ async def test_data_that_rots_is_fetched_again_for_the_next_unit(
     right = {path: path.read_bytes(), (dataset := await data.dataset_file()): dataset.read_bytes()}
     for damaged, bytes_ in right.items():
         damaged.write_bytes(bytes(len(bytes_)))
+    assert data.has_changed([name])
     assert (await data.shards(0, 4))[name].read_bytes() == right[path]
+    assert not data.has_changed([name])
     assert (await data.dataset_file()).read_bytes() == right[dataset]
 
 
