@@ -82,7 +82,7 @@ class DataSource:
         return fetched.path
 
     def has_changed(self, shards: Iterable[str]) -> bool:
-        """Whether one of these (SHA-256 in hex) is not as it was verified; blocking, never hashes."""
+        """Whether one of these (SHA-256 in hex) is not as it was verified; never hashes."""
         return any(self._blobs.known(bytes.fromhex(shard)) is None for shard in shards)
 
 

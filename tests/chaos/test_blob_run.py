@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chaos_blob_rig import load_rig
+from worker_rig import Rig, open_rig
 
 pytestmark = [pytest.mark.swarm, pytest.mark.timeout(300)]
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Any]:
-    with load_rig("swarm/worker_rig.py").open_rig(tmp_path) as opened:
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    with open_rig(tmp_path) as opened:
         yield opened
 
 
@@ -34,7 +34,7 @@ def wait_for_file(path: Path, text: str, count: int, timeout_s: float = 120.0) -
 
 
 def test_a_late_joiner_gets_everything_from_peers_when_the_coordinator_lost_its_files(
-    rig: Any,
+    rig: Rig,
 ) -> None:
     # Two members are needed, so the round waits for the second one.
     rig.init(max_rounds=1000, max_steps=400, duration_s=250.0, min_members=2)
@@ -62,7 +62,7 @@ def test_a_late_joiner_gets_everything_from_peers_when_the_coordinator_lost_its_
     assert "dataset_file_lost" not in coordinator.text()
 
 
-def test_every_file_of_a_worker_rots_and_the_run_goes_on_with_equal_digests(rig: Any) -> None:
+def test_every_file_of_a_worker_rots_and_the_run_goes_on_with_equal_digests(rig: Rig) -> None:
     rig.init(max_rounds=3, max_steps=30, duration_s=8.0, min_members=1)
     coordinator = rig.serve()
     coordinator.wait_for("Serving")
