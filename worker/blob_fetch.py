@@ -60,8 +60,7 @@ class BlobFetcher:
         Raises:
             TransientError: no source had it, or the disk is full; what came is kept: call again.
         """
-        lock = self._locks.setdefault(wanted.sha256, asyncio.Lock())
-        async with lock:
+        async with self._alone(wanted.sha256):
             path = await asyncio.to_thread(self._blobs.find, wanted.sha256)
             if path is not None:
                 return Fetched(path)
@@ -73,13 +72,20 @@ class BlobFetcher:
         Raises:
             TransientError: as :meth:`fetch`.
         """
-        path = await asyncio.to_thread(self._blobs.find, sha256)
-        if path is not None:
-            return Fetched(path)
+        async with self._alone(sha256):
+            path = await asyncio.to_thread(self._blobs.find, sha256)
+            if path is not None:
+                return Fetched(path)
+            return await self._whole(sha256, limit_bytes)
+
+    def _alone(self, sha256: bytes) -> asyncio.Lock:
+        return self._locks.setdefault(sha256, asyncio.Lock())
+
+    async def _whole(self, sha256: bytes, limit_bytes: int) -> Fetched:
         problems: dict[str, str] = {}
         for source in await self._sources.of(sha256):
             try:
-                data = await _whole(source, sha256, limit_bytes)
+                data = await _read(source, sha256, limit_bytes)
             except PeerFault as error:
                 self._sources.convict(source.name, str(error))
                 problems[source.name] = str(error)
@@ -112,7 +118,7 @@ class BlobFetcher:
         return Fetched(self._blobs.path(wanted.sha256), tuple(givers))
 
 
-async def _whole(source: Source, sha256: bytes, limit_bytes: int) -> bytes:
+async def _read(source: Source, sha256: bytes, limit_bytes: int) -> bytes:
     pieces = source.pieces(sha256, 0)
     chunks = checked_data(
         pieces, 0, None, source.name, limit_bytes=limit_bytes, stall_s=_UNSIZED_STALL_S

@@ -36,6 +36,7 @@ SMALL_BYTES = 4 << 20
 PATIENCE_S = 5.0
 """When no block came for so long, another source is used as well."""
 
+_ROTTEN_TIMES = 3
 _RESERVE_TRIES = 6  # streams without a block; of others one is enough, somebody else has it
 
 
@@ -58,18 +59,21 @@ class BlobTransfer:
         """Until the bytes are right.
 
         Raises:
-            TransientError: there is no source left.
+            TransientError: there is no source left, or the disk does not keep what is written.
             OSError: the disk is full or refuses.
         """
         self._partial.forget(self._book.bad)
-        while True:
+        rotten = 0
+        while rotten <= _ROTTEN_TIMES:
             await self._collect()
             if await self._is_right():
                 return
             if await asyncio.to_thread(self._partial.drop_rotten):
                 log.warning("a download was changed on the disk", sha256=self._sha256.hex())
+                rotten += 1
             elif await self._judge():
                 return
+        raise TransientError(f"{self._partial.path} keeps changing on the disk: check the disk")
 
     async def _is_right(self) -> bool:
         return await asyncio.to_thread(self._partial.sha256) == self._sha256
@@ -119,6 +123,7 @@ class BlobTransfer:
         try:
             await self._draw_blocks(source, plan)
         except (TransientError, UsageError) as error:
+            log.info("source could not serve", source=source.name, problem=str(error))
             self._problems[source.name] = str(error)
             self._book.refused(source.name, self._sha256)
         except PeerFault as error:

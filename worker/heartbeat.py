@@ -156,7 +156,8 @@ async def seed_weights(node: Node, *, fetch: bool) -> None:
     """Announce this node as a holder of the run's weights, for ever.
 
     Args:
-        fetch: get them if they are not here (anchors do; workers announce what they have).
+        fetch: get them, and the momentum, if they are not here (anchors do; workers announce what
+            they have).
     """
     while True:
         head = node.watch.head
@@ -164,6 +165,7 @@ async def seed_weights(node: Node, *, fetch: bool) -> None:
             if head is not None:
                 if fetch:
                     await node.states.file(head, "weights")
+                    await node.states.file(head, "momentum")
                 if node.blobs.known(head.record.weights_sha256) is not None:
                     await node.swarm.announce_weights(head.record.state_digest, node.admission)
         except (TransientError, PeerFault, UsageError) as error:
