@@ -49,6 +49,7 @@ class BlobTransfer:
         self._sha256 = sha256
         self._partial = partial
         self._sources = sources
+        self._idle: list[Source] = []  # those that would serve, but are at no block
         self._book = book
         self._news = asyncio.Event()
         self._kept: Counter[str] = Counter()
@@ -84,16 +85,17 @@ class BlobTransfer:
         """Fetch the blocks that are missing."""
         plan = BlockPlan(self._partial.count, self._partial.given)
         width = WIDTH if self._partial.total_bytes > SMALL_BYTES else 1
-        idle = list(self._sources)
+        self._idle = list(self._sources)
         running: set[asyncio.Task[None]] = set()
         patient = True
         async with asyncio.TaskGroup() as tasks:
             while not plan.complete and self._disk_error is None:
                 self._news.clear()
                 running = {task for task in running if not task.done()}
-                wider = len(running) < width and bool(idle) and not idle[0].reserve
-                if idle and (wider or not running or not patient):
-                    running.add(tasks.create_task(self._draw(idle.pop(0), plan)))
+                idle = bool(self._idle) and plan.is_open
+                wider = idle and len(running) < width and not self._idle[0].reserve
+                if wider or (idle and not (running and patient)):
+                    running.add(tasks.create_task(self._draw(self._idle.pop(0), plan)))
                     patient = True
                 elif running:
                     patient = await self._hear()
@@ -122,6 +124,7 @@ class BlobTransfer:
         """Fetch from one source for as long as there is something to do and it serves."""
         try:
             await self._draw_blocks(source, plan)
+            self._idle.insert(0, source)
         except (TransientError, UsageError) as error:
             log.info("source could not serve", source=source.name, problem=str(error))
             self._problems[source.name] = str(error)

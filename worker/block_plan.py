@@ -26,6 +26,11 @@ class BlockPlan:
     def complete(self) -> bool:
         return len(self._done) == self._count
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a source that asks for a block gets one."""
+        return len(self._claimed) < self._count
+
     def next(self, source: str, after: int | None = None) -> int | None:
         """Give a source its next block; None when there is nothing to do for it.
 

@@ -34,6 +34,7 @@ def test_no_block_is_fetched_twice_before_all_are_under_way(
             plan.finish(before)
             done.add(before)
         block = plan.next(source, after=before)
+        assert plan.is_open == (block is not None)
         if block is None:
             continue
         free = set(range(count)) - done - set(at.values())
