@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -51,8 +52,8 @@ def load_rig(name: str) -> ModuleType:
 class Counted(Sources):
     """The sources of a run, with a count of what each was asked for and gave.
 
-    :meth:`gate` holds the streams of all sources but one back until that one has given so many
-    blocks: which blocks come from whom is then no matter of speed.
+    :meth:`gate` holds the streams of all sources but one back, until that one has given so many
+    blocks or something has happened: which blocks come from whom is then no matter of speed.
     """
 
     def __init__(self, session: Session) -> None:
@@ -62,9 +63,15 @@ class Counted(Sources):
         self._first, self._after, self._open = "", 0, asyncio.Event()
         self._open.set()
 
-    def gate(self, first: str, after: int) -> None:
+    def gate(self, first: str, after: int = BLOCKS + 1) -> None:
         self._first, self._after = first, after
         self._open.clear()
+
+    async def open_when_struck(self, process: subprocess.Popen[str]) -> None:
+        """Open the gate when a process of ours has been stopped or killed."""
+        how = os.WSTOPPED | os.WEXITED | os.WNOWAIT
+        await asyncio.to_thread(os.waitid, os.P_PID, process.pid, how)
+        self._open.set()
 
     async def of(self, sha256: bytes, state_digest: bytes | None = None) -> list[Source]:
         found = await super().of(sha256, state_digest)
