@@ -29,7 +29,6 @@ from protocol.identity import Identity
 from protocol.wire.records_pb2 import Assignment
 from worker.config import Home, WorkerConfig
 from worker.control import control_server, home_lock
-from worker.data_source import DataSource
 from worker.heartbeat import Heartbeats, seed_weights
 from worker.journal import Lease, LeaseState
 from worker.node import Node, open_node
@@ -207,7 +206,7 @@ class Daemon:
             session=node.session,
             watch=node.watch,
             states=node.states,
-            data=DataSource(manifest, node.session, node.blobs),
+            data=node.data,
             outbox=node.outbox,
             journal=node.journal,
             trainer=self.trainer,

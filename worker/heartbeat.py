@@ -100,7 +100,12 @@ class Heartbeats:
             reason=board.reason[:200],
             client_mode=config.client_mode,
             multiaddrs=[] if config.client_mode else await own_addresses(self.node.swarm),
+            bad_sources=self._bad_sources(),
         )
+
+    def _bad_sources(self) -> list[str]:
+        self.board.bad_sources = self.node.sources.bad
+        return self.board.bad_sources
 
     def _obey(self, reply: api.HeartbeatReply) -> None:
         paused = reply.action in (api.ACTION_PAUSE, api.ACTION_UPGRADE)
@@ -167,7 +172,8 @@ async def seed_weights(node: Node, *, fetch: bool) -> None:
     """Announce this node as a holder of the run's weights, for ever.
 
     Args:
-        fetch: get them if they are not here (anchors do; workers announce what they have).
+        fetch: get them, and the momentum, if they are not here (anchors do; workers announce what
+            they have).
     """
     while True:
         head = node.watch.head
@@ -175,6 +181,7 @@ async def seed_weights(node: Node, *, fetch: bool) -> None:
             if head is not None:
                 if fetch:
                     await node.states.file(head, "weights")
+                    await node.states.file(head, "momentum")
                 if node.blobs.known(head.record.weights_sha256) is not None:
                     await node.swarm.announce_weights(head.record.state_digest, node.admission)
         except (TransientError, PeerFault, UsageError) as error:

@@ -23,13 +23,16 @@ from protocol.hello import client_version
 from protocol.identity import Identity
 from protocol.limits import MAX_MULTIADDRS
 from protocol.wire import records_pb2 as wire
+from worker.blob_fetch import BlobFetcher
 from worker.config import Home, WorkerConfig
+from worker.data_source import DataSource
 from worker.evidence import Evidence
 from worker.journal import Journal
 from worker.outbox import Outbox
 from worker.retained import Retained
 from worker.session import Session
 from worker.shards import BlobStore
+from worker.sources import Sources
 from worker.state_cache import StateCache
 from worker.status import Board
 from worker.swarm import Swarm
@@ -51,7 +54,9 @@ class Node:
     session: Session
     swarm: Swarm
     watch: Watch
+    sources: Sources
     states: StateCache
+    data: DataSource
     blobs: BlobStore
     journal: Journal
     outbox: Outbox
@@ -100,8 +105,11 @@ async def open_node(
         swarm, peers = await _join_swarm(config, identity, identity_path, session, board, peers)
         stack.push_async_callback(swarm.shutdown)
         swarm.serve_blobs(blobs.known)
-        watch, states = Watch(session), StateCache(manifest, session, blobs, journal)
-        watch.swarm = states.swarm = swarm
+        watch, sources = Watch(session), Sources(session)
+        sources.head = lambda: watch.head
+        fetcher = BlobFetcher(blobs, sources)
+        states = StateCache(manifest, fetcher, blobs, journal)
+        watch.swarm = sources.swarm = swarm
 
         def swarm_changed() -> None:
             board.swarm_problem = swarm.membership.problem
@@ -110,7 +118,7 @@ async def open_node(
         swarm.membership.on_change = swarm_changed
         outbox = Outbox(session, journal)
         watch.on_connected = outbox.retry_now
-        states.anchor_ids = tuple(peer.rsplit("/p2p/", 1)[-1] for peer in peers)
+        sources.anchor_ids = tuple(peer.rsplit("/p2p/", 1)[-1] for peer in peers)
         device = await asyncio.to_thread(pick_device, config.device)
         retained = await asyncio.to_thread(_retained, home, config)
         evidence = Evidence(identity, manifest, retained, home.answers, states.elements)
@@ -124,7 +132,9 @@ async def open_node(
             session=session,
             swarm=swarm,
             watch=watch,
+            sources=sources,
             states=states,
+            data=DataSource(manifest, fetcher, blobs),
             blobs=blobs,
             journal=journal,
             outbox=outbox,

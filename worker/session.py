@@ -8,7 +8,7 @@ Invariants:
   clock that nobody sets and that goes on while the machine sleeps.
 * A request whose date the coordinator does not believe is dated and signed anew, once, after a
   Hello that tells its clock.
-* A download is resumed where it stopped and believed only when its SHA-256 is right.
+* Blobs come as they are sent: who fetches them checks them (:mod:`worker.blob_fetch`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import grpc
@@ -26,7 +25,6 @@ import structlog
 from google.protobuf.message import Message
 
 from protocol.channel import CALL_TIMEOUT_S, call, open_channel, translate, trusted_certificate
-from protocol.download import download
 from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import BadSignature, Stale, TransientError, UsageError
 from protocol.hello import check_hello, client_version
@@ -337,40 +335,19 @@ class Session:
 
     # ---- blobs -------------------------------------------------------------------------
 
-    async def download_state(
-        self,
-        state_digest: bytes,
-        part: api.StatePart,
-        *,
-        sha256: bytes,
-        total_bytes: int,
-        target: Path,
-    ) -> None:
-        """Fetch weights or momentum of a state; see :func:`protocol.download.download`."""
+    async def blob_pieces(self, sha256: bytes, offset: int) -> AsyncIterator[api.Piece]:
+        """A public blob of the run (state, shard, dataset manifest) from ``offset`` on, unchecked.
 
-        def source(offset: int) -> AsyncIterator[api.Piece]:
-            request = api.GetStateRequest(
-                run_id=self.link.run_id, state_digest=state_digest, part=part, offset=offset
-            )
-            stream: AsyncIterator[api.Piece] = self._stub.GetState(
-                request, timeout=_STREAM_TIMEOUT_S
-            )
-            return stream
-
-        await download(source, sha256=sha256, total_bytes=total_bytes, target=target)
-
-    async def download_blob(
-        self, sha256: bytes, target: Path, *, total_bytes: int | None, limit_bytes: int
-    ) -> None:
-        """Fetch any public blob of the run (shard, dataset manifest, tokenizer)."""
-
-        def source(offset: int) -> AsyncIterator[api.Piece]:
-            request = api.GetShardRequest(run_id=self.link.run_id, sha256=sha256, offset=offset)
-            stream: AsyncIterator[api.Piece] = self._stub.GetShard(
-                request, timeout=_STREAM_TIMEOUT_S
-            )
-            return stream
-
-        await download(
-            source, sha256=sha256, total_bytes=total_bytes, target=target, limit_bytes=limit_bytes
-        )
+        Raises:
+            TransientError: the stream broke, or the coordinator is away.
+            NotFound: it does not have it (any more).
+        """
+        request = api.GetShardRequest(run_id=self.link.run_id, sha256=sha256, offset=offset)
+        stream = self._stub.GetShard(request, timeout=_STREAM_TIMEOUT_S)
+        try:
+            async for piece in stream:
+                yield piece
+        except grpc.aio.AioRpcError as error:
+            raise translate(error) from error
+        finally:
+            stream.cancel()

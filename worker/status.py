@@ -63,6 +63,7 @@ class Board:
     receipts_held: int = 0
     state_digest: str = ""
     public_url: str = ""
+    bad_sources: list[str] = field(default_factory=list)  # PeerIDs that served other bytes
     started_at_s: float = field(default_factory=time.time)
 
     def at_work(self, phase: Phase) -> None:
@@ -109,7 +110,7 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
     unit = f"{status['steps_done']}/{status['steps']} steps" if status["steps"] else "none"
     if status["loss"] is not None and status["steps_done"]:
         unit += f", loss {status['loss']:.3f}"
-    eta = status["eta_s"]
+    eta, bad = status["eta_s"], ", ".join(status["bad_sources"])
     phase, reason = status["phase"], status["reason"]
     # "waiting: waiting for ..." says one thing twice.
     doing = reason if reason.startswith(phase) else phase + (f": {reason}" if reason else "")
@@ -125,5 +126,6 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
         ("receipts", f"{status['receipts_held']} held, {status['receipts_pending']} awaited"),
         ("coordinator", "connected" if status["connected"] else "not reachable"),
         ("device", status["worker"]),
+        *([("dropped", f"{bad} that served wrong bytes")] if bad else []),
         *([("leaderboard", status["public_url"])] if status["public_url"] else []),
     ]

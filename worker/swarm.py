@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import structlog
@@ -28,6 +28,7 @@ from protocol.limits import MAX_RECORD_BYTES
 from protocol.trust import TrustStore
 from protocol.update import EncodedUpdate
 from protocol.wire import records_pb2 as wire
+from protocol.wire import service_pb2 as service
 from worker.allreduce import GroupReduce, Peer
 from worker.dht_records import RunRecords, fits, head_key, roster_key, weights_key
 from worker.group import Group
@@ -276,9 +277,9 @@ class Swarm:
         """Serve files by SHA-256 to whoever asks; ``resolve`` names only verified ones."""
         self._blobs.resolve = resolve
 
-    async def fetch_blob(self, peer_id: str, sha256: bytes, total_bytes: int, target: Path) -> None:
-        """See :meth:`worker.peer_blobs.BlobClient.fetch`."""
-        await self._fetcher.fetch(peer_id, sha256, total_bytes, target)
+    def blob_pieces(self, peer_id: str, sha256: bytes, offset: int) -> AsyncIterator[service.Piece]:
+        """See :meth:`worker.peer_blobs.BlobClient.pieces`."""
+        return self._fetcher.pieces(peer_id, sha256, offset)
 
     # ---- the reduce
 
