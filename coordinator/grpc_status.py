@@ -1,11 +1,14 @@
 """The one place where our errors become gRPC statuses.
 
 Every handler raises; nothing else in the coordinator knows a status code. An error travels as a
-status, a stable reason (``google.rpc.ErrorInfo`` with domain ``barnraise``) and the sentence that
-tells a person what to do. Bytes that are no message are a peer's fault like any other: the library
-would answer UNKNOWN and log a traceback for each. Anything that is not one of ours is a bug: it is
-logged with its traceback here and answered as INTERNAL without its text, which might tell a
-stranger too much.
+status, a stable reason (``google.rpc.ErrorInfo`` with domain ``barnraise``), the sentence that
+tells a person what to do and, where waiting helps, for how long (``google.rpc.RetryInfo``). Bytes
+that are no message are a peer's fault like any other: the library would answer UNKNOWN and log a
+traceback for each. Anything that is not one of ours is a bug: it is logged with its traceback here
+and answered as INTERNAL without its text, which might tell a stranger too much.
+
+Nobody holds a call for as long as they like: a unary call has a deadline, and a stream ends when
+its other side neither takes nor sends anything for ``STREAM_STALL_S``.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import Any
 import grpc
 import structlog
 from google.protobuf import any_pb2
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -45,6 +48,10 @@ CALL_DEADLINE_S = 30.0
 """A unary call that takes longer has met a fault; its client is told to try again."""
 
 UPLOAD_DEADLINE_S = 600.0
+
+STREAM_STALL_S = 60.0
+"""A reader takes one message of at most 1 MiB within this time, and a sender brings one."""
+
 _MAX_SENTENCE_CHARS = 1000
 """Statuses travel in HTTP/2 trailers, which clients bound at 8 KiB."""
 
@@ -70,10 +77,20 @@ _log = structlog.get_logger()
 def status_of(error: ProtocolError) -> grpc.Status:
     """The gRPC status of an error: code by the nearest class, reason, sentence."""
     code = next(_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)
-    detail = any_pb2.Any()
-    detail.Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))
+    said: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
+    if isinstance(error, TransientError) and error.retry_after_s is not None:
+        said.append(_retry_info(error.retry_after_s))
+    details = [any_pb2.Any() for _ in said]
+    for detail, one in zip(details, said, strict=True):
+        detail.Pack(one)
     message = str(error)[:_MAX_SENTENCE_CHARS]
-    return rpc_status.to_status(status_pb2.Status(code=code, message=message, details=[detail]))
+    return rpc_status.to_status(status_pb2.Status(code=code, message=message, details=details))
+
+
+def _retry_info(retry_after_s: float) -> error_details_pb2.RetryInfo:
+    info = error_details_pb2.RetryInfo()
+    info.retry_delay.FromMilliseconds(max(1, round(retry_after_s * 1000)))
+    return info
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
@@ -153,7 +170,16 @@ def _parsed(behaviour: Callable[..., Any]) -> Callable[..., Any]:
 
 def _parsed_stream(behaviour: Callable[..., Any]) -> Callable[..., Any]:
     async def parsed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        async for request in requests:
+        while True:
+            try:
+                async with asyncio.timeout(STREAM_STALL_S):
+                    request = await anext(requests, None)
+            except TimeoutError as error:
+                raise TransientError(
+                    f"nothing came for {STREAM_STALL_S:.0f} s: send it again, from where it stopped"
+                ) from error
+            if request is None:
+                return
             yield _insist(request)
 
     async def reply(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> Any:
@@ -186,12 +212,17 @@ def _unary(
 def _stream(method: str, behaviour: Callable[..., AsyncGenerator[Any]]) -> Callable[..., Any]:
     assert inspect.isasyncgenfunction(behaviour), f"{method} must be an async generator"
 
-    async def call(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+    async def call(request: Any, context: grpc.aio.ServicerContext) -> None:
         try:
             # Closed here and now, so that what the handler holds is let go when the client goes.
             async with aclosing(behaviour(request, context)) as replies:
                 async for reply in replies:
-                    yield reply
+                    await _write(context, reply)
+        except _TooSlow:
+            _log.info("reader_too_slow", method=method, stall_s=STREAM_STALL_S)
+            # Not a status: it would wait behind what is not read. Left without one, the call's
+            # stream is reset.
+            raise asyncio.CancelledError from None
         except ProtocolError as error:
             await _refuse(context, error)
         except (grpc.aio.AbortError, grpc.RpcError):
@@ -200,6 +231,18 @@ def _stream(method: str, behaviour: Callable[..., AsyncGenerator[Any]]) -> Calla
             await _confess(context, method)
 
     return call
+
+
+class _TooSlow(Exception):
+    """The reader did not take what it asked for."""
+
+
+async def _write(context: grpc.aio.ServicerContext, reply: Any) -> None:
+    try:
+        async with asyncio.timeout(STREAM_STALL_S):
+            await context.write(reply)
+    except TimeoutError as error:
+        raise _TooSlow from error
 
 
 async def _refuse(context: grpc.aio.ServicerContext, error: ProtocolError) -> None:

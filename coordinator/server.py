@@ -28,6 +28,7 @@ from grpc_reflection.v1alpha import reflection
 from coordinator.config import split_address
 from coordinator.engine import Engine
 from coordinator.grpc_status import ErrorInterceptor
+from coordinator.overload import allow_many_connections
 from coordinator.ports import join_address, require_free
 from coordinator.service import CoordinatorService
 from coordinator.supervise import Child
@@ -39,7 +40,8 @@ from protocol.wire.service_pb2_grpc import add_CoordinatorServicer_to_server
 
 SERVICE_NAME = service_pb2.DESCRIPTOR.services_by_name["Coordinator"].full_name
 CALL_GRACE_S = 3.0
-_MAX_CONCURRENT_CALLS = 8192
+_MAX_CONCURRENT_CALLS = 16_384
+"""Of all clients, event streams included; the library refuses the next."""
 
 _OPTIONS = [
     ("grpc.max_receive_message_length", MAX_GRPC_MESSAGE_BYTES),
@@ -57,6 +59,18 @@ _OPTIONS = [
     # resume.
     ("grpc.max_connection_age_ms", 6 * 3600 * 1000),
     ("grpc.max_connection_age_grace_ms", 300 * 1000),
+    # What has not shaken hands by then, or has nothing under way for so long, is closed.
+    ("grpc.server_handshake_timeout_ms", 20_000),
+    ("grpc.max_connection_idle_ms", 300_000),
+    ("grpc.http2.settings_timeout", 20_000),
+    # One connection cannot fill the queue of calls that were not looked at yet. What is over the
+    # queue's limits is dropped by the library (CANCELLED), which clients take as "try again".
+    ("grpc.max_concurrent_streams", 100),
+    ("grpc.server.max_pending_requests", 8192),
+    ("grpc.server.max_pending_requests_hard_limit", 16_384),
+    # Headers: we read none of them, and gRPC's own are short.
+    ("grpc.max_metadata_size", 8192),
+    ("grpc.absolute_max_metadata_size", 16_384),
 ]
 
 _log = structlog.get_logger()
@@ -80,7 +94,7 @@ class BoundServer:
 
 
 async def start_server(
-    service: CoordinatorService, tls: TlsCredentials, listen: str
+    service: CoordinatorService, tls: TlsCredentials, listen: str, connections: int | None = None
 ) -> BoundServer:
     """Bind and serve.
 
@@ -88,15 +102,20 @@ async def start_server(
         service: what answers.
         tls: certificate and key.
         listen: ``host:port``; port 0 takes a free one.
+        connections: open at once; default: as many as the limit of open files allows.
 
     Raises:
         UsageError: the address cannot be used.
     """
     host, port = split_address(listen)
     require_free(host, port)
+    allowed = allow_many_connections()
     server = grpc.aio.server(
         interceptors=[ErrorInterceptor()],
-        options=_OPTIONS,
+        options=[
+            *_OPTIONS,
+            ("grpc.max_allowed_incoming_connections", min(allowed, connections or allowed)),
+        ],
         maximum_concurrent_rpcs=_MAX_CONCURRENT_CALLS,
     )
     add_CoordinatorServicer_to_server(service, server)  # type: ignore[no-untyped-call]

@@ -25,6 +25,7 @@ from coordinator.queries import snapshot_events
 from coordinator.turn import Turn
 from coordinator.uncancelled import to_the_end
 from protocol.errors import ProtocolError
+from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
 
 T = TypeVar("T")
@@ -44,6 +45,7 @@ class Turns:
             clock: seconds since the epoch.
         """
         self.settle_due = asyncio.Event()  # set when a round can be settled
+        self.head: wire.Envelope | None = None  # of the running round, as of the last turn
         self._context = context
         self._database = database
         self._clock = clock
@@ -54,12 +56,14 @@ class Turns:
     async def run(self, work: Callable[[Turn], T | ProtocolError]) -> T:
         """Run one transaction on the running round, then publish and sign what came of it."""
 
-        def once(session: Session) -> tuple[Turn, T | ProtocolError]:
+        def once(session: Session) -> tuple[Turn, T | ProtocolError, bytes]:
             turn = Turn(self._context, session, self._clock())
-            return turn, work(turn)
+            result = work(turn)
+            return turn, result, turn.row.head
 
         async def commit_and_tell() -> T | ProtocolError:
-            turn, result = await self._database.run(once)
+            turn, result, head = await self._database.run(once)
+            self.head = wire.Envelope.FromString(head)
             self._unsigned |= turn.leaves_added
             self._hub.publish(turn.events)
             if turn.settle_due:
