@@ -8,7 +8,7 @@ traceback for each. Anything that is not one of ours is a bug: it is logged with
 and answered as INTERNAL without its text, which might tell a stranger too much.
 
 Nobody holds a call for as long as they like: a unary call has a deadline, and a stream ends when
-its other side neither takes nor sends anything for ``STREAM_STALL_S``.
+its other side neither takes nor sends a message (at most 1 MiB) for ``stall_s``.
 """
 
 from __future__ import annotations
@@ -48,9 +48,6 @@ CALL_DEADLINE_S = 30.0
 """A unary call that takes longer has met a fault; its client is told to try again."""
 
 UPLOAD_DEADLINE_S = 600.0
-
-STREAM_STALL_S = 60.0
-"""A reader takes one message of at most 1 MiB within this time, and a sender brings one."""
 
 _MAX_SENTENCE_CHARS = 1000
 """Statuses travel in HTTP/2 trailers, which clients bound at 8 KiB."""
@@ -94,7 +91,10 @@ def _retry_info(retry_after_s: float) -> error_details_pb2.RetryInfo:
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Turns what handlers raise into statuses."""
+    """Turns what handlers raise into statuses, and ends streams that stand still."""
+
+    def __init__(self, stall_s: float = 60.0) -> None:
+        self._stall_s = stall_s
 
     async def intercept_service(
         self,
@@ -106,9 +106,12 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             return handler
         method = handler_call_details.method.rsplit("/", 1)[-1]
         make, behaviour = _parts(handler)
-        behaviour = _parsed_stream(behaviour) if handler.request_streaming else _parsed(behaviour)
+        if handler.request_streaming:
+            behaviour = _parsed_stream(behaviour, self._stall_s)
+        else:
+            behaviour = _parsed(behaviour)
         if handler.response_streaming:
-            wrapped = _stream(method, behaviour)
+            wrapped = _stream(method, behaviour, self._stall_s)
         else:
             wrapped = _unary(
                 method,
@@ -168,15 +171,15 @@ def _parsed(behaviour: Callable[..., Any]) -> Callable[..., Any]:
     return reply
 
 
-def _parsed_stream(behaviour: Callable[..., Any]) -> Callable[..., Any]:
+def _parsed_stream(behaviour: Callable[..., Any], stall_s: float) -> Callable[..., Any]:
     async def parsed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         while True:
             try:
-                async with asyncio.timeout(STREAM_STALL_S):
+                async with asyncio.timeout(stall_s):
                     request = await anext(requests, None)
             except TimeoutError as error:
                 raise TransientError(
-                    f"nothing came for {STREAM_STALL_S:.0f} s: send it again, from where it stopped"
+                    f"nothing came for {stall_s:.0f} s: send it again, from where it stopped"
                 ) from error
             if request is None:
                 return
@@ -209,7 +212,9 @@ def _unary(
     return call
 
 
-def _stream(method: str, behaviour: Callable[..., AsyncGenerator[Any]]) -> Callable[..., Any]:
+def _stream(
+    method: str, behaviour: Callable[..., AsyncGenerator[Any]], stall_s: float
+) -> Callable[..., Any]:
     assert inspect.isasyncgenfunction(behaviour), f"{method} must be an async generator"
 
     async def call(request: Any, context: grpc.aio.ServicerContext) -> None:
@@ -217,9 +222,9 @@ def _stream(method: str, behaviour: Callable[..., AsyncGenerator[Any]]) -> Calla
             # Closed here and now, so that what the handler holds is let go when the client goes.
             async with aclosing(behaviour(request, context)) as replies:
                 async for reply in replies:
-                    await _write(context, reply)
+                    await _write(context, reply, stall_s)
         except _TooSlow:
-            _log.info("reader_too_slow", method=method, stall_s=STREAM_STALL_S)
+            _log.info("reader_too_slow", method=method, stall_s=stall_s)
             # Not a status: it would wait behind what is not read. Left without one, the call's
             # stream is reset.
             raise asyncio.CancelledError from None
@@ -237,9 +242,9 @@ class _TooSlow(Exception):
     """The reader did not take what it asked for."""
 
 
-async def _write(context: grpc.aio.ServicerContext, reply: Any) -> None:
+async def _write(context: grpc.aio.ServicerContext, reply: Any, stall_s: float) -> None:
     try:
-        async with asyncio.timeout(STREAM_STALL_S):
+        async with asyncio.timeout(stall_s):
             await context.write(reply)
     except TimeoutError as error:
         raise _TooSlow from error

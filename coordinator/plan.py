@@ -156,6 +156,7 @@ preset = "{preset}"                       # ... or a preset: {presets}
 # requests_per_s_per_address = 100.0
 # burst_per_address = 500             # known devices have allowances of their own
 # connections = ...                   # default: what the system's limit of open files allows
+# stalled_stream_s = 60.0             # a stream that nobody reads or feeds for so long ends
 # devices_per_donor = 64
 # devices_per_address = 128
 # new_devices_per_address_per_day = 64

@@ -173,10 +173,7 @@ async def _serve(
                 run, engine, database, checkpoints, log, public_url=_page_url(run, page)
             )
             bound = await start_server(
-                service,
-                run.keys.tls,
-                listen or run.settings.listen,
-                run.settings.limits.connections,
+                service, run.keys.tls, listen or run.settings.listen, run.settings.limits
             )
             try:
                 children = _children(run, bound, page)

@@ -25,7 +25,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from coordinator.config import split_address
+from coordinator.config import LimitsSection, split_address
 from coordinator.engine import Engine
 from coordinator.grpc_status import ErrorInterceptor
 from coordinator.overload import allow_many_connections
@@ -94,7 +94,10 @@ class BoundServer:
 
 
 async def start_server(
-    service: CoordinatorService, tls: TlsCredentials, listen: str, connections: int | None = None
+    service: CoordinatorService,
+    tls: TlsCredentials,
+    listen: str,
+    limits: LimitsSection | None = None,
 ) -> BoundServer:
     """Bind and serve.
 
@@ -102,20 +105,19 @@ async def start_server(
         service: what answers.
         tls: certificate and key.
         listen: ``host:port``; port 0 takes a free one.
-        connections: open at once; default: as many as the limit of open files allows.
+        limits: the organiser's; default: the usual ones.
 
     Raises:
         UsageError: the address cannot be used.
     """
     host, port = split_address(listen)
     require_free(host, port)
+    limits = limits or LimitsSection()
     allowed = allow_many_connections()
+    connections = min(allowed, limits.connections or allowed)
     server = grpc.aio.server(
-        interceptors=[ErrorInterceptor()],
-        options=[
-            *_OPTIONS,
-            ("grpc.max_allowed_incoming_connections", min(allowed, connections or allowed)),
-        ],
+        interceptors=[ErrorInterceptor(limits.stalled_stream_s)],
+        options=[*_OPTIONS, ("grpc.max_allowed_incoming_connections", connections)],
         maximum_concurrent_rpcs=_MAX_CONCURRENT_CALLS,
     )
     add_CoordinatorServicer_to_server(service, server)  # type: ignore[no-untyped-call]
