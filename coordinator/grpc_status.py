@@ -7,8 +7,10 @@ that are no message are a peer's fault like any other: the library would answer 
 traceback for each. Anything that is not one of ours is a bug: it is logged with its traceback here
 and answered as INTERNAL without its text, which might tell a stranger too much.
 
-Nobody holds a call for as long as they like: a unary call has a deadline, and a stream ends when
-its other side neither takes nor sends a message (at most 1 MiB) for ``stall_s``.
+A unary call has a deadline, and an upload ends when it brings no message for ``stall_s``. A reader
+that takes nothing cannot be sent away: the library would send the news behind what is not read. It
+keeps its place, of which there are few, until its connection has the age that
+:mod:`coordinator.server` allows.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -26,6 +29,8 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from coordinator.bounds import check_bounds
+from coordinator.overload import OPEN, Places, Visitor
 from protocol.errors import (
     BadDigest,
     BadRecord,
@@ -41,6 +46,7 @@ from protocol.errors import (
     UpgradeNeeded,
     UsageError,
 )
+from protocol.wire import service_pb2
 
 DOMAIN = "barnraise"
 
@@ -68,6 +74,12 @@ _CODES: dict[type[ProtocolError], int] = {
     ProtocolError: code_pb2.INVALID_ARGUMENT,
 }
 
+_TAKE_ENVELOPES = frozenset(
+    method.name
+    for method in service_pb2.DESCRIPTOR.services_by_name["Coordinator"].methods
+    if method.input_type.name == "Envelope"
+)
+
 _log = structlog.get_logger()
 
 
@@ -90,11 +102,48 @@ def _retry_info(retry_after_s: float) -> error_details_pb2.RetryInfo:
     return info
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Turns what handlers raise into statuses, and ends streams that stand still."""
+@dataclass(frozen=True)
+class _Rules:
+    """What holds for every call."""
 
-    def __init__(self, stall_s: float = 60.0) -> None:
-        self._stall_s = stall_s
+    stall_s: float
+    visitor: Callable[[str], Visitor] | None
+    places: Places
+
+    def begin(self, context: grpc.aio.ServicerContext) -> None:
+        """Take a place among the calls that are not over; it is given back when this one is.
+
+        Raises:
+            RateLimited: there is none.
+        """
+        if self.visitor is None:
+            return
+        with ExitStack() as held:
+            held.enter_context(self.places.one(self.visitor(context.peer())))
+            later = held.pop_all()
+        _this_task().add_done_callback(lambda _: later.close())
+
+
+def _this_task() -> asyncio.Task[Any]:
+    """The library's task of the running call: it ends when the status is sent."""
+    task = asyncio.current_task()
+    assert task is not None
+    return task
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Turns what handlers raise into statuses, and bounds the calls under way."""
+
+    def __init__(
+        self, stall_s: float = 60.0, visitor: Callable[[str], Visitor] | None = None
+    ) -> None:
+        """Make one for a server.
+
+        Args:
+            stall_s: so long may an upload stand still.
+            visitor: who calls, by the transport's name; None bounds no calls.
+        """
+        self._rules = _Rules(stall_s, visitor, Places("calls", OPEN))
 
     async def intercept_service(
         self,
@@ -106,21 +155,19 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             return handler
         method = handler_call_details.method.rsplit("/", 1)[-1]
         make, behaviour = _parts(handler)
+        rules = self._rules
         if handler.request_streaming:
-            behaviour = _parsed_stream(behaviour, self._stall_s)
+            behaviour = _parsed_stream(behaviour, rules.stall_s)
         else:
             behaviour = _parsed(behaviour)
         if handler.response_streaming:
-            wrapped = _stream(method, behaviour, self._stall_s)
+            wrapped = _stream(method, behaviour, rules)
         else:
-            wrapped = _unary(
-                method,
-                behaviour,
-                UPLOAD_DEADLINE_S if handler.request_streaming else CALL_DEADLINE_S,
-            )
+            deadline_s = UPLOAD_DEADLINE_S if handler.request_streaming else CALL_DEADLINE_S
+            wrapped = _unary(method, behaviour, deadline_s, rules)
         return make(
             wrapped,
-            request_deserializer=_lenient(handler.request_deserializer),
+            request_deserializer=_lenient(method, handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
 
@@ -135,23 +182,31 @@ def _parts(handler: grpc.RpcMethodHandler) -> tuple[Callable[..., Any], Callable
     return grpc.unary_unary_rpc_method_handler, handler.unary_unary
 
 
+@dataclass(frozen=True)
 class _NoMessage:
-    """Stands for a request whose bytes do not parse, until somebody can answer that."""
+    """Stands for a request that is refused unread, until somebody can answer that."""
+
+    problem: BadRecord
 
 
-def _lenient(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+def _lenient(method: str, parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    envelope = method in _TAKE_ENVELOPES
+
     def parse_or_mark(data: bytes) -> Any:
         try:
+            check_bounds(method, data, envelope=envelope)
             return parse(data)
+        except BadRecord as error:
+            return _NoMessage(error)
         except DecodeError:
-            return _NoMessage()
+            return _NoMessage(BadRecord("the request is not a message of this call"))
 
     return parse_or_mark
 
 
 def _insist(request: Any) -> Any:
     if isinstance(request, _NoMessage):
-        raise BadRecord("the request is not a message of this call")
+        raise request.problem
     return request
 
 
@@ -193,10 +248,11 @@ def _parsed_stream(behaviour: Callable[..., Any], stall_s: float) -> Callable[..
 
 
 def _unary(
-    method: str, behaviour: Callable[..., Awaitable[Any]], deadline_s: float
+    method: str, behaviour: Callable[..., Awaitable[Any]], deadline_s: float, rules: _Rules
 ) -> Callable[..., Any]:
     async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
         try:
+            rules.begin(context)
             async with asyncio.timeout(deadline_s):
                 return await behaviour(request, context)
         except TimeoutError:
@@ -213,21 +269,17 @@ def _unary(
 
 
 def _stream(
-    method: str, behaviour: Callable[..., AsyncGenerator[Any]], stall_s: float
+    method: str, behaviour: Callable[..., AsyncGenerator[Any]], rules: _Rules
 ) -> Callable[..., Any]:
     assert inspect.isasyncgenfunction(behaviour), f"{method} must be an async generator"
 
-    async def call(request: Any, context: grpc.aio.ServicerContext) -> None:
+    async def call(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
         try:
+            rules.begin(context)
             # Closed here and now, so that what the handler holds is let go when the client goes.
             async with aclosing(behaviour(request, context)) as replies:
                 async for reply in replies:
-                    await _write(context, reply, stall_s)
-        except _TooSlow:
-            _log.info("reader_too_slow", method=method, stall_s=stall_s)
-            # Not a status: it would wait behind what is not read. Left without one, the call's
-            # stream is reset.
-            raise asyncio.CancelledError from None
+                    yield reply
         except ProtocolError as error:
             await _refuse(context, error)
         except (grpc.aio.AbortError, grpc.RpcError):
@@ -236,18 +288,6 @@ def _stream(
             await _confess(context, method)
 
     return call
-
-
-class _TooSlow(Exception):
-    """The reader did not take what it asked for."""
-
-
-async def _write(context: grpc.aio.ServicerContext, reply: Any, stall_s: float) -> None:
-    try:
-        async with asyncio.timeout(stall_s):
-            await context.write(reply)
-    except TimeoutError as error:
-        raise _TooSlow from error
 
 
 async def _refuse(context: grpc.aio.ServicerContext, error: ProtocolError) -> None:

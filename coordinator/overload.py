@@ -66,6 +66,9 @@ UPLOADS = Shares(Share(64, per_address=16, per_key=2), Share(16, per_address=2))
 WATCHES = Shares(Share(8192, per_address=1024, per_key=4), Share(0, per_address=0))
 """Strangers have nothing to watch."""
 
+OPEN = Shares(Share(12_288, per_address=4096, per_key=256), Share(4096, per_address=2048))
+"""Calls that are not over: the library may hold 64 KiB of each that its client does not read."""
+
 RETRY_AFTER_S = 2.0
 
 

@@ -16,6 +16,7 @@ Nothing needs this order to be safe: after kill -9 the next start finds the same
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,17 +58,16 @@ _OPTIONS = [
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     # Fresh connections now and then spread workers over replicas; Watch reconnects, downloads
     # resume.
-    ("grpc.max_connection_age_ms", 6 * 3600 * 1000),
+    # resume; and whoever reads nothing of what was asked for is sent away at last.
+    ("grpc.max_connection_age_ms", 3600 * 1000),
     ("grpc.max_connection_age_grace_ms", 300 * 1000),
     # What has not shaken hands by then, or has nothing under way for so long, is closed.
     ("grpc.server_handshake_timeout_ms", 20_000),
     ("grpc.max_connection_idle_ms", 300_000),
     ("grpc.http2.settings_timeout", 20_000),
-    # One connection cannot fill the queue of calls that were not looked at yet. What is over the
-    # queue's limits is dropped by the library (CANCELLED), which clients take as "try again".
+    # One connection cannot fill the library's queue of calls that nobody has looked at yet. What
+    # is over that queue's limit (1,000 to 3,000) is CANCELLED, which our clients try again.
     ("grpc.max_concurrent_streams", 100),
-    ("grpc.server.max_pending_requests", 8192),
-    ("grpc.server.max_pending_requests_hard_limit", 16_384),
     # Headers: we read none of them, and gRPC's own are short.
     ("grpc.max_metadata_size", 8192),
     ("grpc.absolute_max_metadata_size", 16_384),
@@ -113,10 +113,12 @@ async def start_server(
     host, port = split_address(listen)
     require_free(host, port)
     limits = limits or LimitsSection()
+    # The library's own log has a line for each failed handshake: a stranger could fill the disk.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     allowed = allow_many_connections()
     connections = min(allowed, limits.connections or allowed)
     server = grpc.aio.server(
-        interceptors=[ErrorInterceptor(limits.stalled_stream_s)],
+        interceptors=[ErrorInterceptor(limits.stalled_upload_s, service.visitor)],
         options=[*_OPTIONS, ("grpc.max_allowed_incoming_connections", connections)],
         maximum_concurrent_rpcs=_MAX_CONCURRENT_CALLS,
     )

@@ -30,7 +30,7 @@ from coordinator.blobs import BlobIndex
 from coordinator.checkpoints import MOMENTUM, WEIGHTS
 from coordinator.database import Database
 from coordinator.engine import Engine
-from coordinator.overload import Places
+from coordinator.overload import Places, Visitor
 from coordinator.requests import RequestGuard, connection_of
 from coordinator.schema import StateRow
 from coordinator.shared_read import SharedRead
@@ -86,6 +86,10 @@ class CoordinatorService(CoordinatorServicer):
         self._watchers: set[asyncio.Task[Any]] = set()
         self._closing = False
         self._version = metadata.version("barnraise")  # reads a file
+
+    def visitor(self, peer: str) -> Visitor:
+        """Who calls, by the transport's name of the other side alone."""
+        return self._guard.visitor(peer)
 
     def end_streams(self) -> None:
         """Send every watcher away, to reconnect when the server is back."""

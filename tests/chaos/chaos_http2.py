@@ -12,6 +12,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -165,7 +166,7 @@ class Connection:
             payload = await self.receive(int.from_bytes(head[:3]))
             if kind in (SETTINGS, PING):
                 if not flags & ACK:
-                    await self.send(frame(kind, ACK, 0, payload if kind == PING else b""))
+                    await self.speak(frame(kind, ACK, 0, payload if kind == PING else b""))
                 continue
             return kind, flags, stream, payload
 
@@ -203,6 +204,11 @@ class Connection:
 
     def close(self) -> None:
         self.sock.close()
+
+    async def speak(self, data: bytes) -> None:
+        """Send; what becomes of it is seen when the answer is read."""
+        with suppress(OSError):
+            await self.send(data)
 
 
 async def connect(host: str, port: int, *, source: str | None = None) -> socket.socket:
