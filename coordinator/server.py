@@ -57,7 +57,6 @@ _OPTIONS = [
     # too_many_pings; the similar "min_recv_ping_interval..." key is ignored by gRPC core.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     # Fresh connections now and then spread workers over replicas; Watch reconnects, downloads
-    # resume.
     # resume; and whoever reads nothing of what was asked for is sent away at last.
     ("grpc.max_connection_age_ms", 3600 * 1000),
     ("grpc.max_connection_age_grace_ms", 300 * 1000),

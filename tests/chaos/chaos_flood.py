@@ -158,7 +158,6 @@ async def loris(flood: Flood) -> Counter[str]:
 
 async def readers(flood: Flood) -> Counter[str]:
     """Ask for the weights again and again, and read nothing."""
-    hello = api.HelloRequest(client_version="0.1.0", run_id=flood.link.run_id).SerializeToString()
     head = await _head(flood)
     request = api.GetStateRequest(
         run_id=flood.link.run_id, state_digest=head.state_digest, part=api.STATE_PART_WEIGHTS
@@ -168,8 +167,6 @@ async def readers(flood: Flood) -> Counter[str]:
 
     async def stand(connection: Connection) -> str:
         await connection.send(closed_window)
-        answer = await connection.ask("Hello", hello) if False else None
-        assert answer is None
         stream = await connection.start("GetState")
         await connection.send(frame(DATA, 1, stream, message(request)))
         return await _end_of(connection, stream, flood.seconds)
@@ -371,7 +368,7 @@ async def keys(flood: Flood) -> Counter[str]:
         async with open_channel(flood.link, pem) as channel:
             stub = CoordinatorStub(channel)
             while True:
-                enrolled = await _answered(stub.Enrol(_enrolment(flood.link, identity)))
+                enrolled = await _answered(stub.Enrol(enrolment(flood.link, identity)))
                 seen[f"enrol {enrolled}"] += 1
                 if enrolled == "ok" or time.monotonic() > until_s:
                     break
@@ -384,7 +381,7 @@ async def keys(flood: Flood) -> Counter[str]:
     async def flooding(stub: CoordinatorStub, identity: Identity) -> None:
         while time.monotonic() < until_s:
             beat = wire.Heartbeat(
-                run_id=flood.link.run_id, worker=identity.peer_id, freshness=_freshness()
+                run_id=flood.link.run_id, worker=identity.peer_id, freshness=freshness()
             )
             unit = wire.Contribution(
                 run_id=flood.link.run_id, worker=identity.peer_id, round=secrets.randbelow(9)
@@ -413,9 +410,9 @@ async def strangers(flood: Flood) -> Counter[str]:
             stub = CoordinatorStub(channel)
             while time.monotonic() < until_s:
                 identity = Identity.generate()
-                seen[await _answered(stub.Enrol(_enrolment(flood.link, identity)))] += 1
+                seen[await _answered(stub.Enrol(enrolment(flood.link, identity)))] += 1
                 watch = wire.WatchRequest(
-                    run_id=flood.link.run_id, worker=identity.peer_id, freshness=_freshness()
+                    run_id=flood.link.run_id, worker=identity.peer_id, freshness=freshness()
                 )
                 stream = stub.Watch(seal(watch, identity), timeout=20)
                 seen["watch " + await _answered(stream.read())] += 1
@@ -443,11 +440,11 @@ async def _answered(call: Awaitable[object]) -> str:
     return "ok"
 
 
-def _freshness() -> wire.Freshness:
+def freshness() -> wire.Freshness:
     return wire.Freshness(sent_at_ms=int(time.time() * 1000), nonce=secrets.token_bytes(16))
 
 
-def _enrolment(link: JoinLink, identity: Identity) -> wire.Envelope:
+def enrolment(link: JoinLink, identity: Identity) -> wire.Envelope:
     record = wire.Enrolment(
         run_id=link.run_id,
         worker=identity.peer_id,
@@ -455,7 +452,7 @@ def _enrolment(link: JoinLink, identity: Identity) -> wire.Envelope:
         client_version="0.1.0",
         device=wire.Device(device_class="cpu", name="a flood", threads=1),
         client_mode=True,
-        freshness=_freshness(),
+        freshness=freshness(),
     )
     return seal(record, identity)
 
