@@ -223,6 +223,8 @@ async def _end_of(connection: Connection, stream: int, within_s: float) -> str:
             answer = await connection.answer(stream)
     except TimeoutError:
         return "still open"
+    except OSError:
+        return "closed"
     return f"status {answer.status}" if answer.status is not None else "reset"
 
 
@@ -336,13 +338,14 @@ async def frames(flood: Flood) -> Counter[str]:
 
     async def drown(number: int) -> str:
         sent, connection = 0, None
-        while time.monotonic() < until_s:
+        while (left_s := until_s - time.monotonic()) > 0:
             try:
-                if connection is None:
-                    connection, first = await flood.open(number), 1
-                await connection.send(burst(number, first))
-                first, sent = first + 200, sent + 1
-            except OSError:  # sent away: comes back
+                async with asyncio.timeout(left_s):
+                    if connection is None:
+                        connection, first = await flood.open(number), 1
+                    await connection.send(burst(number, first))
+                    first, sent = first + 200, sent + 1
+            except OSError:  # sent away: comes back; or the time is over
                 if connection is not None:
                     connection.close()
                 connection = None

@@ -53,11 +53,11 @@ class Server:
     def open_files(self) -> int:
         return int(psutil.Process(self.process.pid).num_fds())
 
-    async def until_left(self, at_most: int, within_s: float = 60.0) -> int:
-        """Wait until connections are gone; returns how many files are open then."""
+    def until_left(self, at_most: int, within_s: float = 60.0) -> int:
+        """Wait until connections are gone; returns how many files are open then; blocking."""
         until_s = time.monotonic() + within_s
         while self.open_files > at_most and time.monotonic() < until_s:
-            await asyncio.sleep(0.2)  # another process's
+            time.sleep(0.2)
         return self.open_files
 
 
