@@ -12,6 +12,7 @@ from coordinator.admission import (
     AdmissionPolicy,
     dismiss_anchors,
     forget_addresses,
+    let_in,
 )
 from coordinator.blobs import BlobIndex
 from coordinator.checkpoints import CheckpointStore
@@ -24,7 +25,7 @@ from coordinator.init import join_link
 from coordinator.keys import ANCHOR_KEY, KeyRing
 from coordinator.newcomers import NewcomerPolicy, Quotas
 from coordinator.ports import join_address, require_free
-from coordinator.requests import Rate, RequestGuard
+from coordinator.requests import Acquaintances, Rate, RequestGuard
 from coordinator.schema import ControlRow
 from coordinator.server import BoundServer, run_until_stopped, start_server, stop_on_signals
 from coordinator.service import CoordinatorService, Greeting
@@ -182,7 +183,9 @@ async def _serve(
                 public_url=_page_url(run, page),
                 clock=clock,
             )
-            bound = await start_server(service, run.keys.tls, listen or run.settings.listen)
+            bound = await start_server(
+                service, run.keys.tls, listen or run.settings.listen, run.settings.limits
+            )
             try:
                 children = _children(run, bound, page)
                 for line in _welcome(run, bound, page):
@@ -218,6 +221,7 @@ def make_service(
             clock,
             per_key=Rate(limits.requests_per_s_per_key, limits.burst_per_key),
             per_address=Rate(limits.requests_per_s_per_address, limits.burst_per_address),
+            known=Acquaintances(let_in(database)),
         ),
         admission=Admission(database, log, run.keys.round, policy, clock),
         blobs=BlobIndex(run.folder.data, run.dataset, checkpoints),

@@ -79,6 +79,7 @@ class Turn:
         self.now_s = now_s
         self.is_absent = is_absent
         self.row = running_round(session)
+        self.head = b""  # of the running round, once the work is done
         self.machine = round_state.load(self.row.machine)
         self.events: list[service_pb2.RunEvent] = []
         self.settle_due = False

@@ -27,6 +27,7 @@ from coordinator.queries import snapshot_events
 from coordinator.turn import Turn
 from coordinator.uncancelled import to_the_end
 from protocol.errors import ProtocolError, TransientError
+from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
 
 T = TypeVar("T")
@@ -53,6 +54,7 @@ class Turns:
             is_absent: whether a reduce should not count on a worker; called on any thread.
         """
         self.settle_due = asyncio.Event()  # set when a round can be settled
+        self.head: wire.Envelope | None = None  # of the running round, as of the last turn
         self._context = context
         self._database = database
         self._clock = clock
@@ -67,10 +69,13 @@ class Turns:
 
         def once(session: Session) -> tuple[Turn, T | ProtocolError]:
             turn = Turn(self._context, session, self._clock(), self._is_absent)
-            return turn, work(turn)
+            result = work(turn)
+            turn.head = turn.row.head
+            return turn, result
 
         async def commit_and_tell() -> T | ProtocolError:
             turn, result = await self._commit(once)
+            self.head = wire.Envelope.FromString(turn.head)
             self._unsigned |= turn.leaves_added
             self._hub.publish(turn.events)
             if turn.settle_due:

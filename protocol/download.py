@@ -17,7 +17,7 @@ from pathlib import Path
 
 import grpc
 
-from protocol.channel import backoff_s, translate
+from protocol.channel import backoff_s, hinted_s, translate
 from protocol.digest import file_sha256
 from protocol.errors import BadDigest, BadRecord, TransientError
 from protocol.limits import MAX_PIECE_BYTES
@@ -70,7 +70,7 @@ async def _collect(source: PieceSource, target: Path, bound: int, total_bytes: i
             problem = translate(error)
             if not isinstance(problem, TransientError) or failures + 1 == _ATTEMPTS:
                 raise problem from error
-        await asyncio.sleep(backoff_s(failures))
+        await asyncio.sleep((hinted_s(problem) or 0.0) + backoff_s(failures))
 
 
 async def _append(source: PieceSource, target: Path, bound: int, total_bytes: int | None) -> None:

@@ -13,8 +13,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Container
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import AsyncIterator  # noqa: UP035  # ServicerBase reads typing's
 
@@ -31,6 +32,11 @@ PIECE_BYTES = MAX_PIECE_BYTES // 2
 MAX_UPLOADS = 8
 """Blobs served at once; others wait their turn, so that each upload ends in good time."""
 
+MAX_UPLOADS_TO_STRANGERS = 3
+"""Of them, those to peers that are in no reduce here."""
+
+MAX_UPLOADS_PER_PEER = 4
+
 STALL_S = 30.0
 """A peer that sends nothing for so long is given up; another one may continue."""
 
@@ -44,15 +50,43 @@ class BlobService(ServicerBase):  # type: ignore[misc]
     def __init__(self, run_id: bytes) -> None:
         self._run_id = run_id
         self._uploads = asyncio.Semaphore(MAX_UPLOADS)
+        self._to_strangers = asyncio.Semaphore(MAX_UPLOADS_TO_STRANGERS)
+        self._to_peers: Counter[str] = Counter()
+        self._familiar: Container[str] = frozenset()
         self.resolve: Resolve = lambda sha256: None
         self.small: dict[bytes, bytes] = {}  # what we serve from memory
+
+    async def add_p2p_handlers(self, p2p: BoundedP2P, **options: Any) -> None:
+        """Serve on this daemon."""
+        self._familiar = p2p.familiar
+        await super().add_p2p_handlers(p2p, **options)
+
+    @asynccontextmanager
+    async def _one_more(self, peer_id: str) -> AsyncIterator[None]:
+        """Wait for our turn to upload; strangers wait for one of their few first.
+
+        Raises:
+            TransientError: this peer has as many as it may.
+        """
+        if self._to_peers[peer_id] >= MAX_UPLOADS_PER_PEER:
+            raise TransientError(f"{MAX_UPLOADS_PER_PEER} blobs are on their way to you already")
+        self._to_peers[peer_id] += 1
+        try:
+            async with AsyncExitStack() as turns:
+                if peer_id not in self._familiar:
+                    await turns.enter_async_context(self._to_strangers)
+                await turns.enter_async_context(self._uploads)
+                yield
+        finally:
+            self._to_peers[peer_id] -= 1
+            self._to_peers += Counter()  # drops the zeros
 
     async def rpc_blob(
         self, request: service.GetShardRequest, context: P2PContext
     ) -> AsyncIterator[service.Piece]:
         if request.run_id != self._run_id:
             raise BadRecord("a blob of another run")
-        async with self._uploads:
+        async with self._one_more(context.remote_id.to_base58()):
             small = self.small.get(request.sha256)
             if small is not None and request.offset <= len(small):
                 for offset in range(request.offset, len(small), PIECE_BYTES):

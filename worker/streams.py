@@ -25,7 +25,7 @@ import signal
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -53,6 +53,16 @@ MAX_STREAMS = 1024
 """Streams served at once; the next ones are closed at once."""
 
 MAX_STREAMS_PER_PEER = 16
+
+MAX_STRANGERS = 128
+"""Of the streams served at once, those of peers that are in no reduce here. An identity costs
+nothing, so all strangers together may hold but a share; who is turned away comes again, and is
+known once the roster is here."""
+
+MAX_STREAMS_PER_STRANGER = 4
+
+STRANGER_S = 120.0
+"""A stranger's stream ends after this; blobs are resumable, a reduce is not for strangers."""
 
 LINGER_S = 5.0
 """How long an answered stream waits for its caller to hang up, so that the answer arrives."""
@@ -96,6 +106,8 @@ class BoundedP2P(P2P):  # type: ignore[misc]
         super().__init__()
         self._serving: set[asyncio.Task[Any]] = set()
         self._callers: Counter[bytes] = Counter()
+        self._strangers = 0
+        self.familiar: Container[str] = frozenset()  # PeerIDs that are served before others
         self._sockets: Path | None = None
 
     @classmethod
@@ -293,6 +305,13 @@ class BoundedP2P(P2P):  # type: ignore[misc]
             raise
         return reader, writer
 
+    def _is_busy(self, caller: bytes, stranger: bool) -> bool:
+        """Whether one more stream of this caller is one too many."""
+        if stranger and self._strangers >= MAX_STRANGERS:
+            return True
+        most = MAX_STREAMS_PER_STRANGER if stranger else MAX_STREAMS_PER_PEER
+        return len(self._serving) >= MAX_STREAMS or self._callers[caller] >= most
+
     async def _add_protobuf_stream_handler(
         self,
         name: str,
@@ -310,20 +329,25 @@ class BoundedP2P(P2P):  # type: ignore[misc]
             key = remote.to_bytes()
             task = asyncio.current_task()
             assert task is not None
-            busy = len(self._serving) >= MAX_STREAMS or self._callers[key] >= MAX_STREAMS_PER_PEER
+            stranger = remote.to_base58() not in self.familiar
+            busy = self._is_busy(key, stranger)
             try:
                 if busy:
                     return
                 self._serving.add(task)
                 self._callers[key] += 1
+                self._strangers += stranger
                 context = P2PContext(handle_name=name, local_id=self.peer_id, remote_id=remote)
-                await _serve(reader, writer, handler, input_protobuf_type, context)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(STRANGER_S if stranger else None):
+                        await _serve(reader, writer, handler, input_protobuf_type, context)
             finally:
                 writer.close()
                 if not busy:
                     self._serving.discard(task)
                     self._callers[key] -= 1
                     self._callers += Counter()  # drops the zeros
+                    self._strangers -= stranger
 
         await self.add_binary_stream_handler(name, serve, balanced=balanced)
 
