@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Container
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
-from typing import AsyncIterator  # noqa: UP035  # ServicerBase reads typing's
+from typing import Any, AsyncIterator  # noqa: UP035  # ServicerBase reads typing's
 
 from hivemind.p2p import P2PContext, ServicerBase
 
@@ -25,6 +25,7 @@ from protocol.errors import BadDigest, BadRecord, TransientError
 from protocol.limits import MAX_PIECE_BYTES
 from protocol.wire import service_pb2 as service
 from worker.p2pd import P2pd
+from worker.streams import BoundedP2P
 
 PIECE_BYTES = MAX_PIECE_BYTES // 2
 """What we send; what we accept is at most twice that."""
