@@ -41,6 +41,11 @@ ROOT_KEY, ROUND_KEY, LOG_KEY, ANCHOR_KEY = "root.key", "round.key", "log.key", "
 TLS_CERTIFICATE, TLS_KEY = "tls.crt", "tls.key"
 DELEGATIONS = "delegations.json"
 DRAW_SEED = "draw.seed"
+PRIVATE_FILES = (
+    *(ROOT_KEY, ROUND_KEY, LOG_KEY, ANCHOR_KEY, TLS_KEY, TLS_CERTIFICATE),
+    *(DELEGATIONS, DRAW_SEED),
+)
+"""Everything in the folder of keys."""
 
 _CLOCK_SKEW_S = 3600
 """Delegations begin this much earlier, so that a volunteer's slow clock does not refuse them."""
