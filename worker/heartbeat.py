@@ -57,6 +57,7 @@ class Heartbeats:
                 reply = await self.node.session.heartbeat(await self._beat())
                 self.board.connected = True
                 self._obey(reply)
+                await self._renew_admission()
             except NotEnrolled:
                 await self._enrol()
             except (TransientError, PeerFault, UsageError) as error:
@@ -64,6 +65,13 @@ class Heartbeats:
                     log.warning("heartbeat not answered", problem=str(error))
                 self.board.connected = False
             await asyncio.sleep(self._interval_s)
+
+    async def _renew_admission(self) -> None:
+        """Peers believe it no more once the organiser revoked the key that signed it."""
+        try:
+            self.node.session.open_round_record(self.node.admission, wire.Admission)
+        except PeerFault:
+            await self._enrol()
 
     async def _enrol(self) -> None:
         try:

@@ -130,6 +130,7 @@ async def _ask(node: Node, assignment_id: bytes) -> None:
         candidate = StoredReceipt(assignment_id, 0, 0, reply.leaf, reply.proof)
         verified = verify(candidate, node.session.greeting.manifest, node.session.trust)
         await asyncio.to_thread(node.journal.keep_receipt, assignment_id, reply.leaf, reply.proof)
+        await asyncio.to_thread(store_trust, node.journal, node.session.greeting.reply)
     except NotFound:
         return  # not settled yet
     except (TransientError, UsageError) as error:
@@ -182,10 +183,15 @@ def save_receipts(home: Home, folder: Path) -> None:
 
 
 def store_trust(journal: Journal, reply: HelloReply) -> None:
-    """Keep what the root key signed, so that receipts can be verified offline; blocking."""
+    """Keep what the root key signed, so that receipts can be verified offline; blocking.
+
+    What it signed earlier stays: older receipts are under the heads of older log keys.
+    """
     for key in ("delegations", "revocations"):
-        envelopes = [item.SerializeToString().hex() for item in getattr(reply, key)]
-        journal.put(key, json.dumps(envelopes))
+        envelopes: list[str] = json.loads(journal.get(key) or "[]")
+        news = [item.SerializeToString().hex() for item in getattr(reply, key)]
+        if not set(news) <= set(envelopes):
+            journal.put(key, json.dumps(list(dict.fromkeys(envelopes + news))))
 
 
 def _stored(journal: Journal, key: str) -> list[wire.Envelope]:
