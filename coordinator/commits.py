@@ -67,7 +67,7 @@ def accept_contribution(
     """
     record = signed.record
     assignment = turn.session.get(AssignmentRow, record.assignment_id)
-    if assignment is None:
+    if assignment is None or assignment.round != turn.machine.number:
         check_not_lost(turn.session, record.round)
     if assignment is None or assignment.worker != signed.signer or record.worker != signed.signer:
         raise BadRecord("a contribution to an assignment that this worker does not have")

@@ -189,9 +189,18 @@ class KeyRing:
 
     def _serials(self, purposes: Collection[wire.KeyPurpose]) -> list[int]:
         """Of every delegation of the present keys for these purposes."""
-        records = [wire.Delegation.FromString(e.payload) for e in self.delegations]
-        records.append(delegation_in(self.tls.certificate_pem))
-        return [record.serial for record in records if record.purpose in purposes]
+        tls = delegation_in(self.tls.certificate_pem)
+        records = [*(wire.Delegation.FromString(e.payload) for e in self.delegations), tls]
+        present = {
+            wire.KEY_PURPOSE_ROUND: self.round.public.raw,
+            wire.KEY_PURPOSE_LOG: self.log.public.raw,
+            wire.KEY_PURPOSE_TLS: tls.public_key,
+        }
+        return [
+            record.serial
+            for record in records
+            if record.purpose in purposes and record.public_key == present[record.purpose]
+        ]
 
     @classmethod
     def load(
