@@ -63,7 +63,5 @@ def test_workers_survive_a_rotation_and_a_revocation_in_mid_round(rig: Any) -> N
     receipts = worker_rig().barnraise(
         "worker", "receipts", "--home", str(rig.home("ada")), "--json"
     )
-    states = [row["state"] for row in json.loads(receipts.stdout)]
-    assert states
-    # Heads that the stolen key signed hold no more; what was fetched since does.
-    assert states[-1] == "verified"
+    # Those under a head that the stolen key had signed were fetched anew.
+    assert {row["state"] for row in json.loads(receipts.stdout)} == {"verified"}
