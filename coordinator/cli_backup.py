@@ -17,6 +17,7 @@ from protocol.errors import UsageError
 if TYPE_CHECKING:
     from coordinator.backup import BackupResult
     from coordinator.restore import RestoreResult
+    from ledger.sources import Source
 
 _HOUR_S = 3600
 _run_dir_option = click.option(
@@ -175,6 +176,11 @@ def _verify(path: Path, as_json: bool) -> None:
     help="The dataset's folder, when the backup has no shards.",
 )
 @click.option(
+    "--log-from",
+    metavar="URL_OR_FOLDER",
+    help="A copy of the public record: what it has more than the backup is brought back.",
+)
+@click.option(
     "--skip-rounds",
     type=click.IntRange(1),
     help="Numbers of rounds to leave out [default: estimated from the backup's age].",
@@ -186,6 +192,7 @@ def restore(
     public_address: str | None,
     database: str | None,
     data: Path | None,
+    log_from: str | None,
     skip_rounds: int | None,
     as_json: bool,
 ) -> None:
@@ -198,6 +205,7 @@ def restore(
     Examples:
       barnraise coordinator restore /backup/my-run --run-dir run --data data/
       barnraise coordinator restore my-run.tar --run-dir run --public-address new.example.org:7443
+      barnraise coordinator restore /backup/my-run --run-dir run --log-from https://mirror.example
     """
     configure_logging(quiet=True)
     from coordinator.restore import restore as make
@@ -210,9 +218,18 @@ def restore(
             database=database,
             data=data,
             skip_rounds=skip_rounds,
+            record=None if log_from is None else _record(log_from),
             progress=show,
         )
     _say_restored(made, run_dir, as_json)
+
+
+def _record(where: str) -> Source:
+    from ledger.sources import HttpSource, directory_source
+
+    if where.startswith(("https://", "http://")):
+        return HttpSource(where)
+    return directory_source(Path(where))
 
 
 def _say_restored(made: RestoreResult, run_dir: Path, as_json: bool) -> None:
@@ -227,6 +244,7 @@ def _say_restored(made: RestoreResult, run_dir: Path, as_json: bool) -> None:
                 "settled_rounds": went_on.settled_rounds,
                 "merged_tokens": went_on.merged_tokens,
                 "log_size": went_on.log_size,
+                "recovered_leaves": made.recovered.leaves if made.recovered else 0,
                 "root_key": made.has_root_key,
                 "data": made.has_data,
             }
@@ -237,9 +255,16 @@ def _say_restored(made: RestoreResult, run_dir: Path, as_json: bool) -> None:
         f"  goes on from {went_on.settled_rounds} settled rounds and {went_on.merged_tokens:,} "
         f"tokens with round {went_on.next_round}\n"
         f"  join link    {made.link}\n\n"
-        f"What was merged after the backup is lost, and trained again. Readers who hold a head of "
-        f"the record with more than {went_on.log_size} leaves will find that it was not continued, "
-        f"and leaf {went_on.log_size} tells them why."
+        "What was merged after the backup is lost to the model, and trained again."
+    )
+    if made.recovered is not None:
+        click.echo(
+            f"{made.recovered.leaves} leaves were brought back from the copy of the record: their "
+            "credit stands. "
+        )
+    click.echo(
+        f"Readers who hold a head of the record with more than {went_on.log_size} leaves will find "
+        f"that it was not continued, and leaf {went_on.leaf_index} tells them why."
     )
     if not made.has_data:
         click.echo(f"Put the dataset's shards into {run_dir / 'data' / 'shards'}.")

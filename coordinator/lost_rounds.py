@@ -58,7 +58,8 @@ class Continuation:
     next_round: int
     settled_rounds: int
     merged_tokens: int
-    log_size: int  # leaves before the restore's own
+    log_size: int  # leaves that were there: of the backup, and brought back
+    leaf_index: int  # of the restore
 
 
 def check_not_lost(session: Session, round_: int) -> None:
@@ -107,13 +108,16 @@ def rounds_to_skip(session: Session, *, since_s: float, left: int) -> int:
     return count
 
 
-def go_on(context: RunContext, session: Session, *, skip: int, now_s: float) -> Continuation:
+def go_on(
+    context: RunContext, session: Session, *, skip: int, log_size: int, now_s: float
+) -> Continuation:
     """Give the round up that the backup was made in, and open one with a number never used.
 
     Args:
         context: of the run.
         session: of one transaction; the record's head has to be signed after it.
         skip: numbers to leave out.
+        log_size: leaves of the backup; later ones were brought back.
         now_s: for the leaves.
 
     Raises:
@@ -126,7 +130,7 @@ def go_on(context: RunContext, session: Session, *, skip: int, now_s: float) -> 
             f"cannot go on with round {number}: the run's draws end with round "
             f"{context.keys.draws.rounds - 1}, and at least one round is skipped"
         )
-    log_size = tree.tree_size(session)
+    kept = tree.tree_size(session)
     _give_up(session, lost, now_s)
     for settled in session.scalars(
         select(StateRow.settled_rounds).where(StateRow.evaluated.is_(False))
@@ -143,7 +147,7 @@ def go_on(context: RunContext, session: Session, *, skip: int, now_s: float) -> 
         state_digest=state.digest.hex(),
         merged_tokens=state.merged_tokens,
     )
-    context.log.append(session, [leaf])
+    (leaf_index,) = context.log.append(session, [leaf])
     session.execute(
         update(SuspensionRow)
         .where(SuspensionRow.until_round > lost.number)
@@ -153,7 +157,12 @@ def go_on(context: RunContext, session: Session, *, skip: int, now_s: float) -> 
     session.get_one(ControlRow, 1).alive_at_s = now_s
     _log.info("restored", lost_round=lost.number, next_round=number)
     return Continuation(
-        lost.number, number, state.settled_rounds, state.merged_tokens, tree.tree_size(session) - 1
+        lost_round=lost.number,
+        next_round=number,
+        settled_rounds=state.settled_rounds,
+        merged_tokens=state.merged_tokens,
+        log_size=kept,
+        leaf_index=leaf_index,
     )
 
 

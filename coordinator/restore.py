@@ -29,13 +29,16 @@ from coordinator.database import Database
 from coordinator.init import join_link, partial_folder, plain_errors, publish_link
 from coordinator.keys import KeyRing
 from coordinator.lost_rounds import Continuation, go_on, rounds_to_skip
+from coordinator.recovered_log import Recovered, recover
 from coordinator.run_toml import set_server
 from coordinator.schema import ControlRow
 from coordinator.serve import engine_options
 from coordinator.snapshot import PGDUMP, SQLITE, restore_dump
 from coordinator.turn import running_round
+from ledger import tree
 from ledger.authority import store_delegations
 from ledger.log import Log
+from ledger.sources import Source
 from protocol.dataset import DatasetManifest, read_manifest, verify_folder
 from protocol.errors import BadDigest, UsageError
 from protocol.link import JoinLink
@@ -52,6 +55,7 @@ class RestoreResult:
     link: JoinLink
     made_at_s: float
     continuation: Continuation
+    recovered: Recovered | None  # None: no copy of the record was given
     has_data: bool
     has_root_key: bool
 
@@ -64,6 +68,7 @@ def restore(
     database: str | None = None,
     data: Path | None = None,
     skip_rounds: int | None = None,
+    record: Source | None = None,
     progress: Progress = lambda done, total: None,
     now_s: float | None = None,
 ) -> RestoreResult:
@@ -76,6 +81,7 @@ def restore(
         database: URL of another, empty database than the backup's run.toml names.
         data: the dataset's folder, when its shards are not in the backup.
         skip_rounds: numbers to leave out, instead of an estimate.
+        record: a copy of the public record that may be newer than the backup.
         progress: told how far the copying is.
         now_s: POSIX time, for tests.
 
@@ -104,7 +110,7 @@ def restore(
         dump = next(name for name in (SQLITE, PGDUMP) if (scratch / name).is_file())
         restore_dump(dump, scratch / dump, run.database_url)
         shutil.rmtree(scratch)
-        continuation = _go_on(run, backup, skip_rounds, now_s)
+        continuation, recovered = _go_on(run, backup, skip_rounds, record, now_s)
         link = join_link(run.file, run.context.manifest)
     _log.info("run_restored", folder=str(run_dir), next_round=continuation.next_round)
     return RestoreResult(
@@ -112,6 +118,7 @@ def restore(
         link=link,
         made_at_s=backup.list.made_at_s,
         continuation=continuation,
+        recovered=recovered,
         has_data=backup.list.has_data or data is not None,
         has_root_key=backup.list.has_root_key,
     )
@@ -218,26 +225,33 @@ def _place_data(folder: RunFolder, data: Path | None) -> None:
     folder.data.symlink_to(data.resolve(), target_is_directory=True)
 
 
-def _go_on(run: _Run, backup: Backup, skip_rounds: int | None, now_s: float) -> Continuation:
-    context = run.context
+def _go_on(
+    run: _Run, backup: Backup, skip_rounds: int | None, record: Source | None, now_s: float
+) -> tuple[Continuation, Recovered | None]:
+    context, recovered = run.context, None
     database = Database(run.database_url)
     try:
         database.upgrade()
         with database.session() as session:
             _check_database(session, context)
             store_delegations(session, context.keys.delegations, context.keys.revocations)
+            log_size = tree.tree_size(session)
+            number = running_round(session).number
+            if record is not None:
+                recovered = recover(context, session, record)
             skip = skip_rounds
             if skip is None:
-                left = context.keys.draws.rounds - running_round(session).number
-                since_s = now_s - backup.list.made_at_s
+                left, since_s = context.keys.draws.rounds - number, now_s - backup.list.made_at_s
                 skip = rounds_to_skip(session, since_s=since_s, left=left)
-            continuation = go_on(context, session, skip=skip, now_s=now_s)
+            if recovered is not None:
+                skip = max(skip, recovered.last_round + 1 - number)
+            continuation = go_on(context, session, skip=skip, log_size=log_size, now_s=now_s)
             publish_link(session, run.folder, run.link, now_s)
         with database.session() as session:
             context.log.sign_head(session)
     finally:
         database.close()
-    return continuation
+    return continuation, recovered
 
 
 def _check_database(session: Session, context: RunContext) -> None:

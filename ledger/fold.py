@@ -72,6 +72,7 @@ class Board:
     _flops_per_token: int = 0
     _paid: set[str] = field(default_factory=set)
     _last_round: Round | None = None
+    _undrawn: set[int] = field(default_factory=set)  # rounds that were lost before their draw
     _next_round: int = 0
     _merged_tokens: int = 0
     _state_digest: str | None = None  # None: no round yet, so the run's first
@@ -111,8 +112,8 @@ class Board:
     @property
     def awaited_draws(self) -> int:
         """Rounds that paid for training, and whose draw is not published yet."""
-        paid = sum(1 for tally in self.credited.values() if tally.contributions)
-        return paid - len(self.audits.draws)
+        paid = {number for number, tally in self.credited.items() if tally.contributions}
+        return len(paid - self.audits.draws.keys() - self._undrawn)
 
     def apply(self, data: bytes) -> Leaf:
         """Take the next leaf.
@@ -250,6 +251,8 @@ class Board:
         if leaf.next_round <= max(self._next_round, *self.credited, 0):
             raise BadRecord(f"uses the number {leaf.next_round} of a round again")
         self._check_restored_state(leaf)
+        lost = self.audits.give_up_lost(self.size, leaf.log_size)
+        self._undrawn |= lost - self.audits.draws.keys()
         self._next_round, self._merged_tokens = leaf.next_round, leaf.merged_tokens
         self._state_digest = leaf.state_digest
         self.restores.append((self.size, leaf))

@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy import update
 
 from coordinator import backup as backup_module
+from coordinator.audit.schema import BlockRow
 from coordinator.backup import make_backup
 from coordinator.backup_format import list_backups, open_backup
 from coordinator.config import RunFolder
@@ -25,7 +26,10 @@ from coordinator.restore import restore
 from coordinator.schema import RoundRow, WorkerRow
 from coordinator.snapshot import Snapshot, take_snapshot
 from ledger.records import RestoreLeaf, parse_leaf
-from protocol.errors import BadDigest, TooLate, UsageError
+from ledger.sources import DatabaseSource, directory_source
+from ledger.tiles import export_tiles
+from ledger.verify import verify
+from protocol.errors import BadDigest, BadRecord, TooLate, UsageError
 from protocol.identity import Identity
 from protocol.trust import TrustStore
 from protocol.wire import records_pb2 as wire
@@ -133,6 +137,74 @@ async def test_a_run_goes_on_from_a_backup_that_was_made_in_mid_round(
     assert board.merged_tokens == again.head().merged_tokens
     ((_, leaf),) = board.restores
     assert (leaf.next_round, leaf.state_digest) == (head.round, head.state_digest.hex())
+
+
+async def test_a_copy_of_the_record_brings_back_what_the_backup_lacks(
+    place: Path, play: Callable[[Path], Any]
+) -> None:
+    rig = await play(place / "run")
+    await rig.play_round(*rig.pair)
+    await back_up(place)
+    await rig.play_round(*rig.pair)
+    blocked = Identity.generate().peer_id
+    rig.block(blocked, "asked to stop, and did not")
+    await rig.play_round(*rig.pair)
+    lost_head = await rig.database.run(rig.log.sign_head)
+    with rig.database.session() as session:
+        size = export_tiles(session, place / "tiles")
+    earned = rig.board().donors[rig.pair[0].name].tally
+
+    made = await bring_back(place, record=directory_source(place / "tiles"))
+    assert made.recovered is not None
+    assert made.recovered.last_round == 2
+    assert made.continuation.log_size == size
+    assert made.recovered.leaves > 0
+    again = await play(place / "again")
+    assert again.head().round == made.continuation.next_round > 3
+    await again.play_round(*again.pair)
+    await again.play_round(*again.pair)
+    await again.database.run(again.log.sign_head)
+    board = again.board()
+    # Credit of the lost rounds stands, final: nobody can audit it any more.
+    tally = board.donors[rig.pair[0].name].tally
+    assert tally.contributions == earned.contributions + 2
+    credits = board.accounts.credits.values()
+    final = {credit.leaf.round for credit in credits if credit.status == "final"}
+    assert final == {1, 2}
+    assert board.merged_tokens == again.head().merged_tokens < board.total.tokens
+    assert board.awaited_draws == 3  # of the round before the backup, and of the two since
+    with again.database.session() as session:
+        assert session.get(BlockRow, blocked) is not None
+        report = verify(DatabaseSource(session), root=rig.manifest.root, old_checkpoint=lost_head)
+    assert report.old_size == size
+
+
+async def test_a_copy_that_does_not_continue_the_backup_is_refused(
+    place: Path, play: Callable[[Path], Any]
+) -> None:
+    rig = await play(place / "run")
+    with rig.database.session() as session:
+        export_tiles(session, place / "older")
+    await rig.play_round(*rig.pair)
+    await back_up(place)
+    await rig.play_round(*rig.pair)
+    with rig.database.session() as session:
+        export_tiles(session, place / "tiles")
+    made = await bring_back(place, record=directory_source(place / "older"))
+    assert made.recovered is not None
+    assert made.recovered.leaves == 0
+    # What was restored without a copy is another history than the copy's.
+    again = await play(place / "again")
+    await again.play_round(*again.pair)
+    await asyncio.to_thread(make_backup, place / "again", place / "other")
+    shutil.rmtree(place / "again")
+    with pytest.raises(UsageError, match="another history"):
+        await bring_back(place, source=place / "other", record=directory_source(place / "tiles"))
+    entries = next((place / "tiles" / "tile" / "entries").rglob("*.p/*"))
+    entries.write_bytes(entries.read_bytes().replace(b'"settled"', b'"skipped"'))
+    with pytest.raises((UsageError, BadRecord)):
+        await bring_back(place, record=directory_source(place / "tiles"))
+    assert not (place / "again").exists()
 
 
 async def test_a_restored_run_is_not_served_by_numbers_that_may_have_been_used(
