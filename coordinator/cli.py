@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from coordinator import cli_access, cli_blocks
+from coordinator import cli_access, cli_backup, cli_blocks, cli_keys
 from coordinator.audit.cli import audit, replay
 from coordinator.audit.cli_calibrate import calibrate
 from coordinator.terminal import configure_logging, print_json, print_rich, reader, watch
@@ -378,4 +378,6 @@ def _set_paused(run_dir: Path, paused: bool, as_json: bool) -> None:
 
 cli.add_command(calibrate)
 cli_access.register(cli)
+cli_backup.register(cli)
 cli_blocks.register(cli)
+cli_keys.register(cli)

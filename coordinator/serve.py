@@ -21,11 +21,12 @@ from coordinator.context import AuditOptions, EngineOptions
 from coordinator.database import Database
 from coordinator.engine import Engine
 from coordinator.evaluation import Evaluator
-from coordinator.init import join_link
+from coordinator.init import join_link, publish_link
 from coordinator.keys import ANCHOR_KEY, KeyRing
 from coordinator.newcomers import NewcomerPolicy, Quotas
 from coordinator.ports import join_address, require_free
 from coordinator.requests import Acquaintances, Rate, RequestGuard
+from coordinator.resigning import sign_anew
 from coordinator.schema import ControlRow
 from coordinator.server import BoundServer, run_until_stopped, start_server, stop_on_signals
 from coordinator.service import CoordinatorService, Greeting
@@ -276,6 +277,10 @@ def _prepare_database(database: Database, run: Run, clock: SteadyClock) -> None:
             )
         clock.go_on_from(control.alive_at_s)
         store_delegations(session, run.keys.delegations, run.keys.revocations)
+        sign_anew(session, run.keys, clock())
+        if run.settings.public_address:  # the run may have moved here
+            link = join_link(run.file, run.manifest)
+            publish_link(session, run.folder, link, clock())
         dismiss_anchors(session, _anchors(run))
         if run.keys.anchor_id is not None and run.settings.anchor:
             forget_addresses(session, run.keys.anchor_id)

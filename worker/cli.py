@@ -87,6 +87,24 @@ def join(
 
 
 @cli.command()
+@click.argument("link")
+@_home_option
+def move(link: str, home: Home) -> None:
+    """Follow the run to another address: its new LINK has the same run and root key.
+
+    Key, receipts and settings stay. Restart the worker afterwards.
+
+    \b
+    Example:
+      barnraise worker move 'barnraise://new-host:7443/RUN_ID#root=FINGERPRINT'
+    """
+    from worker.join import move as follow
+
+    moved = _run(follow(home, link))
+    click.echo(f"Moved to {moved.join_link.address}. Start again with: barnraise worker run")
+
+
+@cli.command()
 @_home_option
 @click.option("--threads", type=click.IntRange(1), help="Overrides the configuration.")
 @click.option("--until-finished", is_flag=True, help="End when the run is complete.")

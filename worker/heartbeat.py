@@ -67,6 +67,7 @@ class Heartbeats:
                 self._problem = ""
                 self.board.heard_of_coordinator(True)
                 self._obey(reply)
+                await self._renew_admission()
             except NotEnrolled:
                 await self._enrol()
             except (TransientError, PeerFault, UsageError) as error:
@@ -80,6 +81,13 @@ class Heartbeats:
             log.warning("heartbeat not taken", problem=str(error))
         self._problem = error.reason
         self.board.heard_of_coordinator(not away)
+
+    async def _renew_admission(self) -> None:
+        """Peers believe it no more once the organiser revoked the key that signed it."""
+        try:
+            self.node.session.open_round_record(self.node.admission, wire.Admission)
+        except PeerFault:
+            await self._enrol()
 
     async def _enrol(self) -> None:
         try:

@@ -24,6 +24,7 @@ import grpc
 import structlog
 from google.protobuf.message import Message
 
+from protocol.certificate import delegation_in
 from protocol.channel import CALL_TIMEOUT_S, call, open_channel, translate, trusted_certificate
 from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import BadSignature, Stale, TransientError, UsageError
@@ -103,10 +104,15 @@ class Session:
         """Trust the certificate that the server shows now, when the organiser renewed its keys.
 
         Raises:
-            UsageError: it is not vouched for by the link's root key.
+            UsageError: it is not vouched for by the link's root key, or not any more.
             TransientError: the server does not answer.
         """
         pem = await trusted_certificate(self.link)
+        if self.trust.is_revoked(delegation_in(pem).serial):
+            raise UsageError(
+                f"the server at {self.link.address} shows a certificate that the organiser has "
+                "revoked: somebody else may answer there"
+            )
         if pem == self._pem:
             return
         old = self._channel

@@ -214,7 +214,7 @@ class StateCache:
         self._journal.keep_state(
             CachedState(descriptor.digest, descriptor.round, weights_sha256, momentum_sha256)
         )
-        self._prune()
+        self._prune(descriptor.digest)
         return descriptor
 
     def _values(self, wanted: _Part) -> FloatVector:
@@ -244,7 +244,11 @@ class StateCache:
     def _confirm(self, head: wire.RunHead) -> bool:
         held = self._journal.state(head.state_digest)
         for state in self._journal.states():
-            if state.settled_rounds == head.settled_rounds and state.digest != head.state_digest:
+            if state.settled_rounds > head.settled_rounds:
+                # Of a round that was skipped, or lost when the coordinator was restored.
+                log.info("the run went on without this state", own=state.digest.hex()[:16])
+                self._drop(state)
+            elif state.settled_rounds == head.settled_rounds and state.digest != head.state_digest:
                 log.warning(
                     "own outer step differs from the coordinator's: fetching its state",
                     own=state.digest.hex()[:16],
@@ -259,10 +263,12 @@ class StateCache:
         self._journal.keep_state(
             CachedState(head.state_digest, head.settled_rounds, head.weights_sha256, momentum)
         )
-        self._prune()
+        self._prune(head.state_digest)
 
-    def _prune(self) -> None:
-        for state in self._journal.states()[_KEPT_STATES:]:
+    def _prune(self, in_use: bytes) -> None:
+        """Keep the state in use and the newest others: it may be older than what is held here."""
+        others = [state for state in self._journal.states() if state.digest != in_use]
+        for state in others[_KEPT_STATES - 1 :]:
             self._drop(state)
 
     def _drop(self, state: CachedState) -> None:
