@@ -27,6 +27,7 @@ from coordinator.audit.files import audit_file, opened_chunk
 from coordinator.blobs import BlobIndex
 from coordinator.checkpoints import MOMENTUM, WEIGHTS
 from coordinator.database import Database
+from coordinator.dial_back import DialBack
 from coordinator.engine import Engine
 from coordinator.requests import RequestGuard, address_of
 from coordinator.schema import StateRow
@@ -77,6 +78,7 @@ class CoordinatorService(CoordinatorServicer):
         self._blobs = blobs
         self._greeting = greeting
         self._clock = clock
+        self._dial_back = DialBack(clock)
         self._open_streams: Counter[str] = Counter()
         self._watchers: set[asyncio.Task[Any]] = set()
         self._closing = False
@@ -119,6 +121,13 @@ class CoordinatorService(CoordinatorServicer):
         return await self._admission.admit(
             self._open(request, wire.Enrolment, context), context.peer()
         )
+
+    async def DialBack(  # noqa: N802
+        self, request: service_pb2.DialBackRequest, context: Context
+    ) -> service_pb2.DialBackReply:
+        self._guard.allow(context.peer())
+        self._guard.check_run(request.run_id)
+        return await self._dial_back.answer(request.ports, context.peer())
 
     # ---- work ----
 

@@ -73,6 +73,7 @@ class Anchor:
             tasks.create_task(node.outbox.run())
             tasks.create_task(Heartbeats(node, board).run())
             tasks.create_task(node.retained.run())
+            tasks.create_task(node.reachability.run())
             tasks.create_task(seed_weights(node, fetch=True))
             tasks.create_task(publish(node))
             tasks.create_task(reduce_for_ever(node, board))

@@ -51,7 +51,11 @@ def cli() -> None:
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True
 )
-@click.option("--client-mode", is_flag=True, help="No inbound port: for machines behind NAT.")
+@click.option(
+    "--client-mode/--no-client-mode",
+    default=None,
+    help="Never/always tell others to connect to this machine [default: as measured].",
+)
 @click.option("--listen", multiple=True, help="Multiaddress to listen on; may be repeated.")
 @click.option("--invite", metavar="TOKEN", help="The organiser's invitation, if it takes one.")
 @click.option("--yes", is_flag=True, help="Agree without being asked.")
@@ -61,7 +65,7 @@ def join(
     name: str,
     threads: int | None,
     device: str,
-    client_mode: bool,
+    client_mode: bool | None,
     listen: tuple[str, ...],
     invite: str | None,
     yes: bool,
@@ -137,7 +141,12 @@ def anchor(
       barnraise worker anchor --link "$LINK" --home anchor --listen /ip4/0.0.0.0/tcp/31337
     """
     config = WorkerConfig(
-        link=link, listen=tuple(listen), announce=tuple(announce), device="cpu", name="anchor"
+        link=link,
+        listen=tuple(listen),
+        announce=tuple(announce),
+        device="cpu",
+        name="anchor",
+        client_mode=False,
     )
     _limit_threads(1)
     _log_to_stderr(json_logs)

@@ -100,6 +100,12 @@ class Session:
         # Calls under way fail by themselves; cancelling them would look like our own shutdown.
         await old.close(grace=CALL_TIMEOUT_S)
 
+    async def reconnect(self) -> None:
+        """Leave a connection that may be dead without a sign: this machine's address changed."""
+        old = self._channel
+        self._use(self._pem)
+        await old.close(grace=None)
+
     def _use(self, pem: bytes) -> None:
         self._pem = pem
         self._channel = open_channel(self.link, pem)
@@ -262,6 +268,18 @@ class Session:
         reply: api.HeartbeatReply = await call(attempt, attempts=2, timeout_s=10.0)
         if reply.server_time_ms:
             self._learn_clock(reply.server_time_ms, sent_s)
+        return reply
+
+    async def dial_back(self, ports: Iterable[int]) -> api.DialBackReply:
+        """Have the coordinator dial TCP ports of this machine; tried once: it may be refused.
+
+        Raises:
+            UsageError: a coordinator that does not know this call.
+        """
+        request = api.DialBackRequest(run_id=self.link.run_id, ports=ports)
+        reply: api.DialBackReply = await call(
+            lambda t: self._stub.DialBack(request, timeout=t), attempts=1
+        )
         return reply
 
     async def receipt(self, assignment_id: bytes) -> api.GetReceiptReply:

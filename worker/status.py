@@ -45,6 +45,8 @@ class Board:
     tokens_per_s: float = 0.0
     deadline_in_s: float = 0.0
     peers: int = 0
+    reachability: str = ""
+    reachability_reason: str = ""
     connected: bool = False
     units_committed: int = 0
     tokens_committed: int = 0
@@ -105,7 +107,12 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
         ("peers", f"{status['peers']} in the last reduce"),
         ("given", f"{status['tokens_committed']} tokens in {status['units_committed']} units"),
         ("receipts", f"{status['receipts_held']} held, {status['receipts_pending']} awaited"),
+        *([("reachable", _reachable(status))] if status["reachability"] else []),
         ("coordinator", "connected" if status["connected"] else "not reachable"),
         ("device", status["worker"]),
         *([("leaderboard", status["public_url"])] if status["public_url"] else []),
     ]
+
+
+def _reachable(status: dict[str, Any]) -> str:
+    return f"{status['reachability']}: {status['reachability_reason']}"

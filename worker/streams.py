@@ -220,6 +220,18 @@ class BoundedP2P(P2P):  # type: ignore[misc]
         except (P2PDaemonError, OSError, asyncio.IncompleteReadError, TimeoutError) as error:
             raise TransientError(f"cannot connect to {peer_id}: {error}") from error
 
+    async def drop_connections(self) -> None:
+        """Hang up on every peer; whoever is needed is dialled again."""
+        try:
+            for peer in await self.list_peers():
+                leaving = p2pd_pb2.DisconnectRequest(peer=peer.peer_id.to_bytes())
+                _, writer = await self._ask(
+                    p2pd_pb2.Request(type=p2pd_pb2.Request.DISCONNECT, disconnect=leaving)
+                )
+                writer.close()
+        except (P2PDaemonError, OSError, asyncio.IncompleteReadError) as error:
+            log.warning("cannot hang up on peers", problem=str(error))
+
     @asynccontextmanager
     async def stream(
         self, peer_id: str, handle: str, reply: type[Reply]

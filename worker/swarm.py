@@ -17,6 +17,8 @@ from pathlib import Path
 
 import structlog
 from hivemind.dht import DHTNode
+from hivemind.proto import dht_pb2
+from hivemind.utils.auth import AuthRole, AuthRPCWrapper
 from hivemind.utils.multiaddr import Multiaddr
 
 from protocol.envelope import Signed, open_envelope, parse_envelope, seal
@@ -68,6 +70,7 @@ class Swarm:
         self._blobs = BlobService(run_id)
         self._rules = RunRecords(run_id, trust, self._now_s)
         self._node: DHTNode | None = None
+        self._in_dht = False
         self._rosters: dict[tuple[int, int], Signed[wire.Roster]] = {}
         self.peer_id = identity.peer_id
 
@@ -86,6 +89,7 @@ class Swarm:
         clock_ms: Callable[[], int] = local_clock_ms,
         relay: bool = False,
         nat_port_map: bool = False,
+        in_dht: bool = True,
     ) -> Swarm:
         """Start the daemon and the DHT node, and serve.
 
@@ -98,6 +102,7 @@ class Swarm:
             clock_ms: the coordinator's clock, in milliseconds since the epoch.
             relay: use libp2p's circuit relays and AutoNAT; slower to start.
             nat_port_map: ask the router for a port (UPnP).
+            in_dht: serve a part of the DHT from the start; else see :meth:`serve_dht`.
 
         Raises:
             TransientError: the daemon did not start, or no anchor answered; says what to check.
@@ -118,6 +123,7 @@ class Swarm:
         )
         self = cls(p2p, identity, run_id, trust, clock_ms)
         try:
+            self._in_dht = in_dht and not client_mode
             await self._serve(initial_peers, client_mode)
         except BaseException:
             await self.shutdown()
@@ -130,7 +136,7 @@ class Swarm:
             self._node = await DHTNode.create(
                 self._p2p,
                 initial_peers=list(initial_peers),
-                client_mode=client_mode,
+                client_mode=not self._in_dht,
                 record_validator=self._rules,
                 strict=False,
             )
@@ -163,6 +169,22 @@ class Swarm:
             return [str(a) for a in await self._p2p.get_visible_maddrs(latest=True)]
         except ValueError:  # hivemind's word for "none"
             return []
+
+    async def serve_dht(self, reachable: bool) -> None:
+        """Let others keep us in their DHT tables, or no more: they would wait for us in vain."""
+        if reachable == self._in_dht or self._node is None:
+            return
+        self._in_dht, protocol = reachable, self._node.protocol
+        if reachable and protocol.client_mode:
+            servicer = AuthRPCWrapper(protocol, AuthRole.SERVICER, None)
+            await protocol.add_p2p_handlers(self._p2p, servicer)
+            protocol.client_mode = False
+        own_id = protocol.node_id.to_bytes() if reachable else b""
+        protocol.node_info = dht_pb2.NodeInfo(node_id=own_id)
+
+    async def drop_connections(self) -> None:
+        """Hang up on every peer: our address changed, connections are dead without a sign."""
+        await self._p2p.drop_connections()
 
     async def connect(self, multiaddr: str) -> None:
         """Dial a peer by a multiaddr that ends in /p2p/PeerID.
