@@ -30,6 +30,7 @@ from protocol.link import JoinLink
 Reply = TypeVar("Reply")
 
 CALL_TIMEOUT_S = 20.0
+CHANNEL_LEFT = "the connection to the coordinator was given up for another one"
 _HANDSHAKE_TIMEOUT_S = 10.0
 _RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 _PASSING = (
@@ -145,6 +146,13 @@ def _reason(error: grpc.aio.AioRpcError) -> str | None:
     return None
 
 
+def channel_was_left() -> bool:
+    """Whether a CancelledError comes from a channel that was closed under a call, and not from
+    somebody who wants this task to end."""
+    task = asyncio.current_task()
+    return task is not None and not task.cancelling()
+
+
 async def call(
     attempt: Callable[[float], Awaitable[Reply]],
     *,
@@ -166,6 +174,11 @@ async def call(
         except grpc.aio.AioRpcError as error:
             if error.code() not in _RETRIED or number + 1 == attempts:
                 raise translate(error) from error
+        except asyncio.CancelledError as error:
+            if not channel_was_left():
+                raise
+            if number + 1 == attempts:
+                raise TransientError(CHANNEL_LEFT) from error
         await asyncio.sleep(backoff_s(number, base_s=base_delay_s))
     raise AssertionError("unreachable: the last attempt returns or raises")
 

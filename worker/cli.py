@@ -231,8 +231,9 @@ def doctor(home: Home, as_json: bool) -> None:
             if not as_json:
                 mark = "ok  " if check.ok else "FAIL"
                 click.echo(f"{mark} {check.name:<12} {check.detail}")
-                if not check.ok:
-                    click.echo(f"     -> {check.fix}")
+                advice = check.hint if check.ok else check.fix
+                if advice:
+                    click.echo(f"     -> {advice}")
         return found
 
     checks = _run(all_checks())

@@ -115,11 +115,15 @@ class Reachability:
     async def run(self) -> None:
         """Ask again when there is a reason to. Run it as a task."""
         while True:
-            await self._reason_to_ask()
-            reach = await self._measure()
-            self._answered = reach.final
-            if reach.final or not self.reach.final:
-                await self._set(reach)
+            await self.ask_again()
+
+    async def ask_again(self) -> None:
+        """Wait for a reason to, then ask; what cannot be measured now stays as it was."""
+        await self._reason_to_ask()
+        reach = await self._measure()
+        self._answered = reach.final
+        if reach.final or not self.reach.final:
+            await self._set(reach)
 
     async def _reason_to_ask(self) -> None:
         patience_s = ASK_AGAIN_S if self._answered else NOT_ANSWERED_S
@@ -142,13 +146,14 @@ class Reachability:
                 return
 
     async def _measure(self) -> Reach:
+        self.board.ports = ports_of(await self.swarm.multiaddrs())
         if self.anchor:
             return ANCHOR
         if self.choice is True:
             return BY_CHOICE
         if self.choice is False:
             return TRUSTED
-        return await measure(self.session, await self.swarm.multiaddrs())
+        return await measure(self.session, self.board.ports)
 
     async def _set(self, reach: Reach) -> None:
         changed = (reach.mode, reach.why) != (self.reach.mode, self.reach.why)
@@ -159,9 +164,8 @@ class Reachability:
         await self.swarm.serve_dht(reach.direct)
 
 
-async def measure(session: Session, multiaddrs: Sequence[str]) -> Reach:
-    """Have the coordinator dial the ports of these addresses."""
-    ports = ports_of(multiaddrs)
+async def measure(session: Session, ports: Sequence[int]) -> Reach:
+    """Have the coordinator dial these ports of this machine."""
     if not ports:
         why = f"the peer-to-peer daemon listens on no TCP port from {_LEAST_PORT} on"
         return Reach(Mode.CLIENT, why)

@@ -11,6 +11,7 @@ Invariants:
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterable
@@ -21,7 +22,15 @@ from typing import Self, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from protocol.channel import CALL_TIMEOUT_S, call, open_channel, translate, trusted_certificate
+from protocol.channel import (
+    CALL_TIMEOUT_S,
+    CHANNEL_LEFT,
+    call,
+    channel_was_left,
+    open_channel,
+    translate,
+    trusted_certificate,
+)
 from protocol.download import download
 from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import BadSignature, TransientError, UsageError
@@ -101,7 +110,10 @@ class Session:
         await old.close(grace=CALL_TIMEOUT_S)
 
     async def reconnect(self) -> None:
-        """Leave a connection that may be dead without a sign: this machine's address changed."""
+        """Leave a connection that may be dead without a sign: this machine's address changed.
+
+        Calls under way are made again on the new one.
+        """
         old = self._channel
         self._use(self._pem)
         await old.close(grace=None)
@@ -303,6 +315,10 @@ class Session:
                 yield event
         except grpc.aio.AioRpcError as error:
             raise translate(error) from error
+        except asyncio.CancelledError as error:
+            if not channel_was_left():
+                raise
+            raise TransientError(CHANNEL_LEFT) from error
         finally:
             stream.cancel()
         raise TransientError("the coordinator ended the event stream")

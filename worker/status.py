@@ -47,6 +47,7 @@ class Board:
     peers: int = 0
     reachability: str = ""
     reachability_reason: str = ""
+    ports: list[int] = field(default_factory=list)  # of the peer-to-peer daemon
     connected: bool = False
     units_committed: int = 0
     tokens_committed: int = 0
