@@ -45,7 +45,8 @@ class NetRun:
 
     def init(self, **settings: Any) -> None:
         given = {
-            **{"max_steps": 20, "duration_s": 6.0, "grace_s": 8.0, "min_members": 1},
+            # Long: a round closes when the workers, which load for seconds, have committed.
+            **{"max_steps": 20, "duration_s": 60.0, "grace_s": 30.0, "min_members": 1},
             **{"max_rounds": 3, "codec": "int8", "combine": "mean"},
             **{"probation_steps": 0, "reducer_passes": 0, "auditor": "false", "port": PORT},
             **settings,
@@ -110,10 +111,12 @@ class NetRun:
         return bool(client_mode), json.loads(addresses)
 
     def reducers(self) -> dict[int, set[str]]:
-        """Display names of each round's reducers."""
+        """Display names of each round's reducers, in its last attempt."""
         names = dict(self.rows("SELECT worker, display_name FROM workers"))
         found: dict[int, set[str]] = {}
-        for round_, data in self.rows("SELECT round, envelope FROM rosters"):
+        for round_, data in self.rows(
+            "SELECT round, envelope FROM rosters ORDER BY round, attempt"
+        ):
             roster = open_envelope(parse_envelope(data), wire.Roster).record
             found[round_] = {names[item.reducer] for item in roster.reducers}
         return found

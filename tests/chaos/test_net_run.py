@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from chaos_net_run import NetRun, event, events, open_run
 
+from protocol.envelope import open_envelope, parse_envelope
+from protocol.wire import records_pb2 as wire
+
 # Generous: a dozen processes load torch, perhaps on a machine that is busy otherwise.
 pytestmark = [pytest.mark.swarm, pytest.mark.timeout(300)]
 
@@ -64,11 +67,14 @@ def test_nothing_but_laptops_behind_routers_and_one_anchor(run: NetRun) -> None:
         run.join(name, host)
         run.work(name)
     run.workers["ada"].wait_for(event("training"))
-    status = json.loads(
-        run.command("ada", "status", "--home", str(run.home("ada")), "--json").stdout
-    )
+    status = json.loads(run.command("ada", "status", "--json").stdout)
     assert status["reachability"] == "client-mode"
     assert hosts["ada"].public in status["reachability_reason"]
+    doctor = run.command("ada", "doctor").stdout
+    # About the port of the worker that runs, with what its owner could do.
+    assert f"client-mode: nobody can connect to {hosts['ada'].public}" in doctor
+    assert f"on TCP port {status['ports'][0]}" in doctor
+    assert f"forward TCP port 31337 of your router to {hosts['ada'].address}" in doctor
     run.finish()
     assert run.reducers() == {0: {"anchor"}, 1: {"anchor"}}
     run.check(members=2, rounds=2)
@@ -78,7 +84,7 @@ def test_addresses_change_in_the_middle_of_a_round(run: NetRun) -> None:
     laptop = run.internet.home("home1").computer("laptop")
     desktop = run.internet.home("home2").computer("desktop")
     server = run.internet.host("server")
-    run.init(max_rounds=3, min_members=3, duration_s=8.0, grace_s=60.0)
+    run.init(max_rounds=3, min_members=3, max_steps=60)
     run.serve()
     for name, host in {"ada": laptop, "bob": desktop, "cy": server}.items():
         run.join(name, host)
@@ -98,3 +104,19 @@ def test_addresses_change_in_the_middle_of_a_round(run: NetRun) -> None:
     assert not [address for address in addresses if before in address]
     assert [run.known(name) for name in ("ada", "bob")] == [(True, [])] * 2
     assert "cy" in run.reducers()[2]
+
+
+def test_two_that_cannot_reach_each_other(run: NetRun) -> None:
+    hosts = {name: run.internet.host(name) for name in ("cy", "dee")}
+    run.internet.partition([hosts["cy"]], [hosts["dee"]])
+    run.init(max_rounds=2, min_members=2)
+    run.serve()
+    for name, host in hosts.items():
+        run.join(name, host)
+        run.work(name)
+    run.finish()
+    # Each is reached by the coordinator, so both were asked to reduce for the other at first.
+    ((first,),) = run.rows("SELECT envelope FROM rosters WHERE round = 0 AND attempt = 1")
+    roster = open_envelope(parse_envelope(first), wire.Roster).record
+    assert len(roster.reducers) == 3
+    run.check(members=2, rounds=2)
