@@ -80,6 +80,7 @@ class Anchor:
             tasks.create_task(node.outbox.run())
             tasks.create_task(Heartbeats(node, board).run())
             tasks.create_task(node.retained.run())
+            tasks.create_task(node.reachability.run())
             tasks.create_task(seed_weights(node, fetch=True))
             tasks.create_task(seed_shards(node))
             tasks.create_task(publish(node))

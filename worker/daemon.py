@@ -187,8 +187,8 @@ class Daemon:
                 tasks.create_task(beats.run())
                 tasks.create_task(node.retained.run())
                 tasks.create_task(collect_receipts(node, self.board))
-                if not self.config.client_mode:
-                    tasks.create_task(seed_weights(node, fetch=False))
+                tasks.create_task(node.reachability.run())
+                tasks.create_task(seed_weights(node, fetch=False))
                 await self._work(node, runner, beats, Probation(runner))
                 await node.outbox.drain(_GOODBYE_S)
                 await last_receipts(node)

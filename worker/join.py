@@ -10,6 +10,8 @@ from protocol.link import JoinLink
 from protocol.manifest import RunManifest
 from worker.config import Home, WorkerConfig
 
+_MEASURED = "others are told of it only if they reach it; behind NAT nothing is lost"
+
 
 @dataclass(frozen=True)
 class Offer:
@@ -101,7 +103,7 @@ def describe(offer: Offer, home: Home) -> str:
     """The facts of a run and what this machine would give, in words for a person."""
     manifest, config = offer.manifest, offer.config
     title = manifest.campaign.title
-    inbound = "none (client mode)" if config.client_mode else ", ".join(config.listen)
+    inbound = "none (client mode)" if config.client_mode is True else ", ".join(config.listen)
     lines = [
         f"run          {manifest.name}" + ("" if title == manifest.name else f": {title}"),
         *([f"             {manifest.description}"] if manifest.description else []),
@@ -114,6 +116,7 @@ def describe(offer: Offer, home: Home) -> str:
         "This machine would give:",
         f"  processor  {config.threads} thread(s), device {config.device}",
         f"  network    listens on {inbound}",
+        *([f"             {_MEASURED}"] if config.client_mode == "auto" else []),
         f"  disk       shards, weights and updates in {home.path}",
         f"  known as   {offer.worker}",
         *([f'             "{config.name}"'] if config.name else []),

@@ -13,6 +13,7 @@ Invariants:
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
@@ -25,7 +26,15 @@ import structlog
 from google.protobuf.message import Message
 
 from protocol.certificate import delegation_in
-from protocol.channel import CALL_TIMEOUT_S, call, open_channel, translate, trusted_certificate
+from protocol.channel import (
+    CALL_TIMEOUT_S,
+    CHANNEL_LEFT,
+    call,
+    channel_was_left,
+    open_channel,
+    translate,
+    trusted_certificate,
+)
 from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import BadSignature, Stale, TransientError, UsageError
 from protocol.hello import check_hello, client_version
@@ -119,6 +128,15 @@ class Session:
         self._use(pem)
         # Calls under way fail by themselves; cancelling them would look like our own shutdown.
         await old.close(grace=CALL_TIMEOUT_S)
+
+    async def reconnect(self) -> None:
+        """Leave a connection that may be dead without a sign: this machine's address changed.
+
+        Calls under way are made again on the new one.
+        """
+        old = self._channel
+        self._use(self._pem)
+        await old.close(grace=None)
 
     def _use(self, pem: bytes) -> None:
         self._pem = pem
@@ -302,6 +320,18 @@ class Session:
             self._learn_clock(reply.server_time_ms, sent_s)
         return reply
 
+    async def dial_back(self, ports: Iterable[int]) -> api.DialBackReply:
+        """Have the coordinator dial TCP ports of this machine; tried once: it may be refused.
+
+        Raises:
+            UsageError: a coordinator that does not know this call.
+        """
+        request = api.DialBackRequest(run_id=self.link.run_id, ports=ports)
+        reply: api.DialBackReply = await call(
+            lambda t: self._stub.DialBack(request, timeout=t), attempts=1
+        )
+        return reply
+
     async def receipt(self, assignment_id: bytes) -> api.GetReceiptReply:
         request = api.GetReceiptRequest(run_id=self.link.run_id, assignment_id=assignment_id)
         reply: api.GetReceiptReply = await call(lambda t: self._stub.GetReceipt(request, timeout=t))
@@ -336,6 +366,10 @@ class Session:
                 yield event
         except grpc.aio.AioRpcError as error:
             raise translate(error) from error
+        except asyncio.CancelledError as error:
+            if not channel_was_left():
+                raise
+            raise TransientError(CHANNEL_LEFT) from error
         finally:
             stream.cancel()
 

@@ -75,6 +75,7 @@ STARTUP_TIMEOUT_S = 30.0
 DIAL_TIMEOUT_S = 15.0
 _ANSWER_TIMEOUT_S = 10.0  # of the daemon itself, on this machine
 _KILL_AFTER_S = 3.0
+_LOOPBACK = ("127.0.0.1", "::1")
 
 Reply = TypeVar("Reply", bound=Message)
 
@@ -253,10 +254,35 @@ class BoundedP2P(P2P):  # type: ignore[misc]
                 addresses.append(Multiaddr(text.removesuffix(f"/p2p/{peer_id}")))
         try:
             async with asyncio.timeout(DIAL_TIMEOUT_S):
+                await self._leave_stale(peer_id, addresses)
                 _, writer = await self._ask(_connect_request(peer_id, addresses))
                 writer.close()
         except (P2PDaemonError, OSError, asyncio.IncompleteReadError, TimeoutError) as error:
             raise TransientError(f"cannot connect to {peer_id}: {error}") from error
+
+    async def drop_connections(self) -> None:
+        """Hang up on every peer; whoever is needed is dialled again."""
+        try:
+            for peer in await self.list_peers():
+                await self._hang_up(peer.peer_id)
+        except (P2PDaemonError, OSError, asyncio.IncompleteReadError) as error:
+            log.warning("cannot hang up on peers", problem=str(error))
+
+    async def _leave_stale(self, peer_id: str, addresses: Sequence[Multiaddr]) -> None:
+        """Hang up on a peer that has moved: it is told of elsewhere, and the daemon would use the
+        old connection, where nobody is, for most of a minute."""
+        told = {_host(address) for address in addresses}
+        for peer in await self.list_peers():
+            hosts = {_host(address) for address in peer.addrs} - set(_LOOPBACK)
+            if str(peer.peer_id) == peer_id and told and not hosts <= told:
+                await self._hang_up(peer.peer_id)
+
+    async def _hang_up(self, peer: PeerID) -> None:
+        leaving = p2pd_pb2.DisconnectRequest(peer=peer.to_bytes())
+        _, writer = await self._ask(
+            p2pd_pb2.Request(type=p2pd_pb2.Request.DISCONNECT, disconnect=leaving)
+        )
+        writer.close()
 
     @asynccontextmanager
     async def stream(
@@ -359,6 +385,11 @@ def passing_failures() -> Iterator[None]:
         yield
     except (P2PDaemonError, OSError, asyncio.IncompleteReadError) as error:
         raise TransientError(f"the peer-to-peer daemon does not answer: {error!r}") from error
+
+
+def _host(address: Multiaddr) -> str:
+    """``/ip4/10.0.0.1/tcp/4001`` -> ``10.0.0.1``."""
+    return str(address).split("/")[2]
 
 
 def _connect_request(peer_id: str, addresses: list[Multiaddr]) -> p2pd_pb2.Request:

@@ -101,6 +101,7 @@ class Swarm:
         clock_ms: Callable[[], int] = local_clock_ms,
         relay: bool = False,
         nat_port_map: bool = False,
+        in_dht: bool = True,
     ) -> Swarm:
         """Start the daemon and the DHT node, and serve.
 
@@ -113,6 +114,7 @@ class Swarm:
             clock_ms: the coordinator's clock, in milliseconds since the epoch.
             relay: use libp2p's circuit relays and AutoNAT; slower to start.
             nat_port_map: ask the router for a port (UPnP).
+            in_dht: serve a part of the DHT from the start; else see :meth:`serve_dht`.
 
         Raises:
             TransientError: the daemon did not start, or no anchor answered; says what to check.
@@ -132,7 +134,7 @@ class Swarm:
         )
         self = cls(how, identity, run_id, trust, clock_ms)
         try:
-            await self.membership.enter(initial_peers)
+            await self.membership.enter(initial_peers, in_dht=in_dht and not client_mode)
         except BaseException:
             await self.shutdown()
             raise
@@ -153,6 +155,14 @@ class Swarm:
     async def multiaddrs(self) -> list[str]:
         """Addresses by which others reach us, each with /p2p/PeerID; empty in client mode."""
         return await self.membership.p2p.addresses()
+
+    async def serve_dht(self, reachable: bool) -> None:
+        """See :meth:`Membership.serve_dht`."""
+        await self.membership.serve_dht(reachable)
+
+    async def drop_connections(self) -> None:
+        """Hang up on every peer: our address changed, connections are dead without a sign."""
+        await self.membership.p2p.drop_connections()
 
     async def connect(self, multiaddr: str) -> None:
         """Dial a peer by a multiaddr that ends in /p2p/PeerID.
