@@ -105,7 +105,7 @@ async def open_node(
         await asyncio.to_thread(home.manifest.write_bytes, manifest.canonical())
         blobs = BlobStore(home.blobs, home.scratch)
         peers = await _anchors(session, identity.peer_id, board, patient=not anchor)
-        swarm, peers = await _join_swarm(config, identity, identity_path, session, board, peers)
+        swarm, _ = await _join_swarm(config, identity, identity_path, session, board, peers)
         stack.push_async_callback(swarm.shutdown)
         swarm.serve_blobs(blobs.known)
         watch, sources = Watch(session), Sources(session)
@@ -120,7 +120,6 @@ async def open_node(
 
         swarm.membership.on_change = swarm_changed
         outbox = Outbox(session, journal)
-        sources.anchor_ids = tuple(peer.rsplit("/p2p/", 1)[-1] for peer in peers)
         reachability = Reachability(
             config.client_mode, session, swarm, board, config.announce, anchor
         )

@@ -72,13 +72,16 @@ class Sources:
         self._liars: dict[str, _Lies] = {}
         self._refused_until_s: dict[tuple[str, bytes], float] = {}
         self.swarm: Swarm | None = None
-        self.anchor_ids: tuple[str, ...] = ()
         self.head: Callable[[], Signed[wire.RunHead] | None] = lambda: None
 
     @property
     def bad(self) -> list[str]:
         """PeerIDs that served other bytes than asked for, the newest last."""
         return [name for name in self._liars if name != COORDINATOR][-MAX_REPORTED:]
+
+    def anchors(self) -> list[str]:
+        """PeerIDs of the run's anchors, as the coordinator last told them."""
+        return [address.rsplit("/p2p/", 1)[-1] for address in self._session.greeting.anchors]
 
     async def of(self, sha256: bytes, state_digest: bytes | None = None) -> list[Source]:
         """The sources of a blob, in the order in which they should be used.
@@ -90,7 +93,7 @@ class Sources:
         swarm = self.swarm
         if swarm is None:
             return [coordinator]
-        names = dict.fromkeys([*await self._holders(swarm, state_digest), *self.anchor_ids])
+        names = dict.fromkeys([*await self._holders(swarm, state_digest), *self.anchors()])
         names.pop(swarm.peer_id, None)
         peers = [self._peer(swarm, name) for name in names if self._may_ask(name, sha256)]
         return [*peers, coordinator]
@@ -138,4 +141,4 @@ class Sources:
         def pieces(sha256: bytes, offset: int) -> AsyncIterator[api.Piece]:
             return swarm.blob_pieces(name, sha256, offset)
 
-        return Source(name, pieces, organiser=name in self.anchor_ids)
+        return Source(name, pieces, organiser=name in self.anchors())

@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import sys
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from chaos_injector import Fault, install
@@ -60,8 +61,9 @@ async def main() -> None:
             swarm.serve_blobs(blobs.find)
             print("serving", identity.peer_id, flush=True)
             await asyncio.Event().wait()
+        session.greeting = replace(session.greeting, anchors=(f"/p2p/{given.source}",))
         sources = Sources(session)
-        sources.swarm, sources.anchor_ids = swarm, (given.source,)
+        sources.swarm = swarm
         await BlobFetcher(blobs, sources).fetch(Wanted(given.sha256, given.bytes))
 
 

@@ -58,6 +58,7 @@ class Counted(Sources):
 
     def __init__(self, session: Session) -> None:
         super().__init__(session)
+        self.names: list[str] = []
         self.asked: Counter[str] = Counter()
         self.received_bytes: Counter[str] = Counter()
         self._first, self._after, self._open = "", 0, asyncio.Event()
@@ -72,6 +73,9 @@ class Counted(Sources):
         how = os.WSTOPPED | os.WEXITED | os.WNOWAIT
         await asyncio.to_thread(os.waitid, os.P_PID, process.pid, how)
         self._open.set()
+
+    def anchors(self) -> list[str]:
+        return self.names
 
     async def of(self, sha256: bytes, state_digest: bytes | None = None) -> list[Source]:
         found = await super().of(sha256, state_digest)
@@ -119,7 +123,7 @@ class Field:
     def sources(self, *names: str) -> Counted:
         """These peers in this order, then the coordinator."""
         sources = Counted(self.session)
-        sources.swarm, sources.anchor_ids = self.client, names
+        sources.swarm, sources.names = self.client, list(names)
         return sources
 
     async def fetch(self, store: BlobStore, sources: Counted) -> Fetched:

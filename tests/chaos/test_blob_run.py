@@ -63,7 +63,7 @@ def test_a_late_joiner_gets_everything_from_peers_when_the_coordinator_lost_its_
 
 
 def test_every_file_of_a_worker_rots_and_the_run_goes_on_with_equal_digests(rig: Rig) -> None:
-    rig.init(max_rounds=3, max_steps=30, duration_s=8.0, min_members=1)
+    rig.init(max_rounds=2, max_steps=30, duration_s=8.0)
     coordinator = rig.serve()
     coordinator.wait_for("Serving")
     rig.join("ada")
@@ -80,6 +80,6 @@ def test_every_file_of_a_worker_rots_and_the_run_goes_on_with_equal_digests(rig:
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert ada.wait(200) == 0
     settled = [event["state"] for event in events(coordinator.text(), "round_settled")]
-    assert len(settled) == 3
+    assert len(settled) == 2
     assert [event["state"] for event in events(ada.text(), "outer step made")] == settled
     assert len(events(ada.text(), "cached file damaged, dropped")) >= 2

@@ -13,6 +13,7 @@ from protocol.identity import Identity
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2 as api
 from worker.heartbeat import Heartbeats
+from worker.reachability import Reachability
 from worker.sources import Sources
 from worker.status import Board
 
@@ -53,7 +54,9 @@ async def test_a_worker_tells_its_owner_and_the_coordinator(session: Any) -> Non
     node = SimpleNamespace(
         sources=sources,
         identity=session.identity,
-        config=SimpleNamespace(join_link=session.link, client_mode=True),
+        config=SimpleNamespace(join_link=session.link),
+        # Not measured yet: nothing of the swarm is asked.
+        reachability=Reachability(True, session, None, board),  # type: ignore[arg-type]
     )
     beat = await Heartbeats(node, board)._beat()  # type: ignore[arg-type]
     assert list(beat.bad_sources) == board.snapshot()["bad_sources"] == liars[-16:]

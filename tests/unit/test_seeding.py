@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from protocol.dataset import DatasetManifest, ShardInfo, Source
 from worker import seeding
-from worker.seeding import shards_from
+from worker.blob_fetch import BlobFetcher
+from worker.config import Home
+from worker.data_source import DataSource
+from worker.race import unless
+from worker.seeding import seed_shards, shards_from
+from worker.shards import BlobStore
+from worker.sources import Sources
+from worker.watch import Watch
 
 LENGTH = 8
 
@@ -61,3 +71,24 @@ def test_no_more_than_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(shards_from(made, 0, 40)) == 2
     monkeypatch.setattr(seeding, "MAX_SEEDED_BYTES", 5)
     assert shards_from(made, 0, 40) == []
+
+
+async def test_an_anchor_fetches_what_is_due_and_drops_what_is_not(
+    session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Home(tmp_path / "home")
+    home.prepare()
+    blobs = BlobStore(home.blobs, home.scratch)
+    data = DataSource(session.greeting.manifest, BlobFetcher(blobs, Sources(session)), blobs)
+    due, other = (await data.dataset()).shards
+    old = await data.shard(bytes.fromhex(other.sha256), other.bytes)
+    monkeypatch.setattr(seeding, "MAX_SEEDED_BYTES", due.bytes)
+    node = SimpleNamespace(watch=Watch(session), data=data, blobs=blobs)
+
+    async def dropped() -> None:
+        while old.exists():  # noqa: ASYNC110  # a file that goes raises no event here
+            await asyncio.sleep(0.01)
+
+    async with asyncio.timeout(60):
+        await unless(seed_shards(node), dropped())  # type: ignore[arg-type]
+    assert blobs.known(bytes.fromhex(due.sha256)) is not None
