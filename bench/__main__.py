@@ -6,7 +6,7 @@ import argparse
 import importlib
 from importlib.util import find_spec
 
-BENCHES = ("train", "allreduce", "ledger", "economics", "audit", "hostile", "honest")
+BENCHES = ("train", "allreduce", "ledger", "economics", "audit", "hostile", "honest", "lost_reducer")
 
 
 def main() -> None:

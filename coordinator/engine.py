@@ -105,6 +105,7 @@ class Engine:
         self._evaluation_due = asyncio.Event()
         self._ticked_at_s = clock()
         self._attendance = Attendance(self._ticked_at_s)
+        self._told_of_lost_rounds = False
         self._states: dict[int, settle.ModelState] = {}  # by settled rounds, newest last
         self._desk = AuditDesk(self.context, self._turn, ReplayStore(checkpoints.url))
 
@@ -249,6 +250,7 @@ class Engine:
         check_multiaddrs(record.multiaddrs, record.worker)
 
         def answer(turn: Turn) -> service_pb2.HeartbeatReply:
+            self._watch_for_lost_rounds(record, turn.machine.number)
             # Whoever is kept out hears why, and may still be asked to show what it did.
             out = kept_out(turn.session, known(turn.session, record.worker))
             action, reason = decide_action(turn, record, out)
@@ -264,6 +266,18 @@ class Engine:
         reply = await self._turn(answer)
         self._attendance.note(record, self._clock())
         return reply
+
+    def _watch_for_lost_rounds(self, record: wire.Heartbeat, number: int) -> None:
+        """A device may know rounds that a restore lost and did not skip. Said once: it may lie."""
+        if record.round > number and not self._told_of_lost_rounds:
+            self._told_of_lost_rounds = True
+            _log.warning(
+                "device_ahead",
+                worker=record.worker,
+                its_round=record.round,
+                round=number,
+                advice="after a restore: restore again with a larger --skip-rounds",
+            )
 
     async def answer_challenge(
         self, signed: Signed[wire.ChallengeAnswer], chunks: Sequence[wire.OpenedChunk]

@@ -199,5 +199,5 @@ def _require_empty(url: str) -> None:
     if tables:
         raise UsageError(
             "the database of [server] database is not empty: it is never overwritten; make an "
-            "empty one with 'createdb', and name it in run.toml with --database"
+            "empty one with 'createdb', and name it with --database"
         )

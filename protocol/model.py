@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -39,6 +40,10 @@ _CONFIG_ERRORS = (
 )
 _MAX_PROBLEM_CHARS = 300
 
+_ONE_AT_A_TIME = threading.Lock()
+"""The library loads its parts when they are first used, and fails when two threads do it at once;
+the global random state is borrowed, too."""
+
 _INIT_DOMAIN = b"barnraise-init/1\x00"
 _WORDS_PER_NORMAL = 12  # 16-bit words; their sum has a standard deviation of 65,536 (- 1e-5)
 _WORDS_MEAN = _WORDS_PER_NORMAL * 65_535 // 2
@@ -57,6 +62,11 @@ def build_model(config_json: dict[str, Any]) -> torch.nn.Module:
     Raises:
         UsageError: the configuration does not describe a model that the library knows.
     """
+    with _ONE_AT_A_TIME:
+        return _build_model(config_json)
+
+
+def _build_model(config_json: dict[str, Any]) -> torch.nn.Module:
     # Takes seconds, and a process that only flattens and reads vectors never needs it.
     from transformers import AutoConfig, AutoModelForCausalLM
 

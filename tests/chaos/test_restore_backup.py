@@ -18,7 +18,7 @@ from chaos_restore import (
 )
 
 # Generous: a dozen processes load torch, perhaps on a machine that is busy otherwise.
-pytestmark = [pytest.mark.swarm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.swarm, pytest.mark.timeout(900)]
 
 
 @pytest.fixture

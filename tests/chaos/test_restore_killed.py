@@ -17,7 +17,7 @@ from coordinator.backup import make_backup
 from coordinator.backup_format import list_backups, open_backup
 from coordinator.restore import restore
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")

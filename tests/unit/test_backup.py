@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import update
+from structlog.testing import capture_logs
 
 from coordinator import backup as backup_module
 from coordinator.audit.schema import BlockRow
@@ -130,6 +131,13 @@ async def test_a_run_goes_on_from_a_backup_that_was_made_in_mid_round(
             run_id=again.run_id, round=1, attempt=1, worker=rig.pair[0].name, state_digest=bytes(32)
         )
         await again.engine.report(rig.pair[0].sign(report))
+    # Had too few numbers been skipped, a device would know a later one.
+    with capture_logs() as said:
+        for round_ in (head.round, head.round + 1, head.round + 2):
+            await again.pair[0].beat(round=round_)
+    assert [line["its_round"] for line in said if line["event"] == "device_ahead"] == [
+        head.round + 1
+    ]
     await again.play_round(*again.pair)
     await again.play_round(*again.pair)
     board = again.board()

@@ -217,3 +217,32 @@ async def test_a_head_whose_file_has_other_values_is_refused_and_nothing_is_fetc
             await member.states.file(signed, "weights")
         member.sources.swarm = None
     assert await member.states.file(head, "weights")
+
+
+async def test_a_run_that_was_restored_from_a_backup_goes_back_and_the_worker_with_it(
+    served: Any, session: Session, member: Member, other: Member
+) -> None:
+    head = session.greeting.run_head
+    assert head is not None
+    update = np.ones(await asyncio.to_thread(other.states.elements), np.float32)
+    lost, heads = [], [head]
+    for number in range(1, 4):
+        descriptor = await member.states.advance(heads[-1], update, 64 * number)
+        heads.append(member.head(descriptor, served))
+        lost.append(descriptor)
+    again = await other.states.advance(head, update, 64)  # the backup's newest state
+    assert again == lost[0]
+    restored = other.head(again, served)
+    member.sources.swarm = Holder(other)  # type: ignore[assignment]
+
+    # It is older than both that are kept here, and stays while it is in use.
+    weights = await member.states.file(restored, "weights")
+    momentum = await member.states.file(restored, "momentum")
+    assert weights.exists()
+    assert momentum.exists()
+    following = await member.states.advance(restored, 2 * update, 128)
+    assert following.digest != lost[1].digest
+    assert await member.states.confirm(member.head(following, served))
+    # Nothing is left of the rounds that were lost.
+    assert all(member.journal.state(state.digest) is None for state in lost[1:])
+    assert blobs_of(member) <= 4
