@@ -6,7 +6,7 @@ import argparse
 import importlib
 from importlib.util import find_spec
 
-BENCHES = ("train", "allreduce", "ledger", "economics", "audit", "hostile", "honest")
+BENCHES = ("train", "allreduce", "ledger", "economics", "audit", "hostile", "honest", "flood")
 
 
 def main() -> None:

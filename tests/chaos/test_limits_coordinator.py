@@ -91,7 +91,9 @@ async def test_frames_without_end(server: Server, device: Honest) -> None:
     """Rapid reset (CVE-2023-44487), pings, settings."""
     memory, files = server.rss_bytes, server.open_files
     async with flooding(server.link, "frames", "--count", 12, "--seconds", 4) as flood:
-        assert (await flood.end()).keys() == {"done"}
+        heard = await flood.end()  # some were not even let in
+        assert heard["done"] > 0
+        assert heard.keys() <= {"done", "never"}
     await device.beat()
     assert server.rss_bytes < memory + 150 * MIB
     assert await asyncio.to_thread(server.until_left, files + 5) <= files + 5
