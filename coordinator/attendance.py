@@ -1,4 +1,8 @@
-"""Who was heard of, and when.
+"""Who is there: whoever watches the run or was heard of lately.
+
+A reduce does not wait for whoever is gone. A process that ends closes its event stream: that is
+known at once, and within ``gone_after_s`` it could have come back. A machine that loses its power
+or its network closes nothing: its heartbeats stop.
 
 Heartbeats change memory only; the next tick takes what changed on the event loop and writes it in
 one transaction, so that a thousand workers cost one disk flush and not a thousand. After a restart
@@ -9,19 +13,28 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import structlog
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from coordinator.audit.schema import ISSUED, LAPSED, ProbationRow
+from coordinator.context import EngineOptions
 from coordinator.schema import COMMITTED, MERGED, TRAINING, AssignmentRow, ControlRow, WorkerRow
 from coordinator.turn import Turn
+from protocol.errors import ProtocolError
+from protocol.identity import PublicKey
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
 
 _MAX_REASON_CHARS = 200
+_MAX_BAD_SOURCES = 16
+_MAX_REPORTED = 64  # by one worker: or it would fill the log
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -39,11 +52,52 @@ class Attendance:
         self._started_at_s = started_at_s
         self._seen: dict[str, float] = {}
         self._unwritten: dict[str, Presence] = {}
+        self._streams: Counter[str] = Counter()
+        self._left_at_s: dict[str, float] = {}  # who watched, and does not now
+        self._reported: defaultdict[str, set[str]] = defaultdict(set)  # reporter -> bad sources
+
+    def begin_anew(self, now_s: float) -> None:
+        """We were away: whoever was silent meanwhile counts as heard of now."""
+        self._started_at_s = now_s
+        self._seen.clear()
+        self._left_at_s.clear()
 
     def note(self, heartbeat: wire.Heartbeat, now_s: float) -> None:
         """A worker was heard of."""
         self._seen[heartbeat.worker] = now_s
         self._unwritten[heartbeat.worker] = Presence(now_s, heartbeat)
+        for source in heartbeat.bad_sources[:_MAX_BAD_SOURCES]:
+            self._note_bad_source(heartbeat.worker, source)
+
+    def _note_bad_source(self, reporter: str, source: str) -> None:
+        """Somebody says that a peer served wrong bytes: nobody can check it, so it is only told."""
+        known = self._reported[reporter]
+        if source in known or len(known) == _MAX_REPORTED or not _is_peer_id(source):
+            return
+        known.add(source)
+        _log.warning("bad_source_reported", reporter=reporter, source=source, proven=False)
+
+    def came(self, worker: str) -> None:
+        """It opened an event stream."""
+        self._streams[worker] += 1
+        self._left_at_s.pop(worker, None)
+
+    def left(self, worker: str, now_s: float) -> None:
+        """One of its event streams ended."""
+        self._streams[worker] -= 1
+        if not self._streams[worker]:
+            del self._streams[worker]
+            self._left_at_s[worker] = now_s
+
+    def is_absent(self, worker: str, now_s: float, options: EngineOptions) -> bool:
+        """Whether a reduce should not wait for it."""
+        seen_at_s, left_at_s = self._seen.get(worker, 0.0), self._left_at_s.get(worker, 0.0)
+        if left_at_s > seen_at_s:
+            return now_s - left_at_s > options.gone_after_s
+        if seen_at_s:
+            return now_s - seen_at_s > options.unheard_after_s
+        # Not heard of since our start: it may still be trying to reach us.
+        return not self._streams[worker] and now_s - self._started_at_s > options.silent_after_s
 
     def silent_since_s(self, worker: str, leased_at_s: float) -> float:
         """When a worker with a lease was last heard of, or could have been."""
@@ -72,6 +126,14 @@ def write_presence(session: Session, unwritten: Mapping[str, Presence]) -> None:
                 multiaddrs=json.dumps(list(beat.multiaddrs)),
             )
         )
+
+
+def _is_peer_id(text: str) -> bool:
+    try:
+        PublicKey.from_peer_id(text)
+    except ProtocolError:
+        return False
+    return True
 
 
 def finite_speed(tokens_per_s: float) -> float:

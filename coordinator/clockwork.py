@@ -25,7 +25,8 @@ def let_time_pass(turn: Turn, attendance: Attendance, *, paused: bool) -> None:
         turn.apply(Paused() if paused else Resumed())
     _expire_silent(turn, attendance)
     if turn.machine.deadline_s is not None:
-        turn.apply(Tick())
+        there_to_be = {*turn.machine.committed, *turn.machine.reducers}
+        turn.apply(Tick(frozenset(filter(turn.is_absent, there_to_be))))
     if turn.machine.settling:
         turn.settle_due = True
 

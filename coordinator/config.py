@@ -244,6 +244,10 @@ class RunFolder:
         return self.path / "logs"
 
     @property
+    def troubles(self) -> Path:
+        return self.path / "troubles.json"
+
+    @property
     def serving(self) -> bool:
         """Whether a server holds the folder now, on this machine."""
         try:

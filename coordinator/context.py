@@ -22,6 +22,10 @@ _UPLINK_BYTES_PER_S = 250_000
 """A slow home uplink (2 Mbit/s): deadlines of a reduce grow with the vector at this rate."""
 
 
+_LEAST_UNHEARD_S = 10.0
+"""A machine that is busy for a moment is not gone."""
+
+
 @dataclass(frozen=True)
 class AuditOptions:
     """What the organiser may tune of the audits without changing what they prove."""
@@ -41,6 +45,7 @@ class EngineOptions:
 
     tick_s: float = 0.5
     silent_after_s: float = 30.0  # several heartbeats: then the lease is given up
+    gone_after_s: float = 2.0  # after its event stream ended, a reduce waits no longer for a member
     retry_after_s: float = 2.0  # what a waiting worker is told at most
     subscriber_events: int = 256  # a slower reader is dropped and must come back
     kept_checkpoints: int = 5  # newest states whose files stay, for slow downloads and audits
@@ -48,6 +53,11 @@ class EngineOptions:
     kept_mean_bytes: int = 16 << 30  # and not more than so much of them
     heartbeat_s: float = 4.0  # what workers are told
     audit: AuditOptions = AuditOptions()
+
+    @property
+    def unheard_after_s(self) -> float:
+        """Without heartbeats for so long, a reduce waits no longer for a member."""
+        return max(_LEAST_UNHEARD_S, 3 * self.heartbeat_s)
 
 
 @dataclass(frozen=True)

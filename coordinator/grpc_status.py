@@ -40,6 +40,7 @@ from protocol.errors import (
     NotFound,
     ProtocolError,
     RateLimited,
+    Stale,
     TooLate,
     TransientError,
     UnknownRun,
@@ -60,6 +61,7 @@ _MAX_SENTENCE_CHARS = 1000
 
 _CODES: dict[type[ProtocolError], int] = {
     RateLimited: code_pb2.RESOURCE_EXHAUSTED,
+    Stale: code_pb2.FAILED_PRECONDITION,  # the same request would never do better
     TransientError: code_pb2.UNAVAILABLE,
     UnknownRun: code_pb2.NOT_FOUND,
     NotFound: code_pb2.NOT_FOUND,

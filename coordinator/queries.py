@@ -40,7 +40,7 @@ def read_receipt(
 
 
 def snapshot_events(turn: Turn) -> list[service_pb2.RunEvent]:
-    """The events that bring a newcomer up to date: head, roster and inclusion set under way."""
+    """The events that bring a newcomer up to date: the head, and the reduce under way."""
     events = [service_pb2.RunEvent(run_head=wire.Envelope.FromString(turn.row.head))]
     roster = current_roster(turn.session, turn.machine)
     if roster is not None:
@@ -49,6 +49,9 @@ def snapshot_events(turn: Turn) -> list[service_pb2.RunEvent]:
         if roster.inclusion is not None:
             envelope = wire.Envelope.FromString(roster.inclusion)
             events.append(service_pb2.RunEvent(inclusion_set=envelope))
+    wanted = turn.wanted_results()
+    if wanted is not None:
+        events.append(wanted)
     for event in events:
         event.MergeFrom(turn.describe_phase())
     return events

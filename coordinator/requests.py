@@ -28,7 +28,14 @@ from google.protobuf.message import Message
 
 from coordinator.overload import Visitor, retry
 from protocol.envelope import Signed, open_envelope
-from protocol.errors import BadRecord, BadSignature, RateLimited, TransientError, UnknownRun
+from protocol.errors import (
+    BadRecord,
+    BadSignature,
+    RateLimited,
+    Stale,
+    TransientError,
+    UnknownRun,
+)
 from protocol.identity import PeerId
 from protocol.limits import REQUEST_FRESHNESS_MS
 from protocol.wire import records_pb2 as wire
@@ -103,13 +110,15 @@ class NonceCache:
             known: of a device that was let in: strangers have but a share of the memory.
 
         Raises:
-            BadRecord: it is stale, from the future, or was seen before.
+            Stale: it is dated too far from our clock, either way. A machine that slept does
+                that; it is nobody's fault.
+            BadRecord: it was seen before, or has no proper nonce.
             TransientError: more requests in two minutes than we can remember.
         """
         now = self._clock()
         age_ms = now * 1000 - freshness.sent_at_ms
         if abs(age_ms) > REQUEST_FRESHNESS_MS:
-            raise BadRecord(
+            raise Stale(
                 f"the request is {age_ms / 1000:.0f} s old on the coordinator's clock, allowed are "
                 f"{REQUEST_FRESHNESS_MS // 1000}: check this machine's clock and say Hello again"
             )
@@ -193,7 +202,8 @@ class RequestGuard:
             peer: the transport's name of the other side (``ServicerContext.peer()``).
 
         Raises:
-            RateLimited, BadSignature, BadRecord, UnknownRun, TransientError: see the steps.
+            RateLimited, BadSignature, BadRecord, UnknownRun, Stale, TransientError: see the
+                steps.
         """
         if len(envelope.signatures) == 1 and envelope.signatures[0].keyid in self.known:
             self._connections.take(connection_of(peer))

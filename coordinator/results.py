@@ -25,7 +25,7 @@ from sqlalchemy import func, select
 from coordinator.context import RunContext
 from coordinator.evidence import keep_evidence
 from coordinator.plausible import longest_result
-from coordinator.round_state import Phase, ReducerDelivered
+from coordinator.round_state import Phase, ReducerDelivered, ResultsCame
 from coordinator.schema import ResultRow, RosterRow
 from coordinator.turn import Turn, current_roster
 from protocol.combine import l2_norm
@@ -114,6 +114,8 @@ def keep_pieces(turn: Turn, pieces: Sequence[CheckedPiece]) -> int:
             )
         accepted += _keep_piece(turn, roster_row, piece)
     if accepted and turn.machine.phase is Phase.BROADCAST:
+        if turn.machine.rescue_until_s is not None:
+            turn.apply(ResultsCame())
         _count_delivered(turn)
     return accepted
 

@@ -11,6 +11,8 @@ Invariants:
   back does not lengthen a phase beyond its full length from then on.
 * What is included was complete at *every* reducer of the attempt, and a round settles only when
   every reducer of that attempt has delivered all its result chunks.
+* Whoever is gone is not waited for: a gather ends when all that are there are complete, and a lost
+  reducer ends its attempt at once, unless others turn out to hold what it had made.
 
 Phases and rules: protocol.md section 7. OPEN has no deadline, so that a run without volunteers
 does not burn rounds: the first lease starts the clock. COMMITTING is the grace; it has zero
@@ -25,6 +27,7 @@ from typing import Any
 
 from coordinator.round_state import (
     Abandoned,
+    AskHolders,
     Committed,
     Effect,
     Event,
@@ -35,6 +38,7 @@ from coordinator.round_state import (
     ReducerDelivered,
     ReducerReported,
     Restarted,
+    ResultsCame,
     Resumed,
     RosterSigned,
     Round,
@@ -176,7 +180,8 @@ def _close(state: Round, now_s: float) -> Step:
 
 
 def _next_attempt(state: Round, failed: tuple[str, ...], now_s: float, why: str) -> Step:
-    if state.attempt >= state.policy.max_attempts:
+    state = replace(state, failed=failed)
+    if state.is_last_attempt:
         return _skip(state, why)
     gather_s = now_s + state.policy.gather_s
     after = replace(
@@ -191,6 +196,7 @@ def _next_attempt(state: Round, failed: tuple[str, ...], now_s: float, why: str)
         complete=(),
         inclusion=(),
         delivered=(),
+        rescue_until_s=None,
     )
     return after, (_sign_roster(after),)
 
@@ -224,23 +230,58 @@ def _reducer_reported(state: Round, event: ReducerReported, now_s: float) -> Ste
     return after, ()
 
 
-def _gather_until_deadline(state: Round, _: Tick, now_s: float) -> Step:
+def _gather_until_deadline(state: Round, event: Tick, now_s: float) -> Step:
     assert state.deadline_s is not None
     if now_s >= state.deadline_s:
         return _include(state, now_s)
-    return (state, ()) if state.reducers else (state, (_sign_roster(state),))
+    if not state.reducers:
+        return state, (_sign_roster(state),)
+    lost = tuple(reducer for reducer in state.reducers if reducer in event.absent)
+    if lost and not state.is_last_attempt:  # the last one is worth waiting for its return
+        return _next_attempt(state, lost, now_s, "reduce failed: a reducer was lost")
+    complete = state.complete_everywhere()
+    awaited = frozenset(state.committed) - event.absent - frozenset(complete)
+    if not awaited and len(complete) >= state.policy.min_members:
+        return _include(state, now_s)
+    return state, ()
 
 
 def _include(state: Round, now_s: float) -> Step:
     members = state.complete_everywhere()
-    if len(members) >= state.policy.min_members:
+    enough = len(members) >= state.policy.min_members
+    hindering, gained = _hindering(state)
+    if enough and (state.is_last_attempt or not _worth_another_attempt(state, gained)):
         deadline_s = state.broadcast_deadline_s
         after = replace(state, phase=Phase.BROADCAST, inclusion=members, deadline_s=deadline_s)
         return after, (SignInclusion(state.attempt, members),)
-    held = dict(state.complete)
-    failed = tuple(r for r in state.reducers if len(held.get(r, ())) < state.policy.min_members)
     why = _NO_REDUCER if not state.reducers else "too few members reached them all"
-    return _next_attempt(state, failed, now_s, f"reduce failed: {why}")
+    return _next_attempt(state, hindering, now_s, f"reduce failed: {why}")
+
+
+def _worth_another_attempt(state: Round, gained: int) -> bool:
+    """Whether so many more members are worth a wait for all. One alone never is: it would have
+    the power to make everybody wait."""
+    return gained >= 2 and 4 * gained >= len(state.committed)
+
+
+def _hindering(state: Round) -> tuple[tuple[str, ...], int]:
+    """Reducers to do without: the swarm is split, or they are slow, or leave members out.
+
+    Of the reducers, taken by how many members they hold, the first so many are kept that most
+    members are complete at each of them.
+
+    Returns:
+        The others, and how many members would be complete beside those that are now.
+    """
+    held = {reducer: frozenset(members) for reducer, members in state.complete}
+    nobody: frozenset[str] = frozenset()
+    ranked = sorted(state.reducers, key=lambda r: -len(held.get(r, nobody)))  # stable
+    common, kept, most = frozenset(state.committed), 0, 0
+    for count, reducer in enumerate(ranked, start=1):
+        common &= held.get(reducer, nobody)
+        if len(common) >= max(most, state.policy.min_members):
+            kept, most = count, len(common)
+    return tuple(ranked[kept:]), most - len(state.complete_everywhere())
 
 
 def _delivered(state: Round, event: ReducerDelivered, _: float) -> Step:
@@ -252,12 +293,29 @@ def _delivered(state: Round, event: ReducerDelivered, _: float) -> Step:
     return after, ()
 
 
-def _broadcast_until_deadline(state: Round, _: Tick, now_s: float) -> Step:
-    assert state.deadline_s is not None
-    if state.settling or now_s < state.deadline_s:
+def _results_came(state: Round, _: ResultsCame, now_s: float) -> Step:
+    """Holders are at it: a rescue goes on as long as it brings something."""
+    if state.rescue_until_s is None:
         return state, ()
-    failed = tuple(reducer for reducer in state.reducers if reducer not in state.delivered)
-    return _next_attempt(state, failed, now_s, "reduce failed: results were withheld")
+    return replace(state, rescue_until_s=now_s + state.policy.rescue_s), ()
+
+
+def _broadcast_until_deadline(state: Round, event: Tick, now_s: float) -> Step:
+    assert state.deadline_s is not None
+    if state.settling:
+        return state, ()
+    undelivered = tuple(r for r in state.reducers if r not in state.delivered)
+    if now_s >= state.deadline_s:
+        return _next_attempt(state, undelivered, now_s, "reduce failed: results were withheld")
+    lost = tuple(reducer for reducer in undelivered if reducer in event.absent)
+    if not lost:
+        return replace(state, rescue_until_s=None), ()
+    if state.rescue_until_s is None:
+        until_s = now_s + state.policy.rescue_s
+        return replace(state, rescue_until_s=until_s), (AskHolders(),)
+    if now_s >= state.rescue_until_s and not state.is_last_attempt:
+        return _next_attempt(state, lost, now_s, "reduce failed: a reducer was lost")
+    return state, ()
 
 
 def _settled(state: Round, _: SettleDone, __: float) -> Step:
@@ -272,14 +330,23 @@ def _settle_refused(state: Round, event: SettleRefused, _: float) -> Step:
     return _skip(replace(state, settling=False), event.reason)
 
 
-def _restarted(state: Round, event: Restarted, _: float) -> Step:
-    """protocol.md section 7: open deadlines move by the downtime. A settle begins anew."""
+def _restarted(state: Round, event: Restarted, now_s: float) -> Step:
+    """protocol.md section 7: open deadlines move by the downtime. A settle begins anew.
+
+    A gather whose roster has expired meanwhile, for members go by the deadlines that were signed,
+    begins anew too, and is not counted among the policy's attempts.
+    """
     if event.downtime_s < 0:
         raise ImpossibleEvent("negative downtime")
+    expired = state.broadcast_deadline_s is not None and now_s >= state.broadcast_deadline_s
+    if state.phase is Phase.GATHER and expired:
+        again = replace(state, free_attempts=state.free_attempts + 1)
+        return _next_attempt(again, (), now_s, "")
     after = replace(
         state,
         deadline_s=_later(state.deadline_s, event.downtime_s),
         broadcast_deadline_s=_later(state.broadcast_deadline_s, event.downtime_s),
+        rescue_until_s=_later(state.rescue_until_s, event.downtime_s),
     )
     return after, ((Settle(after.inclusion),) if after.settling else ())
 
@@ -313,6 +380,7 @@ _HANDLERS: dict[tuple[Phase, type], Callable[[Round, Any, float], Step]] = {
     (Phase.GATHER, RosterSigned): _roster_signed,
     (Phase.GATHER, ReducerReported): _reducer_reported,
     (Phase.GATHER, Tick): _gather_until_deadline,
+    (Phase.BROADCAST, ResultsCame): _results_came,
     (Phase.BROADCAST, ReducerDelivered): _delivered,
     (Phase.BROADCAST, Tick): _broadcast_until_deadline,
     (Phase.BROADCAST, SettleDone): _settled,

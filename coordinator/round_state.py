@@ -33,6 +33,7 @@ class Policy:
     min_members: int
     max_members: int
     max_attempts: int
+    rescue_s: float = 3.0  # for whoever holds the results of a reducer that is gone
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,12 @@ class Round:
     attempt: int = 0  # 1, 2, ... once the round has closed
     reducers: tuple[str, ...] = ()  # of the attempt; empty until its roster is signed
     avoid: tuple[str, ...] = ()  # reducers that failed an attempt
+    failed: tuple[str, ...] = ()  # reducers by which the last attempt failed
+    free_attempts: int = 0  # begun because we were away, on top of the policy's
     complete: tuple[tuple[str, tuple[str, ...]], ...] = ()  # reducer -> members it holds wholly
     inclusion: tuple[str, ...] = ()
     delivered: tuple[str, ...] = ()  # reducers whose results are all held
+    rescue_until_s: float | None = None  # holders are asked for a lost reducer's results
     settling: bool = False
     paused: bool = False
     reason: str = ""  # why it was skipped
@@ -73,7 +77,11 @@ class Round:
     @property
     def anchors_only(self) -> bool:
         """The last attempt trusts nobody but the organiser's anchors with ranges."""
-        return 1 < self.policy.max_attempts == self.attempt
+        return self.policy.max_attempts > 1 and self.is_last_attempt
+
+    @property
+    def is_last_attempt(self) -> bool:
+        return self.attempt >= self.policy.max_attempts + self.free_attempts
 
     def complete_everywhere(self) -> tuple[str, ...]:
         """Members that every reducer of the attempt holds wholly, in roster order."""
@@ -108,7 +116,9 @@ class Abandoned:
 
 @dataclass(frozen=True)
 class Tick:
-    """Time went by."""
+    """Time went by, and these members and reducers are not there any more."""
+
+    absent: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -123,6 +133,11 @@ class RosterSigned:
 class ReducerReported:
     reducer: str
     complete: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ResultsCame:
+    """Some results are held that were not before."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +183,7 @@ Event = (
     | Tick
     | RosterSigned
     | ReducerReported
+    | ResultsCame
     | ReducerDelivered
     | SettleDone
     | SettleRefused
@@ -200,6 +216,11 @@ class SignInclusion:
 
 
 @dataclass(frozen=True)
+class AskHolders:
+    """A reducer is gone: have whoever holds results that we lack bring them."""
+
+
+@dataclass(frozen=True)
 class Settle:
     """All results are held: make the new state, then answer with :class:`SettleDone`."""
 
@@ -218,7 +239,7 @@ class Skip:
     reason: str
 
 
-Effect = SignRoster | SignInclusion | Settle | FreeLeases | Skip
+Effect = SignRoster | SignInclusion | AskHolders | Settle | FreeLeases | Skip
 
 
 def dump(state: Round) -> str:
@@ -232,6 +253,7 @@ def load(text: str) -> Round:
     raw["policy"] = Policy(**raw["policy"])
     raw["phase"] = Phase(raw["phase"])
     raw["complete"] = tuple((reducer, tuple(members)) for reducer, members in raw["complete"])
-    for name in ("training", "committed", "reducers", "avoid", "inclusion", "delivered"):
-        raw[name] = tuple(raw[name])
+    for name, value in raw.items():
+        if isinstance(value, list):
+            raw[name] = tuple(value)
     return Round(**raw)

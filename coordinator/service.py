@@ -29,6 +29,7 @@ from coordinator.audit.files import audit_file, opened_chunk
 from coordinator.blobs import BlobIndex
 from coordinator.checkpoints import MOMENTUM, WEIGHTS
 from coordinator.database import Database
+from coordinator.dial_back import DialBack
 from coordinator.engine import Engine
 from coordinator.overload import Places, Visitor
 from coordinator.requests import RequestGuard, connection_of
@@ -83,6 +84,7 @@ class CoordinatorService(CoordinatorServicer):
         self._downloads = Places("downloads", overload.DOWNLOADS)
         self._uploads = Places("uploads", overload.UPLOADS)
         self._watches = Places("event streams", overload.WATCHES)
+        self._dial_back = DialBack(clock)
         self._watchers: set[asyncio.Task[Any]] = set()
         self._closing = False
         self._version = metadata.version("barnraise")  # reads a file
@@ -135,6 +137,13 @@ class CoordinatorService(CoordinatorServicer):
             self._guard.known.add(signed.signer)
             self._guard.known.proven(connection_of(context.peer()), signed.signer)
         return reply
+
+    async def DialBack(  # noqa: N802
+        self, request: service_pb2.DialBackRequest, context: Context
+    ) -> service_pb2.DialBackReply:
+        self._guard.allow(context.peer())
+        self._guard.check_run(request.run_id)
+        return await self._dial_back.answer(request.ports, context.peer())
 
     # ---- work ----
 

@@ -2,8 +2,8 @@
 
 What counts as a withheld reduce (protocol.md section 8):
 
-* an attempt failed, and this reducer had not delivered its range; or it had said of nobody that
-  they were complete, while another reducer had enough of them;
+* an attempt failed by this reducer: it had not delivered its range, or was gone; or it had said of
+  nobody that they were complete, while another reducer had enough of them;
 * a result of its own was drawn for an audit, and its inputs could not be had from it, which had
   them all: this counts at once, and by all the rounds in which it ever happened, for a wrong mean
   could hide behind it;
@@ -48,7 +48,7 @@ def withheld(before: Round, after: Round) -> frozenset[str]:
     if not attempt_ended or not before.reducers or before.settling:
         return frozenset()
     if before.phase is Phase.BROADCAST:
-        return frozenset(before.reducers) - frozenset(before.delivered)
+        return frozenset(after.failed)
     if before.phase is not Phase.GATHER:
         return frozenset()
     held = {reducer: members for reducer, members in before.complete if members}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 
 import structlog
 from sqlalchemy import func, select, update
@@ -66,11 +67,19 @@ def current_roster(session: Session, machine: Round) -> RosterRow | None:
 class Turn:
     """The running round within one transaction."""
 
-    def __init__(self, context: RunContext, session: Session, now_s: float) -> None:
+    def __init__(
+        self,
+        context: RunContext,
+        session: Session,
+        now_s: float,
+        is_absent: Callable[[str], bool] = lambda _worker: False,
+    ) -> None:
         self.context = context
         self.session = session
         self.now_s = now_s
+        self.is_absent = is_absent
         self.row = running_round(session)
+        self.head = b""  # of the running round, once the work is done
         self.machine = round_state.load(self.row.machine)
         self.events: list[service_pb2.RunEvent] = []
         self.settle_due = False
@@ -125,6 +134,8 @@ class Turn:
                 self._sign_inclusion(effect)
             case FreeLeases():
                 self._free_leases()
+            case round_state.AskHolders():
+                self._ask_holders()
             case Settle():
                 self.settle_due = True
             case round_state.Skip():
@@ -230,7 +241,8 @@ class Turn:
         return passes >= self.context.manifest.verification.probation_passes
 
     def _candidates(self, members: tuple[str, ...]) -> list[Candidate]:
-        """Anchors heard of lately and public members; silent anchors if there is nobody else."""
+        """Anchors heard of lately and public members that are there; silent anchors if there is
+        nobody else, unless it is known that they are gone."""
         rows = self.session.scalars(
             select(WorkerRow)
             .where(WorkerRow.client_mode.is_(False) | WorkerRow.anchor)
@@ -243,6 +255,8 @@ class Turn:
         heard: list[Candidate] = []
         silent: list[Candidate] = []
         for row in rows:
+            if self.is_absent(row.worker):
+                continue
             candidate = Candidate(
                 row.worker,
                 row.donor,
@@ -274,12 +288,29 @@ class Turn:
                 attempt=effect.attempt,
                 group_id=roster.group_id,
                 members=effect.members,
-                merged_tokens=merged_tokens,
+                merged_tokens=int(merged_tokens or 0),  # PostgreSQL sums to a Decimal
             )
         )
         roster.inclusion = envelope.SerializeToString()
         self.say(service_pb2.RunEvent(inclusion_set=envelope))
         _log.info("inclusion_signed", round=self.machine.number, members=len(effect.members))
+
+    def wanted_results(self) -> service_pb2.RunEvent | None:
+        """What holders are asked to bring, while a reducer of the attempt is gone."""
+        roster = current_roster(self.session, self.machine)
+        if roster is None or self.machine.rescue_until_s is None:
+            return None
+        held = select(ResultRow.chunk).where(ResultRow.group_id == roster.group_id)
+        lacking = set(range(self.context.layout.count)) - set(self.session.scalars(held))
+        wanted = service_pb2.ResultsWanted(group_id=roster.group_id, chunks=sorted(lacking))
+        return service_pb2.RunEvent(results_wanted=wanted)
+
+    def _ask_holders(self) -> None:
+        wanted = self.wanted_results()
+        assert wanted is not None
+        self.say(wanted)
+        chunks = len(wanted.results_wanted.chunks)
+        _log.warning("reducer_lost", round=self.machine.number, chunks_wanted=chunks)
 
     def _free_leases(self) -> None:
         """Whatever was not merged is free again (protocol.md section 4)."""

@@ -31,6 +31,7 @@ from protocol.link import JoinLink
 Reply = TypeVar("Reply")
 
 CALL_TIMEOUT_S = 20.0
+CHANNEL_LEFT = "the connection to the coordinator was given up for another one"
 _HANDSHAKE_TIMEOUT_S = 10.0
 _RETRIED = (
     grpc.StatusCode.UNAVAILABLE,
@@ -159,6 +160,13 @@ def _details(error: grpc.aio.AioRpcError) -> tuple[str | None, float | None]:
     return reason, retry_after_s
 
 
+def channel_was_left() -> bool:
+    """Whether a CancelledError comes from a channel that was closed under a call, and not from
+    somebody who wants this task to end."""
+    task = asyncio.current_task()
+    return task is not None and not task.cancelling()
+
+
 async def call(
     attempt: Callable[[float], Awaitable[Reply]],
     *,
@@ -183,6 +191,12 @@ async def call(
             retried = error.code() in _RETRIED or hint_s is not None
             if not retried or number + 1 == attempts:
                 raise problem from error
+        except asyncio.CancelledError as error:
+            if not channel_was_left():
+                raise
+            if number + 1 == attempts:
+                raise TransientError(CHANNEL_LEFT) from error
+            hint_s = None
         await asyncio.sleep((hint_s or 0.0) + backoff_s(number, base_s=base_delay_s))
     raise AssertionError("unreachable: the last attempt returns or raises")
 

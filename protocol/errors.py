@@ -8,7 +8,8 @@
     │   └── Conflict         two different records under one natural key (equivocation)
     ├── Diverged             our own arithmetic left the finite numbers: give the unit up
     ├── TransientError       a passing failure: retry, never penalise
-    │   └── RateLimited      too many requests: slow down
+    │   ├── RateLimited      too many requests: slow down
+    │   └── Stale            dated by a clock that is off: say Hello, sign anew
     └── UsageError           a person gave bad input: say what to do, exit code 2
         ├── UnknownRun       the coordinator serves another run
         ├── NotFound         no such state, blob or receipt (any more)
@@ -40,7 +41,7 @@ class BadSignature(PeerFault):
 
 
 class BadRecord(PeerFault):
-    """A record is well signed but malformed, oversized, stale or out of place."""
+    """A record is well signed but malformed, oversized or out of place."""
 
     reason = "BAD_RECORD"
 
@@ -72,6 +73,12 @@ class RateLimited(TransientError):
     """More requests than the coordinator takes from one key or address: slow down."""
 
     reason = "RATE_LIMITED"
+
+
+class Stale(TransientError):
+    """A request is dated too far from the coordinator's clock: learn that clock, sign anew."""
+
+    reason = "STALE"
 
 
 class Diverged(ProtocolError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,7 +160,10 @@ class Member:
         return await self.rig.engine.commit(self.sign(self.contribution(**changes)))
 
     async def beat(self, **changes: Any) -> service_pb2.HeartbeatReply:
-        fields = {"run_id": self.rig.run_id, "worker": self.name, "client_mode": True}
+        with self.rig.database.session() as session:
+            row = session.get(WorkerRow, self.name)
+            reach = {} if row is None else _reach(row)
+        fields = {"run_id": self.rig.run_id, "worker": self.name, **reach}
         return await self.rig.engine.heartbeat(self.sign(wire.Heartbeat(**{**fields, **changes})))
 
     async def report(self, digest: bytes, attempt: int = 1) -> service_pb2.ReportReply:
@@ -227,8 +230,11 @@ class Rig:
         self.now_s += downtime_s
         await self.boot()
 
-    async def pass_time(self, seconds: float) -> None:
+    async def pass_time(self, seconds: float, *, heard: Sequence[Member] = ()) -> None:
+        """Let time go by; of all members only these are heard of afterwards."""
         self.now_s += seconds
+        for member in heard:
+            await member.beat()
         await self.engine.tick()
 
     def enrol(
@@ -436,3 +442,8 @@ class Rig:
                 board.apply(data)
         board.check_merged()
         return board
+
+
+def _reach(row: WorkerRow) -> dict[str, Any]:
+    """How a device says that it can be reached: as it did when it enrolled."""
+    return {"multiaddrs": json.loads(row.multiaddrs), "client_mode": row.client_mode}

@@ -42,8 +42,8 @@ from protocol.wire import service_pb2 as service
 from worker import frames
 from worker.equivocation import MOST_PROOFS, Equivocation, of_results
 from worker.group import Group
+from worker.p2pd import P2pd
 from worker.reducer import Reducer
-from worker.streams import BoundedP2P
 
 log = structlog.get_logger()
 
@@ -73,7 +73,7 @@ class ReduceResult:
 class Peer:
     """Who we are, how we reach the others, and what time it is."""
 
-    p2p: BoundedP2P
+    p2p: P2pd
     identity: Identity
     gather_handle: str
     broadcast_handle: str
@@ -136,10 +136,10 @@ class GroupReduce:
                 while True:
                     try:
                         await self._deliver_once(item, update)
-                    except PeerFault as fault:
-                        problem = f"{fault.reason.lower()}: {fault}"
+                    except frames.Refused as refusal:
+                        problem = f"refused: {refusal}"
                         break
-                    except TransientError as error:
+                    except (PeerFault, TransientError) as error:  # garbled streams pass, too
                         problem = str(error)
                         log.debug("gather_retry", reducer=item.reducer, why=problem)
                     else:

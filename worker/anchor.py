@@ -1,4 +1,4 @@
-"""The anchor: a public peer of the organiser. It bootstraps the DHT, seeds weights, reduces.
+"""The anchor: a public peer of the organiser. It bootstraps the DHT, seeds blobs, reduces.
 
 Invariants:
 
@@ -27,6 +27,8 @@ from worker.daemon import clear_folder
 from worker.heartbeat import Heartbeats, seed_weights
 from worker.node import Node, open_node
 from worker.race import unless
+from worker.reentry import stay_in_touch
+from worker.seeding import seed_shards
 from worker.status import Board, Phase
 from worker.taking_part import Reduction
 
@@ -58,7 +60,10 @@ class Anchor:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, self.stop.set)
             clear_folder(self.home)
-            await unless(self._live(identity, board), self.stop.wait())
+            try:
+                await unless(self._live(identity, board), self.stop.wait())
+            finally:
+                clear_folder(self.home)
         log.info("anchor ended")
 
     async def _live(self, identity: Identity, board: Board) -> None:
@@ -69,11 +74,15 @@ class Anchor:
             asyncio.TaskGroup() as tasks,
         ):
             log.info("anchor serves", addresses=await node.swarm.multiaddrs())
+            tasks.create_task(node.swarm.run())
+            tasks.create_task(stay_in_touch(node))
             tasks.create_task(node.watch.run())
             tasks.create_task(node.outbox.run())
             tasks.create_task(Heartbeats(node, board).run())
             tasks.create_task(node.retained.run())
+            tasks.create_task(node.reachability.run())
             tasks.create_task(seed_weights(node, fetch=True))
+            tasks.create_task(seed_shards(node))
             tasks.create_task(publish(node))
             tasks.create_task(reduce_for_ever(node, board))
 

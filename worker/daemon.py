@@ -7,14 +7,16 @@ What ends it:
   committed at the next start if its round is still open.
 
 Shutdown, in this order, each step even if one before it failed: tasks are cancelled; swarm
-shut down (p2pd reaped); gRPC channel; journal; control socket removed; lock freed; trainer killed
-and reaped (by its owner). It takes seconds at most: no step waits for the network.
+shut down (p2pd reaped); gRPC channel; journal; control socket removed; trainer killed and reaped;
+what was half-made in the scratch folder removed; lock freed. It takes seconds at most: no step
+waits for the network.
 """
 
 from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,15 +29,15 @@ from protocol.identity import Identity
 from protocol.wire.records_pb2 import Assignment
 from worker.config import Home, WorkerConfig
 from worker.control import control_server, home_lock
-from worker.data_source import DataSource
 from worker.heartbeat import Heartbeats, seed_weights
 from worker.journal import Lease, LeaseState
 from worker.node import Node, open_node
 from worker.probation import Probation
 from worker.race import unless
 from worker.receipts import collect_receipts, last_receipts, store_trust
+from worker.reentry import stay_in_touch
 from worker.round_runner import RECEIPT_PATIENCE_S, RoundRunner
-from worker.status import Board, Phase
+from worker.status import AWAY, Board, Phase
 from worker.taking_part import Reduction
 from worker.trainer import Trainer
 
@@ -44,6 +46,7 @@ log = structlog.get_logger()
 _WAIT_S = (0.2, 30.0)  # bounds on what the coordinator may ask us to wait
 _PROBLEM_WAIT_S = 5.0
 _PAUSED = "paused"
+_DOWNLOAD_KEPT_S = 24 * 3600  # the state or shard that it was of is hardly wanted later
 _GOODBYE_S = 5.0  # for what the coordinator has not answered, before we leave
 
 
@@ -81,8 +84,12 @@ class Daemon:
         self.home.prepare()
         with home_lock(self.home), self._signals():
             clear_folder(self.home)
-            async with control_server(self.home, self.handle):
-                await unless(self._live(), self.stop.wait())
+            try:
+                async with control_server(self.home, self.handle):
+                    await unless(self._live(), self.stop.wait())
+            finally:
+                await self.trainer.close()  # it may be writing there
+                clear_folder(self.home)
         log.info("worker ended")
 
     # ---- commands ----------------------------------------------------------------------
@@ -173,13 +180,15 @@ class Daemon:
         beats = Heartbeats(node, self.board, runner)
         try:
             async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(node.swarm.run())
+                tasks.create_task(stay_in_touch(node))
                 tasks.create_task(node.watch.run())
                 tasks.create_task(node.outbox.run())
                 tasks.create_task(beats.run())
                 tasks.create_task(node.retained.run())
                 tasks.create_task(collect_receipts(node, self.board))
-                if not self.config.client_mode:
-                    tasks.create_task(seed_weights(node, fetch=False))
+                tasks.create_task(node.reachability.run())
+                tasks.create_task(seed_weights(node, fetch=False))
                 await self._work(node, runner, beats, Probation(runner))
                 await node.outbox.drain(_GOODBYE_S)
                 await last_receipts(node)
@@ -197,7 +206,7 @@ class Daemon:
             session=node.session,
             watch=node.watch,
             states=node.states,
-            data=DataSource(manifest, node.session, node.blobs),
+            data=node.data,
             outbox=node.outbox,
             journal=node.journal,
             trainer=self.trainer,
@@ -215,7 +224,11 @@ class Daemon:
             except NotEnrolled:
                 log.info("the coordinator does not know this device: enrolling again")
                 await self._retry(node, node.enrol())
-            except (TransientError, PeerFault, UsageError) as error:
+            except TransientError as error:
+                # How it does not answer differs from call to call, and tells a person nothing.
+                reason = str(error) if node.watch.connected else AWAY
+                await self._wait(node, reason, _PROBLEM_WAIT_S)
+            except (PeerFault, UsageError) as error:
                 await self._wait(node, str(error), _PROBLEM_WAIT_S)
 
     async def _warm_up(self, runner: RoundRunner) -> bool:
@@ -230,6 +243,9 @@ class Daemon:
             reason = beats.reason if beats.paused else "paused by you: 'barnraise worker resume'"
             self.board.waiting(reason, Phase.PAUSED)
             await node.watch.change(_WAIT_S[1])
+            return
+        if self.board.swarm_problem:  # a unit that cannot be reduced would be trained for nothing
+            await self._wait(node, self.board.swarm_problem, _PROBLEM_WAIT_S)
             return
         head = node.watch.head
         if head is None:
@@ -310,7 +326,8 @@ class Daemon:
 
 
 def clear_folder(home: Home) -> None:
-    """Remove what a killed process left half-made; downloads are kept to be resumed."""
+    """Remove what was left half-made; downloads are kept to be resumed, for a day."""
+    oldest_s = time.time() - _DOWNLOAD_KEPT_S
     for path in home.scratch.iterdir():
-        if path.suffix != ".part":
+        if path.suffix != ".part" or path.stat().st_mtime < oldest_s:
             path.unlink(missing_ok=True)

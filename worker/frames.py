@@ -28,8 +28,9 @@ GATHER, handler ``<run id hex>::RoundService.rpc_gather``; S = sender, R = reduc
     R  refused    an error code            at any time, then the end; buffer: why, UTF-8.
                                            BAD_GROUP_ID: unknown group, or not in it;
                                            PROTOCOL_VIOLATION: final for this group;
-                                           CANCELLED: the phase is over, or a newer stream of
-                                           the same sender took its place
+                                           CANCELLED: the phase is over, a newer stream of the
+                                           same sender took its place, or these bytes were not
+                                           as promised: send again
 
 BROADCAST, handler ``<run id hex>::RoundService.rpc_broadcast``; M = any peer, R = who serves::
 

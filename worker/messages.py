@@ -6,13 +6,15 @@ See :mod:`worker.frames` for the bytes.
 from __future__ import annotations
 
 import asyncio
-from typing import TypeVar
+from collections.abc import AsyncIterator
+from contextlib import aclosing, suppress
+from typing import Generic, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 from hivemind.p2p import P2P
 from hivemind.proto import p2pd_pb2
 
-from protocol.errors import BadRecord, TransientError
+from protocol.errors import BadRecord, ProtocolError, TransientError
 from worker.frames import MAX_FRAME_BYTES
 
 _MESSAGE, _ERROR = P2P.MESSAGE_MARKER, P2P.ERROR_MARKER
@@ -54,3 +56,43 @@ async def write_message(writer: asyncio.StreamWriter, message: Message) -> None:
     writer.write(marker + len(data).to_bytes(P2P.HEADER_LEN, P2P.BYTEORDER))
     writer.write(data)
     await writer.drain()
+
+
+class Stream(Generic[Reply]):
+    """The caller's end of one stream."""
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, reply: type[Reply]
+    ) -> None:
+        self._reader, self._writer, self._reply = reader, writer, reply
+
+    async def send(self, message: Message) -> None:
+        await write_message(self._writer, message)
+
+    async def finish(self) -> None:
+        """End our direction; replies may still come."""
+        await write_message(self._writer, P2P.END_OF_STREAM)
+
+    async def receive(self) -> Reply | None:
+        return await read_message(self._reader, self._reply)
+
+    async def converse(self, messages: AsyncIterator[Message]) -> Reply | None:
+        """Send messages until the first reply comes, which may be before all are sent."""
+        reply, problem = None, None
+        async with asyncio.TaskGroup() as tasks:
+            sending = tasks.create_task(self._send_all(messages))
+            try:
+                reply = await self.receive()
+            except (ProtocolError, OSError, asyncio.IncompleteReadError) as error:
+                problem = error  # raised below: inside it would come out as an ExceptionGroup
+            sending.cancel()
+        if problem is not None:
+            raise problem
+        return reply
+
+    async def _send_all(self, messages: AsyncIterator[Message]) -> None:
+        # A broken pipe says less than the reply that came before it.
+        with suppress(OSError):
+            async with aclosing(messages) as sending:  # type: ignore[type-var]
+                async for message in sending:
+                    await self.send(message)

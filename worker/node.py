@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import platform
-import signal
-import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -23,15 +21,18 @@ from protocol.channel import backoff_s
 from protocol.errors import TransientError, UsageError
 from protocol.hello import client_version
 from protocol.identity import Identity
-from protocol.limits import MAX_MULTIADDRS
 from protocol.wire import records_pb2 as wire
+from worker.blob_fetch import BlobFetcher
 from worker.config import Home, WorkerConfig
+from worker.data_source import DataSource
 from worker.evidence import Evidence
 from worker.journal import Journal
 from worker.outbox import Outbox
+from worker.reachability import Reachability
 from worker.retained import Retained
 from worker.session import Session
 from worker.shards import BlobStore
+from worker.sources import Sources
 from worker.state_cache import StateCache
 from worker.status import Board
 from worker.swarm import Swarm
@@ -53,7 +54,9 @@ class Node:
     session: Session
     swarm: Swarm
     watch: Watch
+    sources: Sources
     states: StateCache
+    data: DataSource
     blobs: BlobStore
     journal: Journal
     outbox: Outbox
@@ -62,6 +65,7 @@ class Node:
     admission: wire.Envelope
     retained: Retained
     evidence: Evidence
+    reachability: Reachability
 
     async def enrol(self) -> None:
         """Enrol (again): renews admission and addresses.
@@ -70,7 +74,9 @@ class Node:
             UsageError: refused.
         """
         self.admission = await self.session.enrol(
-            await _enrolment(self.config, self.identity, self.swarm, self.device, self.anchor)
+            await _enrolment(
+                self.config, self.identity, self.reachability, self.device, self.anchor
+            )
         )
 
 
@@ -102,15 +108,33 @@ async def open_node(
         swarm, peers = await _join_swarm(config, identity, identity_path, session, board, peers)
         stack.push_async_callback(swarm.shutdown)
         swarm.serve_blobs(blobs.known)
-        watch, states = Watch(session), StateCache(manifest, session, blobs, journal)
-        watch.swarm = states.swarm = swarm
+        watch, sources = Watch(session), Sources(session)
+        sources.head = lambda: watch.head
+        fetcher = BlobFetcher(blobs, sources)
+        states = StateCache(manifest, fetcher, blobs, journal)
+        watch.swarm = sources.swarm = swarm
+
+        def swarm_changed() -> None:
+            board.swarm_problem = swarm.membership.problem
+            watch.notify()
+
+        swarm.membership.on_change = swarm_changed
         outbox = Outbox(session, journal)
-        watch.on_connected = outbox.retry_now
-        states.anchor_ids = tuple(peer.rsplit("/p2p/", 1)[-1] for peer in peers)
+        sources.anchor_ids = tuple(peer.rsplit("/p2p/", 1)[-1] for peer in peers)
+        reachability = Reachability(
+            config.client_mode, session, swarm, board, config.announce, anchor
+        )
+        await reachability.start()
+
+        def on_connected() -> None:
+            outbox.retry_now()
+            reachability.connected()
+
+        watch.on_connected = on_connected
         device = await asyncio.to_thread(pick_device, config.device)
         retained = await asyncio.to_thread(_retained, home, config)
         evidence = Evidence(identity, manifest, retained, home.answers, states.elements)
-        enrolment = await _enrolment(config, identity, swarm, device, anchor)
+        enrolment = await _enrolment(config, identity, reachability, device, anchor)
         admission = await _patiently(lambda: session.enrol(enrolment), board)
         board.connected = True
         log.info("enrolled", worker=identity.peer_id, anchor=anchor, device=device)
@@ -120,7 +144,9 @@ async def open_node(
             session=session,
             swarm=swarm,
             watch=watch,
+            sources=sources,
             states=states,
+            data=DataSource(manifest, fetcher, blobs),
             blobs=blobs,
             journal=journal,
             outbox=outbox,
@@ -129,12 +155,8 @@ async def open_node(
             admission=admission,
             retained=retained,
             evidence=evidence,
+            reachability=reachability,
         )
-
-
-async def own_addresses(swarm: Swarm) -> list[str]:
-    """Addresses at which others can dial this node, bounded as the coordinator bounds them."""
-    return (await swarm.multiaddrs())[:MAX_MULTIADDRS]
 
 
 def pick_device(choice: str) -> Device:
@@ -156,22 +178,6 @@ def pick_device(choice: str) -> Device:
         if device == choice:
             return device
     raise UsageError(f"device {choice!r} is not here; torch finds: {', '.join(available)}")
-
-
-@contextmanager
-def deaf_to_ctrl_c() -> Iterator[None]:
-    """Children started in this block ignore Ctrl-C: an ignored signal stays ignored over exec.
-
-    A terminal sends it to the whole process group; only the daemon decides what it means.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def _retained(home: Home, config: WorkerConfig) -> Retained:
@@ -226,18 +232,18 @@ async def _join_swarm(
     board.waiting("joining the swarm")
     while True:
         try:
-            with deaf_to_ctrl_c():
-                return await Swarm.create(
-                    identity_path=identity_path,
-                    identity=identity,
-                    run_id=config.join_link.run_id,
-                    trust=session.trust,
-                    initial_peers=peers,
-                    client_mode=config.client_mode,
-                    listen=config.listen,
-                    announce=config.announce,
-                    clock_ms=session.now_ms,
-                ), peers
+            return await Swarm.create(
+                identity_path=identity_path,
+                identity=identity,
+                run_id=config.join_link.run_id,
+                trust=session.trust,
+                initial_peers=peers,
+                client_mode=config.client_mode is True,
+                listen=config.listen,
+                announce=config.announce,
+                clock_ms=session.now_ms,
+                in_dht=config.client_mode is False,  # else as is measured
+            ), peers
         except TransientError as error:
             if board.reason != str(error):
                 log.warning("waiting for the swarm", problem=str(error))
@@ -250,7 +256,11 @@ async def _join_swarm(
 
 
 async def _enrolment(
-    config: WorkerConfig, identity: Identity, swarm: Swarm, device: Device, anchor: bool
+    config: WorkerConfig,
+    identity: Identity,
+    reachability: Reachability,
+    device: Device,
+    anchor: bool,
 ) -> wire.Enrolment:
     return wire.Enrolment(
         run_id=config.join_link.run_id,
@@ -265,7 +275,7 @@ async def _enrolment(
         ),
         display_name=config.name,
         anchor=anchor,
-        client_mode=config.client_mode,
-        multiaddrs=[] if config.client_mode else await own_addresses(swarm),
+        client_mode=not reachability.reach.direct,
+        multiaddrs=await reachability.addresses(),
         invite=config.invite,
     )

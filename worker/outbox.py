@@ -50,7 +50,8 @@ class Outbox:
                     failures = 0
                 except TransientError as error:
                     failures += 1
-                    log.info("will deliver later", key=entry.key, error=str(error))
+                    if failures == 1:
+                        log.info("will deliver later", key=entry.key, error=str(error))
                     self._work.set()
                     await self._pause(backoff_s(failures, base_s=0.5))
                     break

@@ -5,6 +5,8 @@ Invariants:
 * A chunk is kept only if it hashes to the leaf that the sender's commitment root covers, has
   the size that the roster gives it, and decodes to finite values: checked on arrival.
 * A sender is complete only with a signed GatherStatement over exactly the kept bytes.
+* Bytes that a broken stream has garbled look like a sender's fault and prove nothing: it may send
+  again, but not for ever.
 * Each result is combined once, over exactly the inclusion set, in roster order, encoded once
   and signed once; everyone is sent the same bytes.
 * Encoded inputs stay in :attr:`Reducer.inboxes` as long as the group is open; what the round's
@@ -44,6 +46,9 @@ STALL_S = 30.0
 REPORT_BATCH_S = 0.2
 """Members that complete within this time share one report."""
 
+MOST_FAULTS = 3
+"""Streams of one sender that broke the protocol; then it is refused for this group."""
+
 MAX_STATEMENTS_IN_REPORT = 1024
 """Above it the statements (360 bytes each) stay here: a report must fit into one record."""
 
@@ -56,7 +61,8 @@ class Inbox:
     chunks: dict[int, bytes] = field(default_factory=dict)
     frames_sha256: Any = field(default_factory=hashlib.sha256)  # of the chunks, in order
     statement: wire.Envelope | None = None
-    refused: str = ""  # why, when the sender broke the protocol: final
+    refused: str = ""  # why, when the sender broke the protocol again and again: final
+    faults: int = 0
     stream: int = 0  # number of the newest stream; an older one is told to stop
 
     @property
@@ -107,8 +113,9 @@ class Reducer:
             async for reply in self._receive(sender, inbox, inbox.stream, first, stream):
                 yield reply
         except PeerFault as fault:
-            self._refuse(sender, inbox, fault)
-            yield frames.refused(gid, frames.PROTOCOL_VIOLATION, str(fault))
+            final = self._refuse(sender, inbox, fault)
+            code = frames.PROTOCOL_VIOLATION if final else frames.CANCELLED
+            yield frames.refused(gid, code, str(fault))
         except (TransientError, TimeoutError) as error:
             yield frames.refused(gid, frames.CANCELLED, str(error) or "silent for too long")
 
@@ -205,11 +212,16 @@ class Reducer:
             log.debug("gather_complete", group=self.group.group_id.hex(), sender=sender)
             self._changed.set()
 
-    def _refuse(self, sender: str, inbox: Inbox, fault: PeerFault) -> None:
-        if inbox.statement is None:  # what was complete before stays so
+    def _refuse(self, sender: str, inbox: Inbox, fault: PeerFault) -> bool:
+        """Note that a stream broke the protocol; whether its sender is refused for good."""
+        inbox.faults += 1
+        why, faults = str(fault), inbox.faults
+        log.warning("gather_fault", sender=sender, reason=fault.reason, why=why, faults=faults)
+        final = faults >= MOST_FAULTS
+        if final and inbox.statement is None:  # what was complete before stays so
             inbox.refused = fault.reason.lower()
-            log.warning("gather_refused", sender=sender, reason=inbox.refused, why=str(fault))
             self._changed.set()
+        return final
 
     # ---- reports
 

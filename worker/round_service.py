@@ -49,6 +49,16 @@ class GroupBook:
         for group in list(self._groups.values()):
             group.close()
 
+    def reducers(self) -> dict[str, list[str]]:
+        """Of the open groups, with the addresses that their rosters tell."""
+        items = (item for group in self._groups.values() for item in group.group.reducers)
+        return {item.reducer: list(item.multiaddrs) for item in items}
+
+    def partners(self) -> dict[str, list[str]]:
+        """All reducers, and whoever sends to us; of those the rosters tell no address."""
+        reduced = [group for group in self._groups.values() if group.is_reducer]
+        return {name: [] for group in reduced for name in group.group.members} | self.reducers()
+
     async def wait(self, group_id: bytes) -> GroupReduce | None:
         """The group, once it is open here; None when it did not open in time."""
         try:

@@ -4,27 +4,39 @@ Invariants:
 
 * Requests that change state are signed; what the coordinator signs is checked against the
   keys that the link's root key delegated before anybody sees it.
-* Deadlines of the run are on the coordinator's clock; :meth:`Session.now_ms` follows it by
-  the monotonic clock, so a jump of this machine's clock moves nothing.
-* A download is resumed where it stopped and believed only when its SHA-256 is right.
+* Deadlines of the run are on the coordinator's clock; :meth:`Session.now_ms` follows it by a
+  clock that nobody sets and that goes on while the machine sleeps.
+* A request whose date the coordinator does not believe is dated and signed anew, once, after a
+  Hello that tells its clock.
+* Blobs come as they are sent: who fetches them checks them (:mod:`worker.blob_fetch`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import aclosing
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc
+import structlog
 from google.protobuf.message import Message
 
-from protocol.channel import CALL_TIMEOUT_S, call, open_channel, translate, trusted_certificate
-from protocol.download import download
+from protocol.certificate import delegation_in
+from protocol.channel import (
+    CALL_TIMEOUT_S,
+    CHANNEL_LEFT,
+    call,
+    channel_was_left,
+    open_channel,
+    translate,
+    trusted_certificate,
+)
 from protocol.envelope import Signed, open_envelope, seal
-from protocol.errors import BadSignature, TransientError, UsageError
+from protocol.errors import BadSignature, Stale, TransientError, UsageError
 from protocol.hello import check_hello, client_version
 from protocol.identity import Identity
 from protocol.link import JoinLink
@@ -34,12 +46,24 @@ from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2 as api
 from protocol.wire.service_pb2_grpc import CoordinatorStub
 
+log = structlog.get_logger()
+
 Record = TypeVar("Record", bound=Message)
+Reply = TypeVar("Reply")
 
 _STREAM_TIMEOUT_S = 600.0
 _ANSWER_TIMEOUT_S = 60.0  # 3 MiB, over a slow line
 _NONCE_BYTES = 16
 _AWAITS_APPROVAL = "approval"
+
+
+# Python's monotonic clock stands still while the machine sleeps, on Linux and on macOS.
+_STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def steady_s() -> float:
+    """Seconds on a clock that nobody sets and that a suspended machine does not stop."""
+    return time.clock_gettime(_STEADY)
 
 
 @dataclass(frozen=True)
@@ -62,7 +86,7 @@ class Session:
         self.identity = identity
         self.trust = TrustStore(link.run_id, link.root)
         self._use(pem)
-        self._clock_offset_s = time.time() - time.monotonic()
+        self._clock_offset_s = time.time() - steady_s()
         self.clock_error_s = 0.0
         self.greeting: Greeting
 
@@ -89,16 +113,30 @@ class Session:
         """Trust the certificate that the server shows now, when the organiser renewed its keys.
 
         Raises:
-            UsageError: it is not vouched for by the link's root key.
+            UsageError: it is not vouched for by the link's root key, or not any more.
             TransientError: the server does not answer.
         """
         pem = await trusted_certificate(self.link)
+        if self.trust.is_revoked(delegation_in(pem).serial):
+            raise UsageError(
+                f"the server at {self.link.address} shows a certificate that the organiser has "
+                "revoked: somebody else may answer there"
+            )
         if pem == self._pem:
             return
         old = self._channel
         self._use(pem)
         # Calls under way fail by themselves; cancelling them would look like our own shutdown.
         await old.close(grace=CALL_TIMEOUT_S)
+
+    async def reconnect(self) -> None:
+        """Leave a connection that may be dead without a sign: this machine's address changed.
+
+        Calls under way are made again on the new one.
+        """
+        old = self._channel
+        self._use(self._pem)
+        await old.close(grace=None)
 
     def _use(self, pem: bytes) -> None:
         self._pem = pem
@@ -109,7 +147,7 @@ class Session:
 
     def now_ms(self) -> int:
         """Now, on the coordinator's clock, milliseconds."""
-        return int((time.monotonic() + self._clock_offset_s) * 1000)
+        return int((steady_s() + self._clock_offset_s) * 1000)
 
     def now_s(self) -> float:
         return self.now_ms() / 1000
@@ -119,15 +157,15 @@ class Session:
 
     def _learn_clock(self, server_time_ms: int, sent_s: float) -> None:
         # The server read its clock somewhere between our sending and now: take the middle.
-        middle_s = (sent_s + time.monotonic()) / 2
+        middle_s = (sent_s + steady_s()) / 2
         self._clock_offset_s = server_time_ms / 1000 - middle_s
-        self.clock_error_s = time.time() - (time.monotonic() + self._clock_offset_s)
+        self.clock_error_s = time.time() - (steady_s() + self._clock_offset_s)
 
     # ---- calls -------------------------------------------------------------------------
 
     async def hello(self) -> Greeting:
         """Version gate, manifest, keys, clock, head and anchors of the run."""
-        sent_s = time.monotonic()
+        sent_s = steady_s()
         request = api.HelloRequest(client_version=client_version(), run_id=self.link.run_id)
         reply = await call(lambda timeout: self._stub.Hello(request, timeout=timeout))
         manifest = check_hello(reply, self.link, self.trust)
@@ -155,6 +193,24 @@ class Session:
     def freshness(self) -> wire.Freshness:
         return wire.Freshness(sent_at_ms=self.now_ms(), nonce=secrets.token_bytes(_NONCE_BYTES))
 
+    async def _call_dated(
+        self, attempt: Callable[[float], Awaitable[Reply]], **options: Any
+    ) -> Reply:
+        """Make a call whose request carries a date and is signed at every attempt.
+
+        Raises:
+            ProtocolError: see :func:`protocol.channel.call`.
+        """
+        try:
+            return await call(attempt, **options)
+        except Stale as error:
+            await self._learn_clock_again(error)
+        return await call(attempt, **options)
+
+    async def _learn_clock_again(self, problem: Stale) -> None:
+        log.info("learning the coordinator's clock again", problem=str(problem))
+        await self.hello()
+
     async def enrol(self, enrolment: wire.Enrolment) -> wire.Envelope:
         """Ask to be admitted.
 
@@ -171,7 +227,7 @@ class Session:
             enrolment.freshness.CopyFrom(self.freshness())
             return self._stub.Enrol(seal(enrolment, self.identity), timeout=timeout)
 
-        reply = await call(attempt)
+        reply = await self._call_dated(attempt)
         if reply.code == _AWAITS_APPROVAL and not reply.admitted:
             raise TransientError(reply.message)
         if not reply.admitted:
@@ -190,7 +246,7 @@ class Session:
             )
             return self._stub.RequestWork(seal(request, self.identity), timeout=timeout)
 
-        reply: api.WorkReply = await call(attempt)
+        reply: api.WorkReply = await self._call_dated(attempt)
         return reply
 
     async def commit(self, envelope: wire.Envelope) -> api.CommitReply:
@@ -247,21 +303,33 @@ class Session:
             )
             return self._stub.Appeal(seal(record, self.identity), timeout=timeout)
 
-        reply: api.AppealReply = await call(attempt)
+        reply: api.AppealReply = await self._call_dated(attempt)
         return reply
 
     async def heartbeat(self, beat: wire.Heartbeat) -> api.HeartbeatReply:
-        sent_s = time.monotonic()
+        sent_s = steady_s()
 
         def attempt(timeout: float) -> grpc.aio.UnaryUnaryCall:
             nonlocal sent_s
-            sent_s = time.monotonic()
+            sent_s = steady_s()
             beat.freshness.CopyFrom(self.freshness())
             return self._stub.Heartbeat(seal(beat, self.identity), timeout=timeout)
 
-        reply: api.HeartbeatReply = await call(attempt, attempts=2, timeout_s=10.0)
+        reply: api.HeartbeatReply = await self._call_dated(attempt, attempts=2, timeout_s=10.0)
         if reply.server_time_ms:
             self._learn_clock(reply.server_time_ms, sent_s)
+        return reply
+
+    async def dial_back(self, ports: Iterable[int]) -> api.DialBackReply:
+        """Have the coordinator dial TCP ports of this machine; tried once: it may be refused.
+
+        Raises:
+            UsageError: a coordinator that does not know this call.
+        """
+        request = api.DialBackRequest(run_id=self.link.run_id, ports=ports)
+        reply: api.DialBackReply = await call(
+            lambda t: self._stub.DialBack(request, timeout=t), attempts=1
+        )
         return reply
 
     async def receipt(self, assignment_id: bytes) -> api.GetReceiptReply:
@@ -275,6 +343,19 @@ class Session:
         Raises:
             TransientError: it broke; connect again.
         """
+        for number in range(2):
+            try:
+                async with aclosing(self._watch_once()) as events:
+                    async for event in events:
+                        yield event
+                break
+            except Stale as error:
+                if number:
+                    raise
+                await self._learn_clock_again(error)
+        raise TransientError("the coordinator ended the event stream")
+
+    async def _watch_once(self) -> AsyncGenerator[api.RunEvent]:
         request = wire.WatchRequest(
             run_id=self.link.run_id, worker=self.identity.peer_id, freshness=self.freshness()
         )
@@ -285,46 +366,28 @@ class Session:
                 yield event
         except grpc.aio.AioRpcError as error:
             raise translate(error) from error
+        except asyncio.CancelledError as error:
+            if not channel_was_left():
+                raise
+            raise TransientError(CHANNEL_LEFT) from error
         finally:
             stream.cancel()
-        raise TransientError("the coordinator ended the event stream")
 
     # ---- blobs -------------------------------------------------------------------------
 
-    async def download_state(
-        self,
-        state_digest: bytes,
-        part: api.StatePart,
-        *,
-        sha256: bytes,
-        total_bytes: int,
-        target: Path,
-    ) -> None:
-        """Fetch weights or momentum of a state; see :func:`protocol.download.download`."""
+    async def blob_pieces(self, sha256: bytes, offset: int) -> AsyncIterator[api.Piece]:
+        """A public blob of the run (state, shard, dataset manifest) from ``offset`` on, unchecked.
 
-        def source(offset: int) -> AsyncIterator[api.Piece]:
-            request = api.GetStateRequest(
-                run_id=self.link.run_id, state_digest=state_digest, part=part, offset=offset
-            )
-            stream: AsyncIterator[api.Piece] = self._stub.GetState(
-                request, timeout=_STREAM_TIMEOUT_S
-            )
-            return stream
-
-        await download(source, sha256=sha256, total_bytes=total_bytes, target=target)
-
-    async def download_blob(
-        self, sha256: bytes, target: Path, *, total_bytes: int | None, limit_bytes: int
-    ) -> None:
-        """Fetch any public blob of the run (shard, dataset manifest, tokenizer)."""
-
-        def source(offset: int) -> AsyncIterator[api.Piece]:
-            request = api.GetShardRequest(run_id=self.link.run_id, sha256=sha256, offset=offset)
-            stream: AsyncIterator[api.Piece] = self._stub.GetShard(
-                request, timeout=_STREAM_TIMEOUT_S
-            )
-            return stream
-
-        await download(
-            source, sha256=sha256, total_bytes=total_bytes, target=target, limit_bytes=limit_bytes
-        )
+        Raises:
+            TransientError: the stream broke, or the coordinator is away.
+            NotFound: it does not have it (any more).
+        """
+        request = api.GetShardRequest(run_id=self.link.run_id, sha256=sha256, offset=offset)
+        stream = self._stub.GetShard(request, timeout=_STREAM_TIMEOUT_S)
+        try:
+            async for piece in stream:
+                yield piece
+        except grpc.aio.AioRpcError as error:
+            raise translate(error) from error
+        finally:
+            stream.cancel()

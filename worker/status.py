@@ -1,6 +1,7 @@
 """What a worker is doing, in one place: for ``worker status``, the log and the heartbeat.
 
-Invariant: whenever nothing is being trained or reduced there is exactly one reason.
+Invariant: whenever nothing is being trained or reduced there is exactly one reason. While the
+coordinator is away that is the reason, whatever it is that waits for it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,14 @@ class Phase(StrEnum):
         return f"WORKER_PHASE_{self.name}"
 
 
+AWAY = (
+    "the coordinator does not answer: it may be restarting, or this machine may be offline. What"
+    " was trained is kept, and work goes on by itself when it answers"
+)
+
+_WITHOUT_COORDINATOR = (Phase.TRAINING, Phase.REDUCING, Phase.PAUSED)
+
+
 @dataclass
 class Board:
     """Written by the daemon, read by everybody who asks."""
@@ -45,13 +54,19 @@ class Board:
     tokens_per_s: float = 0.0
     deadline_in_s: float = 0.0
     peers: int = 0
+    reachability: str = ""
+    reachability_reason: str = ""
+    ports: list[int] = field(default_factory=list)  # of the peer-to-peer daemon
     connected: bool = False
+    away: bool = False  # it did answer, and does not now
+    swarm_problem: str = ""  # why no other peer can be reached; empty while they can
     units_committed: int = 0
     tokens_committed: int = 0
     receipts_pending: int = 0
     receipts_held: int = 0
     state_digest: str = ""
     public_url: str = ""
+    bad_sources: list[str] = field(default_factory=list)  # PeerIDs that served other bytes
     started_at_s: float = field(default_factory=time.time)
 
     def at_work(self, phase: Phase) -> None:
@@ -72,8 +87,15 @@ class Board:
     #: Measured by the daemon from the trainer's progress.
     steps_per_s: float = 0.0
 
+    def heard_of_coordinator(self, answers: bool) -> None:
+        """Whether it has answered just now."""
+        self.connected, self.away = answers, not answers
+
     def snapshot(self) -> dict[str, Any]:
-        return {**asdict(self), "phase": str(self.phase), "eta_s": self.eta_s}
+        phase, reason = self.phase, self.reason
+        if self.away and phase not in _WITHOUT_COORDINATOR:
+            phase, reason = Phase.WAITING, AWAY
+        return {**asdict(self), "phase": str(phase), "reason": reason, "eta_s": self.eta_s}
 
 
 def render(status: dict[str, Any]) -> Any:
@@ -91,7 +113,7 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
     unit = f"{status['steps_done']}/{status['steps']} steps" if status["steps"] else "none"
     if status["loss"] is not None and status["steps_done"]:
         unit += f", loss {status['loss']:.3f}"
-    eta = status["eta_s"]
+    eta, bad = status["eta_s"], ", ".join(status["bad_sources"])
     phase, reason = status["phase"], status["reason"]
     # "waiting: waiting for ..." says one thing twice.
     doing = reason if reason.startswith(phase) else phase + (f": {reason}" if reason else "")
@@ -102,10 +124,16 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
         ("unit", unit),
         ("ready in", "-" if eta is None else f"{eta:.0f} s"),
         ("speed", f"{status['tokens_per_s']:.0f} tokens/s"),
-        ("peers", f"{status['peers']} in the last reduce"),
+        ("peers", status["swarm_problem"] or f"{status['peers']} in the last reduce"),
         ("given", f"{status['tokens_committed']} tokens in {status['units_committed']} units"),
         ("receipts", f"{status['receipts_held']} held, {status['receipts_pending']} awaited"),
+        *([("reachable", _reachable(status))] if status["reachability"] else []),
         ("coordinator", "connected" if status["connected"] else "not reachable"),
         ("device", status["worker"]),
+        *([("dropped", f"{bad} that served wrong bytes")] if bad else []),
         *([("leaderboard", status["public_url"])] if status["public_url"] else []),
     ]
+
+
+def _reachable(status: dict[str, Any]) -> str:
+    return f"{status['reachability']}: {status['reachability_reason']}"

@@ -6,7 +6,10 @@ Invariants:
   own stream reader takes the other side's word for it, and its queue can strand a handler whose
   caller went away.
 * Every task that serves a stream belongs to a TaskGroup, and :meth:`BoundedP2P.shutdown` ends
-  them all, reaps the daemon and removes its sockets, whatever state it is in.
+  them all, reaps the daemon and removes its sockets, whatever state it is in and whoever stops
+  waiting for that.
+* The daemon ignores Ctrl-C, which a terminal sends to the whole process group: only the worker
+  decides what it means.
 * The daemon's sockets live in a directory that only this user can enter; its name follows
   from the identity, so that a start after ``kill -9`` removes what was left.
 
@@ -18,11 +21,13 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
+import signal
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import structlog
 from google.protobuf.message import Message
@@ -39,7 +44,8 @@ from hivemind.utils.multiaddr import Multiaddr
 from protocol.errors import ProtocolError, TransientError, UsageError
 from protocol.leash import leashed
 from worker.callers import Callers
-from worker.messages import read_message, write_message
+from worker.messages import Stream, read_message, write_message
+from worker.race import to_the_end
 
 log = structlog.get_logger()
 
@@ -52,48 +58,11 @@ would hold a stream, and with it a place among those served, for as long as it l
 
 STARTUP_TIMEOUT_S = 30.0
 DIAL_TIMEOUT_S = 15.0
+_ANSWER_TIMEOUT_S = 10.0  # of the daemon itself, on this machine
+_KILL_AFTER_S = 3.0
+_LOOPBACK = ("127.0.0.1", "::1")
 
 Reply = TypeVar("Reply", bound=Message)
-
-
-class Stream(Generic[Reply]):
-    """The caller's end of one stream."""
-
-    def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, reply: type[Reply]
-    ) -> None:
-        self._reader, self._writer, self._reply = reader, writer, reply
-
-    async def send(self, message: Message) -> None:
-        await write_message(self._writer, message)
-
-    async def finish(self) -> None:
-        """End our direction; replies may still come."""
-        await write_message(self._writer, P2P.END_OF_STREAM)
-
-    async def receive(self) -> Reply | None:
-        return await read_message(self._reader, self._reply)
-
-    async def converse(self, messages: AsyncIterator[Message]) -> Reply | None:
-        """Send messages until the first reply comes, which may be before all are sent."""
-        reply, problem = None, None
-        async with asyncio.TaskGroup() as tasks:
-            sending = tasks.create_task(self._send_all(messages))
-            try:
-                reply = await self.receive()
-            except (ProtocolError, OSError, asyncio.IncompleteReadError) as error:
-                problem = error  # raised below: inside it would come out as an ExceptionGroup
-            sending.cancel()
-        if problem is not None:
-            raise problem
-        return reply
-
-    async def _send_all(self, messages: AsyncIterator[Message]) -> None:
-        # A broken pipe says less than the reply that came before it.
-        with suppress(OSError):
-            async with aclosing(messages) as sending:  # type: ignore[type-var]
-                async for message in sending:
-                    await self.send(message)
 
 
 def socket_directory(peer_id: str) -> Path:
@@ -106,6 +75,14 @@ def socket_directory(peer_id: str) -> Path:
     except FileExistsError:
         path = Path(tempfile.mkdtemp(prefix="barnraise-"))  # somebody else sits on that name
     return path
+
+
+def _deaf_in_this_step() -> None:
+    """What is spawned in this step of the event loop ignores Ctrl-C: a signal that is ignored
+    stays so over exec. We ignore it ourselves for no longer than that."""
+    if threading.current_thread() is threading.main_thread():
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        asyncio.get_running_loop().call_soon(signal.signal, signal.SIGINT, before)
 
 
 class BoundedP2P(P2P):  # type: ignore[misc]
@@ -150,6 +127,7 @@ class BoundedP2P(P2P):  # type: ignore[misc]
 
             @staticmethod
             def _make_process_args(*args: Any, **options: Any) -> list[str]:
+                _deaf_in_this_step()  # hivemind spawns it right after this
                 # p2pd itself would notice a daemon killed with -9 only after half a minute.
                 return leashed(P2P._make_process_args(*args, **options))
 
@@ -176,9 +154,9 @@ class BoundedP2P(P2P):  # type: ignore[misc]
                     " not this machine's. Choose another with --listen, or end the other program"
                 ) from error
             problem = re.sub(r"[\d/]{10} [\d:]{8} ", "", str(error))  # the time is in our own log
+            advice = "Check that the anchors of the run can be reached" if initial_peers else ""
             raise TransientError(
-                f"the peer-to-peer daemon did not start: {problem}. Check that the anchors of the"
-                " run can be reached"
+                f"the peer-to-peer daemon did not start: {problem}. {advice}".rstrip()
             ) from error
         finally:
             if started is None and made:
@@ -188,13 +166,62 @@ class BoundedP2P(P2P):  # type: ignore[misc]
 
     async def shutdown(self) -> None:
         """End all streams, the daemon and its sockets. Safe to call twice."""
+        await to_the_end(self._shutdown())
+
+    async def _shutdown(self) -> None:
         for task in self._serving:
             task.cancel()
-        background = [t for t in (self._listen_task, self._reader_task, *self._serving) if t]
-        await super().shutdown()
-        await asyncio.gather(*background, return_exceptions=True)
+        control = None if self._client is None else self._client.control
+        background = [self._listen_task, self._reader_task, *self._serving]
+        if control is not None:  # of a daemon that died they have ended in an error
+            background += [control._read_task, control._write_task]
+        self._terminate()
+        if self._child is not None:
+            await self._reap(self._child)
+        await asyncio.gather(*(t for t in background if t), return_exceptions=True)
         if self._sockets is not None:
             shutil.rmtree(self._sockets, ignore_errors=True)
+
+    async def _reap(self, child: asyncio.subprocess.Process) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_KILL_AFTER_S):
+                await child.wait()
+        if child.returncode is None:  # stopped, or stuck: it has nothing to lose
+            child.kill()
+            await child.wait()
+
+    async def ended(self) -> str:
+        """Wait until the daemon has ended, by itself or by somebody's hand.
+
+        Returns:
+            How, for a person.
+        """
+        assert self._child is not None
+        code = await self._child.wait()
+        return f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+
+    async def addresses(self) -> list[str]:
+        """Addresses by which others reach us, each with /p2p/PeerID; empty in client mode.
+
+        Raises:
+            TransientError: the daemon does not answer.
+        """
+        with passing_failures():
+            async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+                try:
+                    return [str(a) for a in await self.get_visible_maddrs(latest=True)]
+                except ValueError:  # hivemind's word for "none"
+                    return []
+
+    async def connected(self) -> set[str]:
+        """PeerIDs of those with whom a connection is open.
+
+        Raises:
+            TransientError: the daemon does not answer.
+        """
+        with passing_failures():
+            async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+                return {str(peer.peer_id) for peer in await self._client.list_peers()}
 
     async def connect(self, peer_id: str, multiaddrs: Sequence[str]) -> None:
         """Dial a peer at addresses that we were told; an address that does not parse is skipped.
@@ -210,10 +237,35 @@ class BoundedP2P(P2P):  # type: ignore[misc]
                 addresses.append(Multiaddr(text.removesuffix(f"/p2p/{peer_id}")))
         try:
             async with asyncio.timeout(DIAL_TIMEOUT_S):
+                await self._leave_stale(peer_id, addresses)
                 _, writer = await self._ask(_connect_request(peer_id, addresses))
                 writer.close()
         except (P2PDaemonError, OSError, asyncio.IncompleteReadError, TimeoutError) as error:
             raise TransientError(f"cannot connect to {peer_id}: {error}") from error
+
+    async def drop_connections(self) -> None:
+        """Hang up on every peer; whoever is needed is dialled again."""
+        try:
+            for peer in await self.list_peers():
+                await self._hang_up(peer.peer_id)
+        except (P2PDaemonError, OSError, asyncio.IncompleteReadError) as error:
+            log.warning("cannot hang up on peers", problem=str(error))
+
+    async def _leave_stale(self, peer_id: str, addresses: Sequence[Multiaddr]) -> None:
+        """Hang up on a peer that has moved: it is told of elsewhere, and the daemon would use the
+        old connection, where nobody is, for most of a minute."""
+        told = {_host(address) for address in addresses}
+        for peer in await self.list_peers():
+            hosts = {_host(address) for address in peer.addrs} - set(_LOOPBACK)
+            if str(peer.peer_id) == peer_id and told and not hosts <= told:
+                await self._hang_up(peer.peer_id)
+
+    async def _hang_up(self, peer: PeerID) -> None:
+        leaving = p2pd_pb2.DisconnectRequest(peer=peer.to_bytes())
+        _, writer = await self._ask(
+            p2pd_pb2.Request(type=p2pd_pb2.Request.DISCONNECT, disconnect=leaving)
+        )
+        writer.close()
 
     @asynccontextmanager
     async def stream(
@@ -292,6 +344,20 @@ class BoundedP2P(P2P):  # type: ignore[misc]
                 self._serving.discard(task)
 
         await self.add_binary_stream_handler(name, serve, balanced=balanced)
+
+
+@contextmanager
+def passing_failures() -> Iterator[None]:
+    """The daemon's own failures as what they are to us: passing ones."""
+    try:
+        yield
+    except (P2PDaemonError, OSError, asyncio.IncompleteReadError) as error:
+        raise TransientError(f"the peer-to-peer daemon does not answer: {error!r}") from error
+
+
+def _host(address: Multiaddr) -> str:
+    """``/ip4/10.0.0.1/tcp/4001`` -> ``10.0.0.1``."""
+    return str(address).split("/")[2]
 
 
 def _connect_request(peer_id: str, addresses: list[Multiaddr]) -> p2pd_pb2.Request:

@@ -1,5 +1,8 @@
 """Our place in the swarm: one libp2p daemon, one DHT node, one asyncio loop, no forked Python.
 
+The daemon may die and be replaced (:mod:`worker.membership`); nothing that is said here notices but
+by a failure that passes.
+
 Invariants:
 
 * The PeerID is the device's signing key (:mod:`protocol.identity`): what a peer signs and what
@@ -12,11 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import structlog
-from hivemind.dht import DHTNode
 from hivemind.utils.multiaddr import Multiaddr
 
 from protocol.envelope import Signed, open_envelope, parse_envelope, seal
@@ -26,9 +28,12 @@ from protocol.limits import MAX_RECORD_BYTES
 from protocol.trust import TrustStore
 from protocol.update import EncodedUpdate
 from protocol.wire import records_pb2 as wire
+from protocol.wire import service_pb2 as service
 from worker.allreduce import GroupReduce, Peer
-from worker.dht_records import Records, RunRecords, fits, head_key, roster_key, weights_key
+from worker.dht_records import RunRecords, fits, head_key, roster_key, weights_key
 from worker.group import Group
+from worker.membership import Membership
+from worker.p2pd import HowToStart
 from worker.peer_blobs import BlobClient, BlobService, Resolve
 from worker.round_service import GroupBook, RoundService
 from worker.streams import BoundedP2P
@@ -54,22 +59,32 @@ class Swarm:
 
     def __init__(
         self,
-        p2p: BoundedP2P,
+        how: HowToStart,
         identity: Identity,
         run_id: bytes,
         trust: TrustStore,
         clock_ms: Callable[[], int],
     ) -> None:
-        self._p2p, self._identity, self._run_id, self._trust = p2p, identity, run_id, trust
+        self._identity, self._run_id, self._trust = identity, run_id, trust
         self._clock_ms = clock_ms
         self._namespace = run_id.hex()
         self._book = GroupBook()
         self._rounds = RoundService(self._book)
         self._blobs = BlobService(run_id)
-        self._rules = RunRecords(run_id, trust, self._now_s)
-        self._node: DHTNode | None = None
+        rules = RunRecords(run_id, trust, self._now_s)
+        self.membership = Membership(how, rules, self._book, self._serve)
         self._rosters: dict[tuple[int, int], Signed[wire.Roster]] = {}
         self.peer_id = identity.peer_id
+        self._peer = Peer(
+            p2p=self.membership.p2p,
+            identity=identity,
+            gather_handle=self._handle(RoundService, "rpc_gather"),
+            broadcast_handle=self._handle(RoundService, "rpc_broadcast"),
+            clock_ms=clock_ms,
+            require_round_key=self._require_round_key,
+        )
+        handle = self._handle(BlobService, "rpc_blob")
+        self._fetcher = BlobClient(self.membership.p2p, handle, run_id)
 
     @classmethod
     async def create(
@@ -86,6 +101,7 @@ class Swarm:
         clock_ms: Callable[[], int] = local_clock_ms,
         relay: bool = False,
         nat_port_map: bool = False,
+        in_dht: bool = True,
     ) -> Swarm:
         """Start the daemon and the DHT node, and serve.
 
@@ -98,6 +114,7 @@ class Swarm:
             clock_ms: the coordinator's clock, in milliseconds since the epoch.
             relay: use libp2p's circuit relays and AutoNAT; slower to start.
             nat_port_map: ask the router for a port (UPnP).
+            in_dht: serve a part of the DHT from the start; else see :meth:`serve_dht`.
 
         Raises:
             TransientError: the daemon did not start, or no anchor answered; says what to check.
@@ -106,63 +123,46 @@ class Swarm:
         _check_addresses([*initial_peers, *listen, *announce])
         if Identity.load(identity_path).peer_id != identity.peer_id:
             raise UsageError(f"{identity_path} is not the key of {identity.peer_id}")
-        p2p = await BoundedP2P.start(
+        how = HowToStart(
             identity_path=identity_path,
             peer_id=identity.peer_id,
-            initial_peers=initial_peers,
             client_mode=client_mode,
-            listen=listen,
-            announce=announce,
+            listen=tuple(listen),
+            announce=tuple(announce),
             relay=relay,
             nat_port_map=nat_port_map,
         )
-        self = cls(p2p, identity, run_id, trust, clock_ms)
+        self = cls(how, identity, run_id, trust, clock_ms)
         try:
-            await self._serve(initial_peers, client_mode)
+            await self.membership.enter(initial_peers, in_dht=in_dht and not client_mode)
         except BaseException:
             await self.shutdown()
             raise
         log.info("swarm_joined", peer_id=self.peer_id, client_mode=client_mode)
         return self
 
-    async def _serve(self, initial_peers: Sequence[str], client_mode: bool) -> None:
-        try:
-            self._node = await DHTNode.create(
-                self._p2p,
-                initial_peers=list(initial_peers),
-                client_mode=client_mode,
-                record_validator=self._rules,
-                strict=False,
-            )
-        except RuntimeError as error:  # hivemind's word for "nobody answered"
-            raise TransientError(
-                f"no anchor of the run answered ({error}): check this machine's network and"
-                " clock, and that the anchors are up"
-            ) from error
-        self._records = Records(self._node, self._rules)
-        if not client_mode:
-            await self._rounds.add_p2p_handlers(self._p2p, namespace=self._namespace)
-            await self._blobs.add_p2p_handlers(self._p2p, namespace=self._namespace)
-        self._peer = Peer(
-            p2p=self._p2p,
-            identity=self._identity,
-            gather_handle=self._handle(RoundService, "rpc_gather"),
-            broadcast_handle=self._handle(RoundService, "rpc_broadcast"),
-            clock_ms=self._clock_ms,
-            require_round_key=self._require_round_key,
-        )
-        handle = self._handle(BlobService, "rpc_blob")
-        self._fetcher = BlobClient(self._p2p, handle, self._run_id)
+    async def run(self) -> None:
+        """See that the daemon runs, for ever. Run it as a task."""
+        await self.membership.run()
+
+    async def _serve(self, daemon: BoundedP2P) -> None:
+        await self._rounds.add_p2p_handlers(daemon, namespace=self._namespace)
+        await self._blobs.add_p2p_handlers(daemon, namespace=self._namespace)
 
     def _handle(self, servicer: type[RoundService] | type[BlobService], method: str) -> str:
         return str(servicer._get_handle_name(self._namespace, method))
 
     async def multiaddrs(self) -> list[str]:
         """Addresses by which others reach us, each with /p2p/PeerID; empty in client mode."""
-        try:
-            return [str(a) for a in await self._p2p.get_visible_maddrs(latest=True)]
-        except ValueError:  # hivemind's word for "none"
-            return []
+        return await self.membership.p2p.addresses()
+
+    async def serve_dht(self, reachable: bool) -> None:
+        """See :meth:`Membership.serve_dht`."""
+        await self.membership.serve_dht(reachable)
+
+    async def drop_connections(self) -> None:
+        """Hang up on every peer: our address changed, connections are dead without a sign."""
+        await self.membership.p2p.drop_connections()
 
     async def connect(self, multiaddr: str) -> None:
         """Dial a peer by a multiaddr that ends in /p2p/PeerID.
@@ -171,28 +171,23 @@ class Swarm:
             TransientError: it does not answer.
         """
         _check_addresses([multiaddr])
-        await self._p2p.connect(multiaddr.rsplit("/p2p/", 1)[1], [multiaddr])
+        await self.membership.p2p.connect(multiaddr.rsplit("/p2p/", 1)[1], [multiaddr])
 
     async def shutdown(self) -> None:
         """Close the groups, leave the DHT, reap the daemon. Safe to call twice."""
         self._book.close_all()
-        if self._node is not None:
-            # Not DHTNode.shutdown(): it asks the daemon, which may be dead, to drop handlers.
-            self._node.is_alive = False
-            if self._node.cache_refresh_task is not None:
-                self._node.cache_refresh_task.cancel()
-        await self._p2p.shutdown()
+        await self.membership.leave()
 
     # ---- the DHT
 
     async def publish_head(self, envelope: wire.Envelope) -> bool:
         """Store the run head; False when no peer took it."""
         open_envelope(envelope, wire.RunHead)
-        return await self._records.publish(envelope)
+        return await self.membership.publish(envelope)
 
     async def get_head(self) -> Signed[wire.RunHead] | None:
         """The newest run head in the DHT, verified."""
-        found = await self._records.find(head_key(self._run_id))
+        found = await self.membership.find(head_key(self._run_id))
         heads = [open_envelope(envelope, wire.RunHead) for envelope in found]
         return max(heads, key=lambda h: (h.record.round, h.record.issued_at_ms), default=None)
 
@@ -206,7 +201,7 @@ class Swarm:
         """
         data = envelope.SerializeToString()
         if fits(data):
-            return await self._records.publish(envelope)
+            return await self.membership.publish(envelope)
         if admission is None:
             return False
         roster = open_envelope(envelope, wire.Roster).record
@@ -222,7 +217,7 @@ class Swarm:
             admission=admission,
             not_after_s=int(self._now_s()) + HOLDER_LIFETIME_S,
         )
-        return await self._records.publish(seal(holder, self._identity))
+        return await self.membership.publish(seal(holder, self._identity))
 
     def _keep_small(self, digest: bytes, data: bytes) -> None:
         self._blobs.small[digest] = data
@@ -236,7 +231,7 @@ class Swarm:
             Conflict: there are two for this round and attempt, both signed.
         """
         found: dict[bytes, Signed[wire.Roster]] = {}
-        for envelope in await self._records.find(roster_key(self._run_id, round_, attempt)):
+        for envelope in await self.membership.find(roster_key(self._run_id, round_, attempt)):
             roster = await self._roster_from(envelope, round_, attempt)
             if roster is not None:
                 found[roster.digest] = roster
@@ -278,11 +273,11 @@ class Swarm:
             admission=admission,
             not_after_s=int(self._now_s()) + HOLDER_LIFETIME_S,
         )
-        return await self._records.publish(seal(holder, self._identity))
+        return await self.membership.publish(seal(holder, self._identity))
 
     async def weight_holders(self, state_digest: bytes) -> list[str]:
         """PeerIDs that announced the weights of a state, without our own."""
-        found = await self._records.find(weights_key(self._run_id, state_digest))
+        found = await self.membership.find(weights_key(self._run_id, state_digest))
         workers = {open_envelope(e, wire.WeightHolder).record.worker for e in found}
         return sorted(workers - {self.peer_id})
 
@@ -292,9 +287,9 @@ class Swarm:
         """Serve files by SHA-256 to whoever asks; ``resolve`` names only verified ones."""
         self._blobs.resolve = resolve
 
-    async def fetch_blob(self, peer_id: str, sha256: bytes, total_bytes: int, target: Path) -> None:
-        """See :meth:`worker.peer_blobs.BlobClient.fetch`."""
-        await self._fetcher.fetch(peer_id, sha256, total_bytes, target)
+    def blob_pieces(self, peer_id: str, sha256: bytes, offset: int) -> AsyncIterator[service.Piece]:
+        """See :meth:`worker.peer_blobs.BlobClient.pieces`."""
+        return self._fetcher.pieces(peer_id, sha256, offset)
 
     # ---- the reduce
 

@@ -6,6 +6,7 @@ Invariants:
   still want them, and so may the coordinator.
 * Never step on un-reduced updates: the outer step needs a complete mean over the signed
   inclusion set; an attempt that fails leaves the state alone and the commitment valid.
+* An attempt ends here as soon as the coordinator has begun another: nobody waits out its deadlines.
 * The coordinator decides. What is computed here only saves a download.
 """
 
@@ -57,6 +58,7 @@ class Outcome:
 
     head: Signed[wire.RunHead]  # of the next round
     included: bool = False  # own update was in the last inclusion set
+    decided: bool = False  # that set was seen here; else the own update may well be in it
     stepped: bool = False  # own outer step was made, and is the head's state
     peers: int = 0
 
@@ -118,6 +120,13 @@ class Reduction:
             update: own committed update, if there is one.
             listen: take part in rosters that do not name us too (anchors keep fresh by that).
         """
+        outcome = await unless(self._attempts(head, update, listen), self._help_out())
+        assert outcome is not None, "helping out never ends by itself"
+        return outcome
+
+    async def _attempts(
+        self, head: Signed[wire.RunHead], update: EncodedUpdate | None, listen: bool
+    ) -> Outcome:
         round_, attempt = head.record.round, -1
         with ExitStack() as groups:
             while True:
@@ -132,6 +141,16 @@ class Reduction:
                     log.error("roster starts from another state, ignored", round=round_)
                 elif listen or self._named_in(roster.record):
                     await self._attempt(groups, head, roster, update)
+
+    async def _help_out(self) -> None:
+        """A reducer is gone: give the coordinator what results of it we hold. Never ends."""
+        while True:
+            wanted = await self.watch.until(self.watch.take_wanted)
+            for group in self._groups:
+                if group.group_id == wanted.group_id:
+                    held = [group.pieces[c] for c in wanted.chunks if c in group.pieces]
+                    log.info("asked for a lost reducer's results", held=len(held))
+                    await self._submit(held)
 
     def _news(self, round_: int, attempt: int) -> bool | None:
         """True when the round is over or has a later attempt."""
@@ -225,14 +244,12 @@ class Reduction:
         """Combine, collect, and give own results to the coordinator as soon as they are there.
 
         Returns:
-            None when the mean could not be had, or the round was settled meanwhile.
+            None when the mean could not be had, or the attempt was over before.
         """
         async with asyncio.TaskGroup() as tasks:
             submitting = tasks.create_task(self._submit_own(group, len(inclusion.record.members)))
             try:
-                result = await unless(
-                    group.finish(inclusion), self._settled(inclusion.record.round)
-                )
+                result = await unless(group.finish(inclusion), self._over(inclusion.record))
             except (TransientError, PeerFault) as error:
                 log.warning("reduce incomplete", error=str(error), pieces=len(group.pieces))
                 result = None
@@ -240,10 +257,12 @@ class Reduction:
                 submitting.cancel()
         return result
 
-    async def _settled(self, round_: int) -> None:
-        """The round is over, and a moment more: results in flight still save a download."""
-        await self.watch.until(partial(self.watch.head_beyond, round_))
-        await asyncio.sleep(_LAST_MOMENT_S)
+    async def _over(self, inclusion: wire.InclusionSet) -> None:
+        """The round is over, and a moment more, for results in flight still save a download; or
+        another attempt has begun."""
+        await self.watch.until(partial(self._news, inclusion.round, inclusion.attempt))
+        if self.watch.head_beyond(inclusion.round) is not None:
+            await asyncio.sleep(_LAST_MOMENT_S)
 
     async def _submit_own(self, group: GroupReduce, members: int) -> None:
         pieces = await group.own_results()
@@ -337,6 +356,7 @@ class Reduction:
         return Outcome(
             head,
             included=inclusion is not None and me in inclusion.record.members,
+            decided=inclusion is not None,
             stepped=stepped,
             peers=len(self._last.roster.record.members),
         )

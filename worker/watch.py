@@ -45,6 +45,7 @@ class Watch:
         self._change = asyncio.Event()
         self._rosters: dict[tuple[int, int], Signed[wire.Roster]] = {}
         self._inclusions: dict[bytes, Signed[wire.InclusionSet]] = {}
+        self._wanted = api.ResultsWanted()
         self.head: Signed[wire.RunHead] | None = session.greeting.run_head
         self.phase = ""
         self.round = 0
@@ -100,6 +101,11 @@ class Watch:
 
     def inclusion_of(self, group_id: bytes) -> Signed[wire.InclusionSet] | None:
         return self._inclusions.get(group_id)
+
+    def take_wanted(self) -> api.ResultsWanted | None:
+        """What results the coordinator asks their holders for; told once for each time it asks."""
+        wanted, self._wanted = self._wanted, api.ResultsWanted()
+        return wanted if wanted.chunks else None
 
     # ---- taking in ---------------------------------------------------------------------
 
@@ -162,6 +168,9 @@ class Watch:
                 self.offer_roster(event.roster)
             elif kind == "inclusion_set":
                 self.offer_inclusion(event.inclusion_set)
+            elif kind == "results_wanted":
+                self._wanted = event.results_wanted
+                self.notify()
             elif kind == "notice":
                 log.info("notice from the organiser", text=event.notice[:500])
         except PeerFault as error:

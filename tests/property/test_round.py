@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from coordinator.round import LISTED, TRANSITIONS, ImpossibleEvent, tick
 from coordinator.round_state import (
     Abandoned,
+    AskHolders,
     Committed,
     Event,
     FreeLeases,
@@ -22,6 +23,7 @@ from coordinator.round_state import (
     ReducerDelivered,
     ReducerReported,
     Restarted,
+    ResultsCame,
     Resumed,
     RosterSigned,
     Round,
@@ -54,6 +56,7 @@ SAMPLES: dict[type, Event] = {
         Tick(),
         RosterSigned(("r",)),
         ReducerReported("r", ("a", "b")),
+        ResultsCame(),
         ReducerDelivered("r"),
         SettleDone(),
         SettleRefused("too large"),
@@ -131,6 +134,8 @@ def possible(state: Round, draw: random.Random) -> Event:
     """Some event that the engine could send in this state."""
     workers = [f"w{i}" for i in range(6)]
     events: list[Event] = [Tick(), Tick(), Paused(), Resumed(), Restarted(draw.uniform(0, 50))]
+    there_to_be = [*state.committed, *state.reducers]
+    events += [Tick(frozenset(w for w in there_to_be if draw.random() < 0.2))]
     if state.accepts_leases:
         free = [w for w in workers if w not in state.training + state.committed]
         events += [Leased(w) for w in free[:2]]
@@ -148,6 +153,7 @@ def possible(state: Round, draw: random.Random) -> Event:
         if state.settling:
             events += [SettleDone(), SettleRefused("too large")]
         events += [ReducerDelivered(r) for r in state.reducers if r not in state.delivered]
+        events += [ResultsCame()]
     return draw.choice(events)
 
 
@@ -170,10 +176,15 @@ def test_random_histories_keep_the_rules(seed: int, members: int, attempts: int)
                 case SignRoster():
                     assert state.phase is Phase.GATHER
                     assert len(effect.members) >= members
-                    assert 1 <= effect.attempt <= attempts
+                    assert 1 <= effect.attempt <= attempts + state.free_attempts
                 case SignInclusion():
                     assert effect.members == before_inclusion(before, event)
                     assert len(effect.members) >= members
+                case AskHolders():
+                    assert state.phase is Phase.BROADCAST
+                    assert state.rescue_until_s is not None
+                    assert isinstance(event, Tick)
+                    assert event.absent & set(state.reducers) - set(state.delivered)
                 case Settle():
                     settles += 1
                     assert set(state.delivered) == set(state.reducers) != set()

@@ -54,7 +54,7 @@ OURS = {
     grpc.StatusCode.ALREADY_EXISTS: {"CONFLICT"},
     grpc.StatusCode.NOT_FOUND: {"NOT_FOUND", "UNKNOWN_RUN"},
     grpc.StatusCode.PERMISSION_DENIED: {"NOT_ENROLLED"},
-    grpc.StatusCode.FAILED_PRECONDITION: {"USAGE", "TOO_LATE", "UPGRADE_NEEDED"},
+    grpc.StatusCode.FAILED_PRECONDITION: {"USAGE", "TOO_LATE", "UPGRADE_NEEDED", "STALE"},
     grpc.StatusCode.UNAVAILABLE: {"UNAVAILABLE"},
     grpc.StatusCode.RESOURCE_EXHAUSTED: {"RATE_LIMITED"},
 }

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -110,10 +110,12 @@ def write_dataset(folder: Path) -> None:
     (folder / "dataset.json").write_bytes(manifest.canonical())
 
 
-def barnraise(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
+def barnraise(
+    *arguments: str, check: bool = True, inside: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; ``inside`` is put before it."""
     done = subprocess.run(
-        [sys.executable, "-m", "barnraise", *arguments],
+        [*inside, sys.executable, "-m", "barnraise", *arguments],
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
@@ -132,13 +134,19 @@ def free_port() -> int:
 
 
 class Process:
-    """One command in its own session, its output in a file."""
+    """One command in its own session, its output in a file; ``inside`` is put before it."""
 
-    def __init__(self, log: Path, *arguments: str) -> None:
+    def __init__(
+        self,
+        log: Path,
+        *arguments: str,
+        program: Sequence[str] = ("-m", "barnraise"),
+        inside: Sequence[str] = (),
+    ) -> None:
         self.log = log
         with log.open("ab") as output:
             self.popen = subprocess.Popen(
-                leashed([sys.executable, "-m", "barnraise", *arguments]),
+                leashed([*inside, sys.executable, *program, *arguments]),
                 env=ENVIRONMENT,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -202,13 +210,14 @@ class Rig:
         barnraise("coordinator", "init", *arguments, "--run-dir", str(self.run))
         self.link = (self.run / "join-link.txt").read_text().strip()
 
-    def start(self, name: str, *arguments: str) -> Process:
-        process = Process(self.folder / f"{name}.log", *arguments)
+    def start(self, name: str, *arguments: str, **options: Any) -> Process:
+        process = Process(self.folder / f"{name}.log", *arguments, **options)
         self.processes.append(process)
         return process
 
-    def serve(self) -> Process:
-        return self.start("coordinator", "coordinator", "serve", "--run-dir", str(self.run))
+    def serve(self, **how: Any) -> Process:
+        serve = ("coordinator", "serve", "--run-dir", str(self.run))
+        return self.start("coordinator", *serve, **how)
 
     def home(self, name: str) -> Path:
         return self.folder / name
@@ -218,9 +227,9 @@ class Rig:
         home = ("--home", str(self.home(name)), "--name", name, "--threads", "1", "--yes")
         barnraise("worker", "join", self.link, *home, *listen, *options)
 
-    def work(self, name: str, *options: str) -> Process:
+    def work(self, name: str, *options: str, **how: Any) -> Process:
         home = ("--home", str(self.home(name)))
-        return self.start(name, "worker", "run", *home, "--json-logs", *options)
+        return self.start(name, "worker", "run", *home, "--json-logs", *options, **how)
 
     def close(self) -> None:
         for process in reversed(self.processes):

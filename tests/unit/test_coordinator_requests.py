@@ -4,7 +4,7 @@ import pytest
 
 from coordinator.requests import Buckets, NonceCache, Rate, RequestGuard, address_of
 from protocol.envelope import seal
-from protocol.errors import BadRecord, BadSignature, RateLimited, UnknownRun
+from protocol.errors import BadRecord, BadSignature, RateLimited, Stale, UnknownRun
 from protocol.identity import Identity
 from protocol.wire import records_pb2 as wire
 
@@ -68,7 +68,7 @@ def test_a_nonce_is_good_once_for_as_long_as_it_could_be_fresh(clock: Clock) -> 
     with pytest.raises(BadRecord, match="answered before"):
         cache.check("a", ahead)
     clock.now_s += 10
-    with pytest.raises(BadRecord, match="clock"):
+    with pytest.raises(Stale, match="clock"):
         cache.check("a", ahead)
     cache.check("a", freshness(clock))
     assert len(cache._seen) == 1

@@ -312,7 +312,7 @@ async def test_a_reducer_that_says_nothing_is_replaced_in_the_next_attempt(boot:
     roster, first_group = rig.roster()
     assert {r.reducer for r in roster.reducers} == {dead.name, alive.name}
     await rig.gather(only=[alive])
-    await rig.pass_time(120.0)
+    await rig.pass_time(120.0, heard=[dead, alive, ada])
     roster, group = rig.roster()
     assert roster.attempt == 2
     assert group != first_group
@@ -324,14 +324,14 @@ async def test_a_reducer_that_says_nothing_is_replaced_in_the_next_attempt(boot:
 
 async def test_withheld_results_end_in_other_attempts_and_then_a_skip(boot: Any) -> None:
     rig = await boot(round={"max_attempts": 2})
-    rig.enrol(1, anchor=True)
+    anchor = rig.enrol(1, anchor=True)
     ada = rig.enrol(2)
     await committed(rig, ada)
     for attempt in (1, 2):
         await rig.gather()
         assert rig.roster()[0].attempt == attempt
         await rig.submit(rig.results()[1:])
-        await rig.pass_time(500.0)
+        await rig.pass_time(500.0, heard=[anchor, ada])
     head = rig.head()
     assert (head.round, head.settled_rounds) == (1, 0)
     assert rig.board().rounds[0].leaf.outcome == "skipped"

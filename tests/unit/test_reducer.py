@@ -17,7 +17,7 @@ from protocol.update import ChunkLayout, EncodedUpdate, decode_chunk, encode_upd
 from protocol.wire import records_pb2 as wire
 from worker import frames
 from worker.group import Group
-from worker.reducer import Reducer
+from worker.reducer import MOST_FAULTS, Reducer
 
 RUN = b"r" * 32
 LAYOUT = ChunkLayout(2000, 256)  # 8 chunks
@@ -187,16 +187,46 @@ def bad_scripts() -> dict[str, list[frames.Frame]]:
     }
 
 
+async def feed_until_refused(
+    reducer: Reducer, sender: Identity, messages: list[frames.Frame]
+) -> None:
+    """Send what breaks the protocol again and again, as a sender would that cannot do better."""
+    for fault in range(1, MOST_FAULTS + 1):
+        last = (await feed(reducer, sender, messages))[-1]
+        final = fault == MOST_FAULTS
+        assert last.code == (frames.PROTOCOL_VIOLATION if final else frames.CANCELLED)
+
+
 @pytest.mark.parametrize("name", bad_scripts())
-async def test_what_breaks_the_protocol_is_refused_for_good(reducer: Reducer, name: str) -> None:
-    last = (await feed(reducer, SENDERS[0], bad_scripts()[name]))[-1]
-    assert last.code == frames.PROTOCOL_VIOLATION
+async def test_what_breaks_the_protocol_again_and_again_is_refused_for_good(
+    reducer: Reducer, name: str
+) -> None:
+    await feed_until_refused(reducer, SENDERS[0], bad_scripts()[name])
     inbox = reducer.inboxes[SENDERS[0].peer_id]
     assert inbox.refused
     assert inbox.statement is None
     with pytest.raises(frames.Refused):
         frames.parse_ready((await feed(reducer, SENDERS[0], script(SENDERS[0])))[0], GID, 0, 8)
     assert kinds(await feed(reducer, SENDERS[1], script(SENDERS[1]))) == ["ready", "done"]
+
+
+async def test_a_stream_that_was_garbled_once_may_be_sent_again(reducer: Reducer) -> None:
+    sender = SENDERS[0]
+    (_, refused) = await feed(reducer, sender, bad_scripts()["falsified chunk"])
+    with pytest.raises(TransientError):
+        frames.parse_done(refused, GID)
+    start = FIRST + len(reducer.inboxes[sender.peer_id].chunks)
+    assert start > FIRST, "what was right is kept"
+    again = [
+        message
+        for message in script(sender)
+        if message.tensor_part.dtype != frames.CHUNK or message.tensor_part.chunks >= start
+    ]
+    ready, done = await feed(reducer, sender, again)
+    assert frames.parse_ready(ready, GID, FIRST, END) == start
+    frames.parse_done(done, GID)
+    inbox = reducer.inboxes[sender.peer_id]
+    assert (bool(inbox.statement), inbox.refused) == (True, "")
 
 
 async def test_a_commitment_to_values_that_are_not_finite_is_refused() -> None:
@@ -212,7 +242,7 @@ async def test_a_commitment_to_values_that_are_not_finite_is_refused() -> None:
         *(frames.chunk(gid, i, 256, poisoned.chunks[i]) for i in range(FIRST, END)),
     ]
     reducer = Reducer(group, REDUCER)
-    assert kinds(await feed(reducer, SENDERS[0], messages)) == ["ready", "refused"]
+    await feed_until_refused(reducer, SENDERS[0], messages)
     assert reducer.inboxes[SENDERS[0].peer_id].refused == "bad_record"
 
 
@@ -241,7 +271,7 @@ async def test_reports_grow_and_end(reducer: Reducer) -> None:
         (False, "absent"),
         (False, "absent"),
     ]
-    await feed(reducer, SENDERS[1], bad_scripts()["leaves of another"])
+    await feed_until_refused(reducer, SENDERS[1], bad_scripts()["leaves of another"])
     await feed(reducer, SENDERS[2], script(SENDERS[2]))
     (last,) = [open_envelope(e, wire.ReducerReport).record async for e in reports]
     assert last.revision == 2

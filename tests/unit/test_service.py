@@ -184,8 +184,8 @@ async def test_a_request_is_answered_once(client: Any, refused: Any) -> None:
 async def test_a_stale_request_is_refused(client: Any, refused: Any, age_s: float) -> None:
     sentence = await refused(
         client.enrol(freshness=client.freshness(age_s=age_s)),
-        grpc.StatusCode.INVALID_ARGUMENT,
-        "BAD_RECORD",
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "STALE",
     )
     assert "clock" in sentence
 

@@ -12,7 +12,7 @@ from protocol.errors import UsageError
 from worker.config import Home
 from worker.journal import Journal
 from worker.receipts import save_receipts
-from worker.status import Board, Phase, render
+from worker.status import AWAY, Board, Phase, render
 
 
 def shown(board: Board) -> str:
@@ -58,3 +58,28 @@ def test_receipts_become_two_files_each(tmp_path: Path) -> None:
 def test_no_receipts_before_the_first_run(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="never run"):
         save_receipts(Home(tmp_path), tmp_path / "receipts")
+
+
+def test_while_the_coordinator_is_away_that_is_the_one_reason() -> None:
+    board = Board(worker="w", run="r")
+    board.waiting("waiting for the round to close")
+    board.heard_of_coordinator(False)
+    assert "the coordinator does not answer" in " ".join(shown(board).split())
+    assert (board.snapshot()["phase"], board.snapshot()["reason"]) == ("waiting", AWAY)
+    for phase in (Phase.COMMITTING, Phase.FETCHING):
+        board.at_work(phase)
+        assert board.snapshot()["reason"] == AWAY
+    board.at_work(Phase.TRAINING)  # goes on without it
+    assert (board.snapshot()["phase"], board.snapshot()["reason"]) == ("training", "")
+    board.waiting("paused by you", Phase.PAUSED)
+    assert board.snapshot()["reason"] == "paused by you"
+    board.heard_of_coordinator(True)
+    board.waiting("waiting for the round to close")
+    assert board.snapshot()["reason"] == "waiting for the round to close"
+
+
+def test_a_swarm_that_cannot_be_reached_is_told_in_place_of_the_peers() -> None:
+    board = Board(worker="w", run="r", peers=7)
+    assert "7 in the last reduce" in shown(board)
+    board.swarm_problem = "the peer-to-peer daemon does not come back"
+    assert "does not come back" in " ".join(shown(board).split())

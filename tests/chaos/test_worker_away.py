@@ -1,0 +1,137 @@
+"""Workers without their anchor, without their coordinator, and after a long sleep.
+
+One run for all; each test takes it as a working one and leaves it so.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from chaos_worker import (
+    Peer,
+    Rig,
+    check_receipts,
+    check_record,
+    events,
+    open_rig,
+    stand_still,
+    worker_rig,
+)
+
+from protocol.identity import Identity
+from worker.status import AWAY
+
+pytestmark = [pytest.mark.swarm, pytest.mark.timeout(600)]
+
+TRAINING, COMMITTED = '"event": "training"', '"event": "committed"'
+LOST, FOUND = "lost the run's anchors", "in touch with an anchor again"
+ANCHORS = ("first", "second")
+
+
+@dataclass
+class Run:
+    rig: Rig
+    ada: Peer
+    bob: Peer
+
+    @property
+    def workers(self) -> tuple[Peer, Peer]:
+        return (self.ada, self.bob)
+
+
+def count(peer: Peer, pattern: str) -> int:
+    return peer.text().count(pattern)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    with open_rig(tmp_path_factory.mktemp("away")) as rig, pytest.MonkeyPatch.context() as patch:
+        anchors = json.dumps(rig.anchor_keys(*ANCHORS))
+        patch.setattr(worker_rig, "RUN_TOML", f"{worker_rig.RUN_TOML}anchors = {anchors}\n")
+        rig.init(max_steps=50, min_members=1, max_rounds=500, duration_s=3.0, grace_s=3.0)
+        rig.serve(anchor=False).wait_for("Serving")
+        rig.anchor("first").wait_for("anchor serves")
+        for name in ("ada", "bob"):
+            rig.join(name)
+        made = Run(rig, rig.work("ada"), rig.work("bob"))
+        rig.wait_settled(1)
+        yield made
+
+
+def anchor_of(run: Run) -> Peer:
+    return [p for p in run.rig.processes if isinstance(p, Peer) and p.home.name in ANCHORS][-1]
+
+
+@pytest.mark.parametrize("successor", ANCHORS)
+def test_the_anchor_is_lost_and_another_address_or_another_anchor_found(
+    run: Run, successor: str
+) -> None:
+    """First the same one comes back at another port, then one that nobody knew."""
+    lost, found = (count(run.ada, LOST), count(run.ada, FOUND))
+    anchor_of(run).kill()
+    for worker in run.workers:
+        worker.wait_for(LOST, count=lost + 1)
+    # The workers reduce among themselves.
+    run.rig.wait_settled(run.rig.settled() + 1)
+    assert run.ada.popen.poll() is None
+    anchor = run.rig.anchor(successor)
+    anchor.wait_for("anchor serves")
+    for worker in run.workers:
+        worker.wait_for(FOUND, count=found + 1)
+    identity = Identity.load(run.rig.key(successor)).peer_id
+    assert [events(w.text(), FOUND)[-1]["anchors"] for w in run.workers] == [[identity]] * 2
+
+
+def test_a_sleep_that_outlasts_the_round(run: Run) -> None:
+    ada, rig = run.ada, run.rig
+    given_up, before = count(ada, "unit given up"), count(ada, TRAINING)
+    ada.wait_for(TRAINING, count=before + 1)
+    tree = stand_still(ada)
+    assert {"p2pd"} < {process.name() for process in tree}
+    # The round in which she fell asleep closes without her, and so does another one.
+    rig.wait_settled(rig.settled() + 2)
+    for process in tree:
+        process.send_signal(signal.SIGCONT)
+    ada.wait_for("unit given up", count=given_up + 1)
+    assert events(ada.text(), "unit given up")[-1]["reason"]
+    # A new lease, and merged again.
+    ada.wait_for(COMMITTED, count=count(ada, COMMITTED) + 1)
+    rig.wait_settled(rig.settled() + 1)
+    check_record(rig)
+
+
+def test_without_the_coordinator_there_is_one_reason(run: Run) -> None:
+    rig = run.rig
+    (server,) = [p for p in rig.processes if p.log.name == "coordinator.log"]
+    waiting = [count(worker, '"event": "waiting"') for worker in run.workers]
+    training = [count(worker, TRAINING) for worker in run.workers]
+    server.popen.kill()
+    server.wait()
+    for worker in run.workers:
+        status = worker.wait_for_status(phase="waiting", reason=AWAY)
+        assert not status["connected"]
+    # Still so when each part of it has noticed, tried again, and failed in its own way.
+    for worker in run.workers:
+        worker.wait_for_status(phase="waiting", reason=AWAY)
+    for worker, known in zip(run.workers, waiting, strict=True):
+        said = {event["reason"] for event in events(worker.text(), "waiting")[known:]}
+        assert said <= {AWAY}
+        assert count(worker, "lost the coordinator") == 1
+        assert count(worker, "heartbeat not taken") == 0
+    rig.serve(anchor=False)
+    for worker, known in zip(run.workers, training, strict=True):
+        worker.wait_for(TRAINING, count=known + 1)
+        assert worker.wait_for_status(connected=True)["reason"] != AWAY
+
+
+def test_at_the_end_everything_is_accounted_for(run: Run) -> None:
+    for worker in run.workers:
+        worker.signal(signal.SIGINT)
+    assert [worker.wait() for worker in run.workers] == [0, 0]
+    check_record(run.rig)
+    for name in ("ada", "bob"):
+        check_receipts(run.rig, name)
