@@ -31,7 +31,7 @@ FLOODS = (
 async def test_a_run_settles_its_rounds_under_every_flood(tmp_path: Path) -> None:
     rigs = swarm_rig("worker_rig")
     with rigs.open_rig(tmp_path) as rig:
-        rig.init(max_rounds=ROUNDS, duration_s=8.0, grace_s=6.0, min_members=2)
+        rig.init(max_rounds=ROUNDS, duration_s=20.0, grace_s=6.0, min_members=2)
         coordinator = rig.serve()
         await asyncio.to_thread(coordinator.wait_for, "Join link")
         for name in WORKERS:
