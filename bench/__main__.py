@@ -6,7 +6,17 @@ import argparse
 import importlib
 from importlib.util import find_spec
 
-BENCHES = ("train", "allreduce", "ledger", "economics", "audit", "hostile", "honest", "lost_reducer")
+BENCHES = (
+    "train",
+    "allreduce",
+    "ledger",
+    "economics",
+    "audit",
+    "hostile",
+    "honest",
+    "flood",
+    "lost_reducer",
+)
 
 
 def main() -> None:

@@ -54,7 +54,7 @@ def error_family(kind: type[ProtocolError] = ProtocolError) -> dict[str, type[Pr
     """Every class of the protocol's errors by its reason."""
     family = {kind.reason: kind}
     for child in kind.__subclasses__():
-        family |= error_family(child)
+        family = error_family(child) | family  # a kind without a reason of its own is its parent
     return family
 
 

@@ -59,7 +59,7 @@ class BlobService(ServicerBase):  # type: ignore[misc]
 
     async def add_p2p_handlers(self, p2p: BoundedP2P, **options: Any) -> None:
         """Serve on this daemon."""
-        self._familiar = p2p.familiar
+        self._familiar = p2p.callers.familiar
         await super().add_p2p_handlers(p2p, **options)
 
     @asynccontextmanager

@@ -24,8 +24,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Container, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,25 +43,11 @@ from hivemind.utils.multiaddr import Multiaddr
 
 from protocol.errors import ProtocolError, TransientError, UsageError
 from protocol.leash import leashed
+from worker.callers import Callers
 from worker.messages import Stream, read_message, write_message
 from worker.race import to_the_end
 
 log = structlog.get_logger()
-
-MAX_STREAMS = 1024
-"""Streams served at once; the next ones are closed at once."""
-
-MAX_STREAMS_PER_PEER = 16
-
-MAX_STRANGERS = 128
-"""Of the streams served at once, those of peers that are in no reduce here. An identity costs
-nothing, so all strangers together may hold but a share; who is turned away comes again, and is
-known once the roster is here."""
-
-MAX_STREAMS_PER_STRANGER = 4
-
-STRANGER_S = 120.0
-"""A stranger's stream ends after this; blobs are resumable, a reduce is not for strangers."""
 
 LINGER_S = 5.0
 """How long an answered stream waits for its caller to hang up, so that the answer arrives."""
@@ -106,9 +91,7 @@ class BoundedP2P(P2P):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self._serving: set[asyncio.Task[Any]] = set()
-        self._callers: Counter[bytes] = Counter()
-        self._strangers = 0
-        self.familiar: Container[str] = frozenset()  # PeerIDs that are served before others
+        self.callers = Callers()
         self._sockets: Path | None = None
 
     @classmethod
@@ -331,13 +314,6 @@ class BoundedP2P(P2P):  # type: ignore[misc]
             raise
         return reader, writer
 
-    def _is_busy(self, caller: bytes, stranger: bool) -> bool:
-        """Whether one more stream of this caller is one too many."""
-        if stranger and self._strangers >= MAX_STRANGERS:
-            return True
-        most = MAX_STREAMS_PER_STRANGER if stranger else MAX_STREAMS_PER_PEER
-        return len(self._serving) >= MAX_STREAMS or self._callers[caller] >= most
-
     async def _add_protobuf_stream_handler(
         self,
         name: str,
@@ -352,28 +328,20 @@ class BoundedP2P(P2P):  # type: ignore[misc]
             info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
         ) -> None:
             remote = info.peer_id
-            key = remote.to_bytes()
+            caller = remote.to_base58()
             task = asyncio.current_task()
             assert task is not None
-            stranger = remote.to_base58() not in self.familiar
-            busy = self._is_busy(key, stranger)
             try:
-                if busy:
+                if self.callers.is_busy(caller):
                     return
                 self._serving.add(task)
-                self._callers[key] += 1
-                self._strangers += stranger
                 context = P2PContext(handle_name=name, local_id=self.peer_id, remote_id=remote)
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(STRANGER_S if stranger else None):
+                with self.callers.serving(caller) as within_s, suppress(TimeoutError):
+                    async with asyncio.timeout(within_s):
                         await _serve(reader, writer, handler, input_protobuf_type, context)
             finally:
                 writer.close()
-                if not busy:
-                    self._serving.discard(task)
-                    self._callers[key] -= 1
-                    self._callers += Counter()  # drops the zeros
-                    self._strangers -= stranger
+                self._serving.discard(task)
 
         await self.add_binary_stream_handler(name, serve, balanced=balanced)
 

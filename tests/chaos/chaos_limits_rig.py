@@ -6,6 +6,7 @@ Shared by the tests of the limits and by the benchmark ``bench/flood.py``.
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import psutil
@@ -50,6 +52,12 @@ class Server:
         return int(psutil.Process(self.process.pid).memory_info().rss)
 
     @property
+    def peak_rss_bytes(self) -> int:
+        """The most since it started."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) << 10
+
+    @property
     def open_files(self) -> int:
         return int(psutil.Process(self.process.pid).num_fds())
 
@@ -59,6 +67,18 @@ class Server:
         while self.open_files > at_most and time.monotonic() < until_s:
             time.sleep(0.2)
         return self.open_files
+
+
+def swarm_rig(name: str) -> ModuleType:
+    """A helper module of the suite ``swarm``."""
+    path = Path(__file__).parents[1] / "swarm" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules.setdefault(name, importlib.util.module_from_spec(spec))
+    if not hasattr(module, "Rig"):
+        spec.loader.exec_module(module)
+    return module
 
 
 def make_run(folder: Path, limits: str = "") -> Path:

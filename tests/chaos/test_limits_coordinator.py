@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from chaos_limits_rig import Honest, Server, flooding, honest, make_run, serve
 
+from coordinator import overload
+
 CROWD = 5000
 MIB = 1 << 20
 PATIENCE_S = 15.0
@@ -66,8 +68,11 @@ async def test_slow_streams_have_few_places(server: Server, device: Honest) -> N
         flooding(server.link, "uploads", "--count", 40, "--seconds", 60) as uploading,
     ):
         readers, uploads = await reading.end(), await uploading.end()
-    assert readers == {"still open": 32, "status 8": 48}
-    assert uploads == {"status 14": 2, "status 8": 38}  # the trickle ended, the others were refused
+    assert 0 < readers["still open"] <= overload.DOWNLOADS.strangers.per_address
+    assert readers["still open"] + readers["status 8"] == 80
+    # What trickled was ended, the others were refused; none was held.
+    assert uploads["status 14"] >= overload.UPLOADS.strangers.per_address
+    assert uploads["status 14"] + uploads["status 8"] == 40
     assert server.rss_bytes < memory + 100 * MIB
 
 
@@ -91,7 +96,9 @@ async def test_frames_without_end(server: Server, device: Honest) -> None:
     """Rapid reset (CVE-2023-44487), pings, settings."""
     memory, files = server.rss_bytes, server.open_files
     async with flooding(server.link, "frames", "--count", 12, "--seconds", 4) as flood:
-        assert (await flood.end()).keys() == {"done"}
+        heard = await flood.end()  # some were not even let in
+        assert heard["done"] > 0
+        assert heard.keys() <= {"done", "never"}
     await device.beat()
     assert server.rss_bytes < memory + 150 * MIB
     assert await asyncio.to_thread(server.until_left, files + 5) <= files + 5

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import re
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
-from chaos_limits_rig import flooding
+from chaos_limits_rig import flooding, swarm_rig
 
 from protocol.link import JoinLink
 
@@ -30,20 +28,10 @@ FLOODS = (
 )
 
 
-def _worker_rig() -> Any:
-    path = Path(__file__).parents[1] / "swarm" / "worker_rig.py"
-    spec = importlib.util.spec_from_file_location("worker_rig", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 async def test_a_run_settles_its_rounds_under_every_flood(tmp_path: Path) -> None:
-    rigs = _worker_rig()
+    rigs = swarm_rig("worker_rig")
     with rigs.open_rig(tmp_path) as rig:
-        rig.init(max_rounds=ROUNDS, duration_s=8.0, grace_s=6.0, min_members=2)
+        rig.init(max_rounds=ROUNDS, duration_s=20.0, grace_s=6.0, min_members=2)
         coordinator = rig.serve()
         await asyncio.to_thread(coordinator.wait_for, "Join link")
         for name in WORKERS:
