@@ -66,6 +66,21 @@ def anchor_of(run: Run) -> Peer:
     return [p for p in run.rig.processes if isinstance(p, Peer) and p.home.name in ANCHORS][-1]
 
 
+@pytest.mark.parametrize("whose", ["a worker's", "the anchor's"])
+def test_a_daemon_dies_under_a_process(run: Run, whose: str) -> None:
+    peer = run.ada if whose == "a worker's" else anchor_of(run)
+    daemon, settled = peer.daemon(), run.rig.settled()
+    daemon.kill()
+    peer.wait_for('"event": "swarm_joined_again"')
+    assert peer.daemon().pid != daemon.pid
+    assert len(events(peer.text(), "swarm_left")) == 1
+    assert "killed by signal 9" in events(peer.text(), "swarm_left")[0]["problem"]
+    assert run.ada.wait_for_status(swarm_problem="")["connected"]
+    for worker in run.workers:
+        worker.wait_for(COMMITTED, count=count(worker, COMMITTED) + 1)
+    run.rig.wait_settled(settled + 2)
+
+
 @pytest.mark.parametrize("successor", ANCHORS)
 def test_the_anchor_is_lost_and_another_address_or_another_anchor_found(
     run: Run, successor: str
