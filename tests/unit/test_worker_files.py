@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,14 @@ def test_what_a_killed_process_left_half_made_goes_but_downloads_stay(home: Home
 
 
 # ---- configuration
+
+
+def test_a_download_of_long_ago_goes_too(home: Home) -> None:
+    for name in ("new.part", "old.part"):
+        (home.scratch / name).write_bytes(b"half")
+    os.utime(home.scratch / "old.part", (time.time() - 25 * 3600,) * 2)
+    clear_folder(home)
+    assert [path.name for path in home.scratch.iterdir()] == ["new.part"]
 
 
 def test_configuration_round_trips(home: Home) -> None:
