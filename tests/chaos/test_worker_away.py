@@ -19,6 +19,7 @@ from chaos_worker import (
     events,
     open_rig,
     stand_still,
+    wait_for_receipts,
     worker_rig,
 )
 
@@ -144,9 +145,10 @@ def test_without_the_coordinator_there_is_one_reason(run: Run) -> None:
 
 
 def test_at_the_end_everything_is_accounted_for(run: Run) -> None:
+    due = {name: wait_for_receipts(run.rig, name) for name in ("ada", "bob")}
     for worker in run.workers:
         worker.signal(signal.SIGINT)
     assert [worker.wait() for worker in run.workers] == [0, 0]
     check_record(run.rig)
-    for name in ("ada", "bob"):
-        check_receipts(run.rig, name)
+    for name, units in due.items():
+        check_receipts(run.rig, name, units)
