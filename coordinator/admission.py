@@ -287,6 +287,12 @@ def anchor_addresses(session: Session, *, seen_since_s: float) -> list[str]:
     ]
 
 
+def let_in(database: Database) -> list[PeerId]:
+    """Every device that was let in so far; blocks."""
+    with database.session() as session:
+        return list(session.scalars(select(WorkerRow.worker).where(WorkerRow.approved)))
+
+
 def dismiss_anchors(session: Session, listed: Collection[PeerId]) -> None:
     """Whoever is an anchor no longer by the organiser's list is a plain device from now on."""
     for row in session.scalars(select(WorkerRow).where(WorkerRow.anchor)):

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import structlog
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
@@ -24,10 +25,16 @@ from coordinator.audit.schema import ISSUED, LAPSED, ProbationRow
 from coordinator.context import EngineOptions
 from coordinator.schema import COMMITTED, MERGED, TRAINING, AssignmentRow, ControlRow, WorkerRow
 from coordinator.turn import Turn
+from protocol.errors import ProtocolError
+from protocol.identity import PublicKey
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
 
 _MAX_REASON_CHARS = 200
+_MAX_BAD_SOURCES = 16
+_MAX_REPORTED = 64  # by one worker: or it would fill the log
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -47,11 +54,28 @@ class Attendance:
         self._unwritten: dict[str, Presence] = {}
         self._streams: Counter[str] = Counter()
         self._left_at_s: dict[str, float] = {}  # who watched, and does not now
+        self._reported: defaultdict[str, set[str]] = defaultdict(set)  # reporter -> bad sources
+
+    def begin_anew(self, now_s: float) -> None:
+        """We were away: whoever was silent meanwhile counts as heard of now."""
+        self._started_at_s = now_s
+        self._seen.clear()
+        self._left_at_s.clear()
 
     def note(self, heartbeat: wire.Heartbeat, now_s: float) -> None:
         """A worker was heard of."""
         self._seen[heartbeat.worker] = now_s
         self._unwritten[heartbeat.worker] = Presence(now_s, heartbeat)
+        for source in heartbeat.bad_sources[:_MAX_BAD_SOURCES]:
+            self._note_bad_source(heartbeat.worker, source)
+
+    def _note_bad_source(self, reporter: str, source: str) -> None:
+        """Somebody says that a peer served wrong bytes: nobody can check it, so it is only told."""
+        known = self._reported[reporter]
+        if source in known or len(known) == _MAX_REPORTED or not _is_peer_id(source):
+            return
+        known.add(source)
+        _log.warning("bad_source_reported", reporter=reporter, source=source, proven=False)
 
     def came(self, worker: str) -> None:
         """It opened an event stream."""
@@ -102,6 +126,14 @@ def write_presence(session: Session, unwritten: Mapping[str, Presence]) -> None:
                 multiaddrs=json.dumps(list(beat.multiaddrs)),
             )
         )
+
+
+def _is_peer_id(text: str) -> bool:
+    try:
+        PublicKey.from_peer_id(text)
+    except ProtocolError:
+        return False
+    return True
 
 
 def finite_speed(tokens_per_s: float) -> float:

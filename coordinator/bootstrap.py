@@ -1,7 +1,8 @@
 """Beginning a run, and beginning again after a restart.
 
 Invariants: the first state, the run's leaf and the first round commit together; a restart finds
-them and makes nothing new. Open deadlines move by the time that the coordinator was away.
+them and makes nothing new. Open deadlines move by the time that the coordinator was away, once: it
+is counted from the last time that was committed.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ def resume(turn: Turn) -> None:
     """Move the open deadlines by the downtime; a settle that was under way begins anew."""
     control = turn.session.get_one(ControlRow, 1)
     downtime_s = max(0.0, turn.now_s - control.alive_at_s)
+    _log.info("back", away_s=round(downtime_s, 1))
     if turn.machine.deadline_s is not None:
         _log.info("round_resumed", round=turn.machine.number, downtime_s=round(downtime_s, 1))
         turn.apply(Restarted(downtime_s))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from coordinator import cli_access, cli_blocks
+from coordinator import cli_access, cli_backup, cli_blocks, cli_keys
 from coordinator.audit.cli import audit, replay
 from coordinator.audit.cli_calibrate import calibrate
 from coordinator.terminal import configure_logging, print_json, print_rich, reader, watch
@@ -193,12 +193,19 @@ def status(run_dir: Path, keep_watching: bool, as_json: bool) -> None:
     """
     from coordinator import views
     from coordinator.config import RunFolder
+    from coordinator.troubles import read_note
 
     with reader(run_dir) as (read, manifest):
 
         def look() -> dict[str, Any]:
-            serving, now_s = RunFolder(run_dir).serving, time.time()
-            return read(lambda session: views.status(session, manifest, now_s, serving=serving))
+            folder, now_s = RunFolder(run_dir), time.time()
+            serving = folder.serving
+            troubles = read_note(folder.troubles) if serving else []
+            return read(
+                lambda session: views.status(
+                    session, manifest, now_s, serving=serving, troubles=troubles
+                )
+            )
 
         if as_json:
             print_json(look())
@@ -371,4 +378,6 @@ def _set_paused(run_dir: Path, paused: bool, as_json: bool) -> None:
 
 cli.add_command(calibrate)
 cli_access.register(cli)
+cli_backup.register(cli)
 cli_blocks.register(cli)
+cli_keys.register(cli)

@@ -25,6 +25,7 @@ from sqlalchemy import select
 
 from coordinator.audit.schema import ProbationRow
 from coordinator.evidence import keep_evidence
+from coordinator.lost_rounds import check_not_lost
 from coordinator.probation import needs_probation
 from coordinator.round_state import Committed
 from coordinator.schema import (
@@ -66,6 +67,8 @@ def accept_contribution(
     """
     record = signed.record
     assignment = turn.session.get(AssignmentRow, record.assignment_id)
+    if assignment is None or assignment.round != turn.machine.number:
+        check_not_lost(turn.session, record.round)
     if assignment is None or assignment.worker != signed.signer or record.worker != signed.signer:
         raise BadRecord("a contribution to an assignment that this worker does not have")
     known = turn.session.get(ContributionRow, record.assignment_id)

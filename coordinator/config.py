@@ -85,6 +85,8 @@ class LimitsSection(_Section):
     burst_per_key: int = Field(60, ge=1)
     requests_per_s_per_address: float = Field(100.0, gt=0)
     burst_per_address: int = Field(500, ge=1)
+    connections: int | None = Field(None, ge=16)  # default: what the limit of open files allows
+    stalled_upload_s: float = Field(60.0, gt=0)  # nothing came for so long: it ends
     devices_per_donor: int = Field(64, ge=1)
     devices_per_address: int = Field(128, ge=1)
     new_devices_per_address_per_day: int = Field(64, ge=1)
@@ -240,6 +242,10 @@ class RunFolder:
     @property
     def logs(self) -> Path:
         return self.path / "logs"
+
+    @property
+    def troubles(self) -> Path:
+        return self.path / "troubles.json"
 
     @property
     def serving(self) -> bool:

@@ -6,8 +6,13 @@ Invariants:
 * Functions run one after the other, in the order of the calls, on a thread of their own: the
   event loop never waits for a disk, and no two requests see each other half-done.
 * SQLite runs with a write-ahead log, ``synchronous=FULL`` (an acknowledged record survives a
-  power cut) and enforced foreign keys; each transaction takes the write lock at its start, so
-  that a command-line program in another process waits instead of failing half-way.
+  power cut) and enforced foreign keys.
+* Each transaction takes the write lock at its start (on PostgreSQL an advisory lock), so that a
+  command-line program, an auditor or another machine waits instead of failing half-way, and the
+  log has one writer at a time.
+* A database that is away, locked or full is a passing failure. When it goes away in the middle of
+  a commit nobody knows whether that was done: :class:`OutcomeUnknown`. Everything that is run here
+  is safe to be asked for again, and finds out.
 """
 
 from __future__ import annotations
@@ -22,7 +27,8 @@ from typing import Any, TypeVar
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DatabaseError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
 from protocol.errors import TransientError, UsageError
@@ -30,7 +36,26 @@ from protocol.errors import TransientError, UsageError
 T = TypeVar("T")
 
 _LOCK_WAIT_S = 30
+_CONNECT_S = 10
+_WRITE_LOCK = int.from_bytes(b"barnrais", "big") >> 1
+"""The advisory lock of whoever writes; it is the database's, so two runs must not share one."""
+
+_POSTGRES = {
+    "connect_timeout": _CONNECT_S,
+    # A database behind a dead way is noticed within half a minute, and waited for no longer.
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+    "options": f"-c lock_timeout={_LOCK_WAIT_S}s",
+}
+"""Unless the URL says otherwise."""
+
 _MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+class OutcomeUnknown(TransientError):
+    """The database went away in the middle of a commit: it may be done, or not."""
 
 
 class Database:
@@ -53,7 +78,8 @@ class Database:
         What it returns must not be a mapped row: those end with the session.
 
         Raises:
-            TransientError: the database was locked or away; nothing was changed.
+            TransientError: the database was locked, full or away; nothing was changed.
+            OutcomeUnknown: it went away while this was committed.
         """
         return await asyncio.get_running_loop().run_in_executor(self._writer, self._once, fn)
 
@@ -67,10 +93,24 @@ class Database:
 
         Raises:
             TransientError: the database was locked, full or away; nothing was changed.
+            OutcomeUnknown: it went away while this was committed.
             UsageError: its file is damaged.
         """
-        with self._explained(), Session(self.engine) as session, session.begin():
+        with self._explained(), Session(self.engine) as session:
             yield session
+            session.flush()
+            self._commit(session)
+
+    def _commit(self, session: Session) -> None:
+        try:
+            session.commit()
+        except DBAPIError as error:
+            if not _passing(error) or _full(error):
+                raise
+            raise OutcomeUnknown(
+                f"the database went away while it wrote ({error.orig}): this may be done or not, "
+                "and asking again finds out"
+            ) from error
 
     def require(self) -> None:
         """Insist that a SQLite file is there: connecting would make an empty one.
@@ -106,12 +146,13 @@ class Database:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except OperationalError as error:
-            raise TransientError(
-                f"the database is not available: {error.orig}; nothing was changed. Check the "
-                "space and the permissions of its disk, then try again"
-            ) from error
-        except DatabaseError as error:
+        except DBAPIError as error:
+            if _passing(error):
+                raise TransientError(
+                    f"the database is not available: {_first_line(error)}; nothing was changed. "
+                    "Check that it runs, and the space and the permissions of its disk, then try "
+                    "again"
+                ) from error
             # The class itself is what SQLite says of a damaged file; its other subclasses are bugs.
             if type(error) is not DatabaseError:
                 raise
@@ -121,7 +162,28 @@ class Database:
             ) from error
 
 
+def _passing(error: DBAPIError) -> bool:
+    """Locked, full, shut down, restarted, unreachable: not a bug of ours, nor damage."""
+    return isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated
+
+
+def _full(error: DBAPIError) -> bool:
+    """SQLite writes at the commit; when there is no space it has undone everything by itself."""
+    return getattr(error.orig, "sqlite_errorname", "") == "SQLITE_FULL"
+
+
+def _first_line(error: DBAPIError) -> str:
+    return (str(error.orig).splitlines() or [type(error.orig).__name__])[0]
+
+
 def _connect(url: str) -> Engine:
+    if make_url(url).get_backend_name() == "postgresql":
+        given = make_url(url).query
+        chosen = {name: value for name, value in _POSTGRES.items() if name not in given}
+        # Connections that a restart of the database closed are replaced before they are used.
+        engine = create_engine(url, pool_pre_ping=True, connect_args=chosen)
+        event.listen(engine, "begin", _take_write_lock)
+        return engine
     engine = create_engine(url)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _configure_sqlite)
@@ -143,3 +205,9 @@ def _configure_sqlite(connection: Any, _: object) -> None:
 
 def _begin_immediate(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _take_write_lock(connection: Connection) -> None:
+    # Until the end of the transaction, however it ends. What is read after it is what the writer
+    # before committed: each statement sees the newest rows (READ COMMITTED, PostgreSQL's default).
+    connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITE_LOCK})")

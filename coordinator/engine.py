@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import structlog
@@ -32,12 +32,14 @@ from coordinator.clockwork import let_time_pass
 from coordinator.context import EngineOptions, RunContext, to_ms
 from coordinator.database import Database
 from coordinator.keys import KeyRing
+from coordinator.loops import for_ever, whenever
 from coordinator.probation_commits import accept_unit
 from coordinator.queries import read_receipt
 from coordinator.record import keep_loss, log_ended_rounds, state_to_evaluate
 from coordinator.reports import accept_reducer_report, accept_report
 from coordinator.results import CheckedPiece, bounded, check_piece, keep_pieces, missing_chunks
 from coordinator.schema import ControlRow
+from coordinator.troubles import Troubles
 from coordinator.turn import Turn
 from coordinator.turns import Turns
 from coordinator.validation import Evaluate, Validation
@@ -45,7 +47,6 @@ from coordinator.work import grant_work, kept_out, known
 from ledger.log import Log
 from protocol.dataset import DatasetManifest
 from protocol.envelope import Signed
-from protocol.errors import TransientError
 from protocol.manifest import RunManifest
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
@@ -54,7 +55,8 @@ _PIECES_PER_TURN = 16
 _ALIVE_EVERY_S = 2.0
 """How often the time is noted, to know after a restart for how long the coordinator was away."""
 
-_RETRY_S = 5.0
+_ABSENT_AFTER_S = 5.0  # without a tick: the server was stopped, or without its database
+
 _KEPT_STATES = 2
 """States kept in memory for evaluation: a slow evaluation skips states, it never piles them up."""
 
@@ -76,6 +78,7 @@ class Engine:
         clock: Callable[[], float] = time.time,
         evaluate: Evaluate | None = None,
         options: EngineOptions | None = None,
+        troubles: Troubles | None = None,
     ) -> None:
         """Wire the parts together; touches nothing yet.
 
@@ -89,7 +92,9 @@ class Engine:
             clock: seconds since the epoch.
             evaluate: validation loss of a state; None records none.
             options: what may be tuned.
+            troubles: takes note of what fails and is tried again.
         """
+        self._troubles = troubles or Troubles()
         self.context = RunContext(manifest, dataset, keys, log, options or EngineOptions())
         self._database = database
         self._checkpoints = checkpoints
@@ -98,7 +103,8 @@ class Engine:
         self._turns = Turns(self.context, database, clock, self._is_absent)
         self._turn = self._turns.run
         self._evaluation_due = asyncio.Event()
-        self._attendance = Attendance(clock())
+        self._ticked_at_s = clock()
+        self._attendance = Attendance(self._ticked_at_s)
         self._states: dict[int, settle.ModelState] = {}  # by settled rounds, newest last
         self._desk = AuditDesk(self.context, self._turn, ReplayStore(checkpoints.url))
 
@@ -117,9 +123,14 @@ class Engine:
         )
         self._states = {state.descriptor.round: state}
         await self._database.run(self.context.log.sign_head)
-        self._attendance = Attendance(self._clock())
-        await self._turn(bootstrap.resume)
+        await self.resume()
         self._evaluation_due.set()
+
+    async def resume(self) -> None:
+        """Go on after an absence: nobody loses time or a lease by it."""
+        await self._turn(bootstrap.resume)
+        self._ticked_at_s = self._clock()
+        self._attendance.begin_anew(self._ticked_at_s)
 
     async def run(self) -> None:
         """Drive rounds until cancelled; starts first, if :meth:`start` was not called.
@@ -128,61 +139,46 @@ class Engine:
         """
         if not self._states:
             await self.start()
+        options, troubles = self.context.options, self._troubles
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._tick_forever(), name="tick")
-            tasks.create_task(self._whenever(self._turns.settle_due, self.settle), name="settle")
-            tasks.create_task(self._whenever(self._evaluation_due, self.evaluate), name="evaluate")
-            tasks.create_task(self._audit_forever(), name="audit")
-
-    async def _audit_forever(self) -> None:
-        while True:
-            try:
-                while await self.audit():
-                    pass
-            except TransientError as error:
-                _log.warning("audit_failed", error=str(error))
-            await asyncio.sleep(self.context.options.audit.step_s)
-
-    async def _tick_forever(self) -> None:
-        while True:
-            try:
-                await self.tick()
-            except TransientError as error:
-                _log.warning("tick_failed", error=str(error))
-            await asyncio.sleep(self.context.options.tick_s)
-
-    async def _whenever(self, due: asyncio.Event, work: Callable[[], Awaitable[bool]]) -> None:
-        while True:
-            await due.wait()
-            due.clear()
-            try:
-                while await work():
-                    pass
-            except TransientError as error:
-                _log.warning("will_try_again", error=str(error), in_s=_RETRY_S)
-                await asyncio.sleep(_RETRY_S)
-                due.set()
+            tasks.create_task(for_ever(self.keep_time, options.tick_s, troubles))
+            tasks.create_task(whenever(self._turns.settle_due, self.settle, troubles))
+            tasks.create_task(whenever(self._evaluation_due, self.evaluate, troubles))
+            tasks.create_task(for_ever(self.audit_all, options.audit.step_s, troubles))
 
     # ---- time ----
 
+    async def keep_time(self) -> None:
+        """A tick. One that comes long after the last makes good for the absence first."""
+        if self._clock() - self._ticked_at_s > _ABSENT_AFTER_S:
+            await self.resume()
+        await self.tick()
+
     async def tick(self) -> None:
-        """Let time pass: deadlines, silent workers, the organiser's pause, presence."""
+        """Let time pass: deadlines, silent workers, the organiser's pause, presence.
+
+        Leaves of which no head was signed (a program was killed, the disk was full) get theirs.
+        """
         unwritten = self._attendance.take()
 
         def pass_time(turn: Turn) -> None:
             control = turn.session.get_one(ControlRow, 1)
             if abs(turn.now_s - control.alive_at_s) >= _ALIVE_EVERY_S:
                 control.alive_at_s = turn.now_s
+            turn.leaves_added |= self.context.log.behind(turn.session)
             write_presence(turn.session, unwritten)
             let_time_pass(turn, self._attendance, paused=control.paused)
 
         await self._turn(pass_time)
+        self._ticked_at_s = self._clock()
 
     # ---- requests ----
 
     async def hello_head(self) -> wire.Envelope:
-        """The signed head of the running round."""
-        return await self._turn(lambda turn: wire.Envelope.FromString(turn.row.head))
+        """The signed head of the running round; from memory, however many ask."""
+        if self._turns.head is None:
+            return await self._turn(lambda turn: wire.Envelope.FromString(turn.row.head))
+        return self._turns.head
 
     async def request_work(self, signed: Signed[wire.WorkRequest]) -> service_pb2.WorkReply:
         """A signed assignment, or one reason to wait.
@@ -324,12 +320,11 @@ class Engine:
             worker: PeerID of the reader, already admitted.
         """
         async with self._turns.subscribe(worker) as events:
-            attendance = self._attendance
-            attendance.came(worker)
+            self._attendance.came(worker)
             try:
                 yield events
             finally:
-                attendance.left(worker, self._clock())
+                self._attendance.left(worker, self._clock())
 
     def _is_absent(self, worker: str) -> bool:
         return self._attendance.is_absent(worker, self._clock(), self.context.options)
@@ -347,6 +342,7 @@ class Engine:
         """
         inputs = await self._turn(settle.read_inputs)
         if inputs is None:
+            self._evaluation_due.set()  # it may have been done by a turn that seemed to fail
             return False
         before = self._states[inputs.settled_rounds]
         after = await asyncio.to_thread(settle.compute, self.context, before, inputs)
@@ -403,3 +399,8 @@ class Engine:
             TransientError: database or replays are not available; it is tried again.
         """
         return await self._desk.step()
+
+    async def audit_all(self) -> None:
+        """Take open audits as far as they go now."""
+        while await self.audit():
+            pass

@@ -76,9 +76,9 @@ class Evaluator:
             TransientError: the process died (for example, of lack of memory).
         """
         with self._lock:
-            process = self._running()
-            assert process.stdin is not None and process.stdout is not None
             try:
+                process = self._running()
+                assert process.stdin is not None and process.stdout is not None
                 np.save(self._folder / "weights.npy", weights, allow_pickle=False)
                 process.stdin.write("evaluate\n")
                 process.stdin.flush()
@@ -87,9 +87,9 @@ class Evaluator:
                 answer = ""
             except OSError as error:
                 raise TransientError(
-                    f"cannot write to {self._folder}: {error.strerror}; free space there"
+                    f"cannot evaluate in {self._folder}: {error.strerror}; free space there"
                 ) from error
-            if not answer:
+            if not answer.endswith("\n"):  # killed, perhaps in the middle of the line
                 code = self._stop()
                 raise TransientError(f"the evaluation ended with exit code {code}: see the log")
             loss = json.loads(answer)["loss"]

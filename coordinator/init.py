@@ -94,7 +94,7 @@ def init_run(
     dataset = read_manifest(data)
     verify_folder(data, dataset)
     root = Identity.generate()
-    with _partial(run_dir) as folder, _plain_errors(run_dir):
+    with partial_folder(run_dir) as folder, plain_errors(run_dir):
         weights, manifest = _weights_and_manifest(file, dataset, root, base)
         ring = KeyRing.create(
             folder.keys,
@@ -106,7 +106,6 @@ def init_run(
         link = join_link(file, manifest)
         folder.manifest.write_bytes(manifest.canonical())
         folder.run_file.write_text(text, encoding="utf-8")
-        folder.join_link.write_text(f"{link}\n")
         _place_data(data, folder.data, copy_data)
         _fill_database(folder, file, manifest, dataset, ring, link, weights, now_s)
     _log.info("run_created", run_id=manifest.run_id.hex(), folder=str(run_dir))
@@ -122,6 +121,33 @@ def join_link(file: RunFile, manifest: RunManifest, listen: str | None = None) -
     if host in _WILDCARDS:
         host = "127.0.0.1"
     return JoinLink(host, port, manifest.run_id, manifest.root)
+
+
+def publish_link(
+    session: Session, folder: RunFolder, link: JoinLink, now_s: float, *, notes: str | None = None
+) -> bool:
+    """Show this link to volunteers: in the folder's file and on the campaign page.
+
+    Args:
+        session: of the run's database.
+        folder: the run's.
+        link: with the address at which the run is reached from now on.
+        now_s: POSIX time.
+        notes: the organiser's public words; None leaves those that are there.
+
+    Returns:
+        Whether it is another link than before.
+    """
+    page = session.get(RunPage, link.run_id.hex())
+    if page is None:
+        page = RunPage(run_id=link.run_id.hex(), notes=notes or "")
+        session.add(page)
+    changed = page.join_link != str(link)
+    if changed:
+        page.join_link, page.updated_at_s = str(link), int(now_s)
+        session.flush()
+        folder.join_link.write_text(f"{link}\n")
+    return changed
 
 
 def _weights_and_manifest(
@@ -160,18 +186,12 @@ def _fill_database(
     if isinstance(manifest.init, InitWeights):
         _save_start(store, manifest, weights)
     log = Log(manifest.origin, ring.log)
-    page = RunPage(
-        run_id=manifest.run_id.hex(),
-        join_link=str(link),
-        notes=manifest.description,
-        updated_at_s=now_s,
-    )
     database = Database(folder.database_url(file.server))
     try:
         database.upgrade()
         with database.session() as session:
             _refuse_used(session)
-            session.add(page)
+            publish_link(session, folder, link, now_s, notes=manifest.description)
             store_delegations(session, ring.delegations, ring.revocations)
         # State, run leaf and first round, exactly as the engine would make them.
         asyncio.run(
@@ -206,7 +226,7 @@ def _place_data(data: Path, target: Path, copy: bool) -> None:
 
 
 @contextmanager
-def _partial(run_dir: Path) -> Iterator[RunFolder]:
+def partial_folder(run_dir: Path) -> Iterator[RunFolder]:
     """A folder beside ``run_dir`` that becomes it if all goes well, and nothing otherwise."""
     try:
         run_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -222,7 +242,7 @@ def _partial(run_dir: Path) -> Iterator[RunFolder]:
 
 
 @contextmanager
-def _plain_errors(run_dir: Path) -> Iterator[None]:
+def plain_errors(run_dir: Path) -> Iterator[None]:
     try:
         yield
     except BadDigest as error:

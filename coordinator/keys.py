@@ -18,7 +18,7 @@ import binascii
 import json
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,12 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
-from protocol.certificate import TlsCredentials, check_certificate, issue_certificate
+from protocol.certificate import (
+    TlsCredentials,
+    check_certificate,
+    delegation_in,
+    issue_certificate,
+)
 from protocol.draw import SEED_BYTES, DrawChain
 from protocol.envelope import seal
 from protocol.errors import BadSignature, UsageError
@@ -41,6 +46,11 @@ ROOT_KEY, ROUND_KEY, LOG_KEY, ANCHOR_KEY = "root.key", "round.key", "log.key", "
 TLS_CERTIFICATE, TLS_KEY = "tls.crt", "tls.key"
 DELEGATIONS = "delegations.json"
 DRAW_SEED = "draw.seed"
+PRIVATE_FILES = (
+    *(ROOT_KEY, ROUND_KEY, LOG_KEY, ANCHOR_KEY, TLS_KEY, TLS_CERTIFICATE),
+    *(DELEGATIONS, DRAW_SEED),
+)
+"""Everything in the folder of keys."""
 
 _CLOCK_SKEW_S = 3600
 """Delegations begin this much earlier, so that a volunteer's slow clock does not refuse them."""
@@ -110,22 +120,12 @@ class KeyRing:
         Raises:
             UsageError: the root key is not in the folder, or is another run's.
         """
-        if self.root is None:
-            raise UsageError(
-                f"renewing needs the root key: put it at {directory / ROOT_KEY} for a moment"
-            )
-        self._check_root(directory)
+        root = self._root_for("renewing", directory)
         window = {"not_before_s": now_s - _CLOCK_SKEW_S, "not_after_s": now_s + valid_s}
-        tls = issue_certificate(self.root, run_id=self.run_id, serial=_serial(), **window)
+        self._refuse_revoked()
+        tls = issue_certificate(root, run_id=self.run_id, serial=_serial(), **window)
         added = tuple(
-            delegate(
-                self.root,
-                run_id=self.run_id,
-                purpose=purpose,
-                public_key=identity.public.raw,
-                serial=_serial(),
-                **window,
-            )
+            _delegate(root, self.run_id, purpose, identity, **window)
             for purpose, identity in (
                 (wire.KEY_PURPOSE_ROUND, self.round),
                 (wire.KEY_PURPOSE_LOG, self.log),
@@ -135,6 +135,72 @@ class KeyRing:
         ring = replace(self, tls=tls, delegations=kept + added)
         ring._store(directory)
         return ring
+
+    def rotated(
+        self,
+        directory: Path,
+        purposes: Collection[wire.KeyPurpose],
+        *,
+        now_s: int,
+        valid_s: int,
+        since_s: int,
+        why_revoked: str | None = None,
+    ) -> KeyRing:
+        """Make new keys for these purposes; store them with the root's delegations.
+
+        Old keys sign nothing from the next start on. What they signed stays valid as long as their
+        delegations hold, unless those are revoked.
+
+        Args:
+            directory: of the keys.
+            purposes: of ROUND, LOG and TLS.
+            now_s: POSIX time.
+            valid_s: how long the delegations hold.
+            since_s: of the record's first leaf: a log key vouches for all leaves under its heads.
+            why_revoked: revoke the old keys' delegations for this reason.
+
+        Raises:
+            UsageError: the root key is not in the folder, or is another run's.
+        """
+        root = self._root_for("rotating", directory)
+        window = {"not_before_s": now_s - _CLOCK_SKEW_S, "not_after_s": now_s + valid_s}
+        ring, added = self, list[wire.Envelope]()
+        if wire.KEY_PURPOSE_ROUND in purposes:
+            ring = replace(ring, round=Identity.generate())
+            added.append(_delegate(root, self.run_id, wire.KEY_PURPOSE_ROUND, ring.round, **window))
+        if wire.KEY_PURPOSE_LOG in purposes:
+            ring = replace(ring, log=Identity.generate())
+            window["not_before_s"] = min(window["not_before_s"], since_s - _CLOCK_SKEW_S)
+            added.append(_delegate(root, self.run_id, wire.KEY_PURPOSE_LOG, ring.log, **window))
+            window["not_before_s"] = now_s - _CLOCK_SKEW_S
+        if wire.KEY_PURPOSE_TLS in purposes:
+            tls = issue_certificate(root, run_id=self.run_id, serial=_serial(), **window)
+            ring = replace(ring, tls=tls)
+        kept = tuple(e for e in self.delegations if _not_after_s(e) > now_s)
+        ring = replace(ring, delegations=kept + tuple(added))
+        ring._store(directory)
+        if why_revoked is not None:
+            # Last: a process that is killed before leaves keys that can still be used.
+            serials = self._serials(purposes)
+            revoked = (self._revocation(serial, why_revoked, root) for serial in serials)
+            ring = replace(ring, revocations=(*ring.revocations, *revoked))
+            ring._store(directory)
+        return ring
+
+    def _serials(self, purposes: Collection[wire.KeyPurpose]) -> list[int]:
+        """Of every delegation of the present keys for these purposes."""
+        tls = delegation_in(self.tls.certificate_pem)
+        records = [*(wire.Delegation.FromString(e.payload) for e in self.delegations), tls]
+        present = {
+            wire.KEY_PURPOSE_ROUND: self.round.public.raw,
+            wire.KEY_PURPOSE_LOG: self.log.public.raw,
+            wire.KEY_PURPOSE_TLS: tls.public_key,
+        }
+        return [
+            record.serial
+            for record in records
+            if record.purpose in purposes and record.public_key == present[record.purpose]
+        ]
 
     @classmethod
     def load(
@@ -212,27 +278,67 @@ class KeyRing:
         Raises:
             UsageError: the root key is not in the folder, or is another run's.
         """
-        if self.root is None:
-            raise UsageError(f"revoking needs the root key at {directory / ROOT_KEY}")
-        self._check_root(directory)
-        record = wire.Revocation(run_id=self.run_id, serial=serial, reason=reason)
-        ring = replace(self, revocations=(*self.revocations, seal(record, self.root)))
+        root = self._root_for("revoking", directory)
+        revocation = self._revocation(serial, reason, root)
+        ring = replace(self, revocations=(*self.revocations, revocation))
         ring._store(directory)
         return ring
+
+    def _revocation(self, serial: int, reason: str, root: Identity) -> wire.Envelope:
+        return seal(wire.Revocation(run_id=self.run_id, serial=serial, reason=reason), root)
+
+    def _root_for(self, doing: str, directory: Path) -> Identity:
+        if self.root is None:
+            raise UsageError(
+                f"{doing} needs the root key: put it at {directory / ROOT_KEY} for a moment"
+            )
+        self._check_root(directory)
+        return self.root
+
+    def _refuse_revoked(self) -> None:
+        """A key that was revoked is never delegated again: somebody else may have it."""
+        revoked = {wire.Revocation.FromString(e.payload).serial for e in self.revocations}
+        for envelope in self.delegations:
+            record = wire.Delegation.FromString(envelope.payload)
+            if record.serial in revoked and record.public_key in (
+                self.round.public.raw,
+                self.log.public.raw,
+            ):
+                raise UsageError(
+                    "a key of this run was revoked: make new ones with "
+                    "'barnraise coordinator rotate-keys'"
+                )
 
     def _store(self, directory: Path) -> None:
         document = {
             "delegations": [envelope_to_json(e) for e in self.delegations],
             "revocations": [envelope_to_json(e) for e in self.revocations],
         }
+        # Delegations come first: they are of old keys and new ones, whichever are there at a kill.
         _write_private(
             directory,
             {
+                DELEGATIONS: json.dumps(document, indent=1).encode(),
+                ROUND_KEY: self.round.libp2p_bytes(),
+                LOG_KEY: self.log.libp2p_bytes(),
                 TLS_KEY: self.tls.private_key_pem,
                 TLS_CERTIFICATE: self.tls.certificate_pem,
-                DELEGATIONS: json.dumps(document, indent=1).encode(),
             },
         )
+
+
+def _delegate(
+    root: Identity, run_id: bytes, purpose: wire.KeyPurpose, key: Identity, **window: int
+) -> wire.Envelope:
+    return delegate(
+        root,
+        run_id=run_id,
+        purpose=purpose,
+        public_key=key.public.raw,
+        serial=_serial(),
+        not_before_s=window["not_before_s"],
+        not_after_s=window["not_after_s"],
+    )
 
 
 def envelope_to_json(envelope: wire.Envelope) -> dict[str, Any]:

@@ -74,7 +74,8 @@ def require_room(
     if waiting >= policy.backlog_jobs:
         raise RateLimited(
             f"the auditors have {waiting} replays to do before newcomers are let in: this worker "
-            "tries again by itself"
+            "tries again by itself",
+            retry_after_s=60.0,
         )
     quotas, since_s = policy.quotas, now_s - _COUNTED_S
     devices = select(func.count()).where(WorkerRow.anchor.is_(False))
@@ -96,7 +97,8 @@ def require_room(
     if (session.scalar(today) or 0) >= quotas.new_devices_per_address_per_day:
         raise RateLimited(
             f"{quotas.new_devices_per_address_per_day} new devices came from this address within "
-            "a day, which is all that may: this worker tries again by itself"
+            "a day, which is all that may: this worker tries again by itself",
+            retry_after_s=3600.0,
         )
 
 

@@ -17,6 +17,7 @@ import structlog
 from sqlalchemy import func, select
 
 from coordinator.evidence import keep_evidence
+from coordinator.lost_rounds import check_not_lost
 from coordinator.results import missing_chunks
 from coordinator.round_state import Phase, ReducerReported
 from coordinator.schema import ReducerReportRow, ReportRow, RosterRow, RoundRow, StateRow
@@ -51,6 +52,7 @@ def accept_reducer_report(
         select(RosterRow).where(RosterRow.group_id == record.group_id)
     ).one_or_none()
     if roster_row is None:
+        check_not_lost(turn.session, record.round)
         raise BadRecord("a report about a group that does not exist")
     roster = read_roster(roster_row)
     share = next((r for r in roster.reducers if r.reducer == signed.signer), None)
@@ -151,6 +153,8 @@ def accept_report(
     # Bounded before it is looked up: no database holds every integer that the wire can carry.
     known_key = record.round <= turn.machine.number and record.attempt <= _MAX_ATTEMPTS
     roster = turn.session.get(RosterRow, (record.round, record.attempt)) if known_key else None
+    if roster is None:
+        check_not_lost(turn.session, record.round)
     if roster is None or not _took_part(read_roster(roster), signed.signer):
         raise BadRecord("a report about a reduce in which this worker had no part")
     if len(record.state_digest) != HASH_BYTES or record.worker != signed.signer:

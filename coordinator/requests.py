@@ -2,18 +2,23 @@
 
 Steps, in order of rising cost, all of which must hold:
 
-1. the sender's address has not asked too often (before any cryptography);
+1. the sender has not asked too often (before any cryptography): by its address, or, when a known
+   device's key is named or its connection has proven to be one's, by its connection;
 2. the envelope is of the expected type and bounded, and its signature verifies;
 3. the record names this run, and its signer is who it says;
 4. the signer has not asked too often;
 5. where the record has no natural key: it is younger than two minutes on our clock, and its
    nonce has not been seen in that time (protocol section 2).
+
+So a flood from one address locks no known device out that sits behind the same router: what it asks
+for is counted by its connection and its key. Strangers share their address's allowance; the first
+greetings on each new connection are let through besides, because a connection costs more.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 from typing import TypeVar
@@ -21,6 +26,7 @@ from urllib.parse import unquote
 
 from google.protobuf.message import Message
 
+from coordinator.overload import Visitor, retry
 from protocol.envelope import Signed, open_envelope
 from protocol.errors import (
     BadRecord,
@@ -39,9 +45,14 @@ Clock = Callable[[], float]
 """POSIX time in seconds."""
 
 _NONCE_BYTES = 16
-_MAX_NONCES = 1 << 18
-"""About 50 MB when full; a key that sends faster meets its rate limit long before."""
+_MAX_NONCES = 1 << 19
+"""About 100 MB when full: what 200 keys of known devices sign at the highest rate they may."""
+
+_MAX_STRANGERS_NONCES = 1 << 16
+"""Of them: so that devices without an admission cannot use up the known ones' memory."""
+
 _MAX_BUCKETS = 1 << 16
+_MAX_CONNECTIONS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,9 @@ class Rate:
 
     per_s: float
     burst: int
+
+
+GREETINGS_PER_CONNECTION = Rate(per_s=0.1, burst=4)
 
 
 class Buckets:
@@ -74,20 +88,26 @@ class Buckets:
         if len(self._levels) > _MAX_BUCKETS:
             self._levels.popitem(last=False)
         if not allowed:
-            wait_s = (1 - tokens) / self._rate.per_s
-            raise RateLimited(f"too many requests from {name}: try again in {wait_s:.1f} s")
+            raise retry(f"too many requests from {name}", (1 - tokens) / self._rate.per_s)
 
 
 class NonceCache:
     """Remembers (signer, nonce) for as long as a request with it could still be fresh."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, most_of_strangers: int = _MAX_STRANGERS_NONCES) -> None:
         self._clock = clock
+        self._most_of_strangers = most_of_strangers
+        self._of_strangers = 0
         self._seen: set[tuple[PeerId, bytes]] = set()
-        self._expiry: deque[tuple[float, tuple[PeerId, bytes]]] = deque()
+        self._expiry: deque[tuple[float, bool, tuple[PeerId, bytes]]] = deque()
 
-    def check(self, signer: PeerId, freshness: wire.Freshness) -> None:
+    def check(self, signer: PeerId, freshness: wire.Freshness, *, known: bool = True) -> None:
         """Insist that the request is new.
+
+        Args:
+            signer: whose key signed it.
+            freshness: from the request.
+            known: of a device that was let in: strangers have but a share of the memory.
 
         Raises:
             Stale: it is dated too far from our clock, either way. A machine that slept does
@@ -108,24 +128,67 @@ class NonceCache:
         key = (signer, freshness.nonce)
         if key in self._seen:
             raise BadRecord("this request was answered before: sign a new one to ask again")
-        if len(self._seen) >= _MAX_NONCES:
-            raise TransientError("the coordinator is too busy: try again in a minute")
+        full = not known and self._of_strangers >= self._most_of_strangers
+        if full or len(self._seen) >= _MAX_NONCES:
+            raise TransientError(
+                "the coordinator is too busy: try again in a minute", retry_after_s=60.0
+            )
         self._seen.add(key)
         # A request may be dated up to two minutes ahead and stays fresh for two more.
-        self._expiry.append((now + 2 * REQUEST_FRESHNESS_MS / 1000, key))
+        self._expiry.append((now + 2 * REQUEST_FRESHNESS_MS / 1000, known, key))
+        self._of_strangers += not known
 
     def _forget(self, now: float) -> None:
         while self._expiry and self._expiry[0][0] < now:
-            self._seen.discard(self._expiry.popleft()[1])
+            _, known, key = self._expiry.popleft()
+            self._seen.discard(key)
+            self._of_strangers -= not known
+
+
+class Acquaintances:
+    """The devices that were let in, and the connections that have proven to be theirs."""
+
+    def __init__(self, keys: Iterable[PeerId] = ()) -> None:
+        self._keys = set(keys)
+        self._connections: OrderedDict[str, PeerId] = OrderedDict()
+
+    def __contains__(self, key: PeerId) -> bool:
+        return key in self._keys
+
+    def add(self, key: PeerId) -> None:
+        """A device was let in."""
+        self._keys.add(key)
+
+    def proven(self, connection: str, key: PeerId) -> None:
+        """A known device signed a request that came on this connection."""
+        self._connections[connection] = key
+        self._connections.move_to_end(connection)
+        if len(self._connections) > _MAX_CONNECTIONS:
+            self._connections.popitem(last=False)
+
+    def on(self, connection: str) -> PeerId | None:
+        """Whose connection it has proven to be."""
+        return self._connections.get(connection)
 
 
 class RequestGuard:
     """Everything a request must pass before it is acted on."""
 
-    def __init__(self, run_id: bytes, clock: Clock, *, per_key: Rate, per_address: Rate) -> None:
+    def __init__(
+        self,
+        run_id: bytes,
+        clock: Clock,
+        *,
+        per_key: Rate,
+        per_address: Rate,
+        known: Acquaintances | None = None,
+    ) -> None:
         self._run_id = run_id
+        self.known = known or Acquaintances()
         self._keys = Buckets(per_key, clock)
         self._addresses = Buckets(per_address, clock)
+        self._connections = Buckets(per_address, clock)  # of known devices, or of who names one
+        self._greetings = Buckets(GREETINGS_PER_CONNECTION, clock)
         self._nonces = NonceCache(clock)
 
     def open(
@@ -142,7 +205,10 @@ class RequestGuard:
             RateLimited, BadSignature, BadRecord, UnknownRun, Stale, TransientError: see the
                 steps.
         """
-        self.allow(peer)
+        if len(envelope.signatures) == 1 and envelope.signatures[0].keyid in self.known:
+            self._connections.take(connection_of(peer))
+        else:
+            self._addresses.take(address_of(peer))
         signed = open_envelope(envelope, record_class)
         record = signed.record
         self.check_run(record.run_id)  # type: ignore[attr-defined]
@@ -151,9 +217,22 @@ class RequestGuard:
         if author != signed.signer:
             raise BadSignature(f"a record of {author[:64]} must be signed by its key")
         self._keys.take(signed.signer)
+        is_known = signed.signer in self.known
         if "freshness" in names:
-            self._nonces.check(signed.signer, record.freshness)  # type: ignore[attr-defined]
+            self._nonces.check(
+                signed.signer,
+                record.freshness,  # type: ignore[attr-defined]
+                known=is_known,
+            )
+        if is_known:
+            self.known.proven(connection_of(peer), signed.signer)
         return signed
+
+    def visitor(self, peer: str, signer: PeerId | None = None) -> Visitor:
+        """Who calls, as far as it is known; ``signer`` only of a record that was verified."""
+        key = self.known.on(connection_of(peer)) if signer is None else signer
+        is_known = key is not None and key in self.known
+        return Visitor(address_of(peer), key if is_known else None)
 
     def allow(self, peer: str) -> None:
         """Step 1 alone, for calls that carry no signature.
@@ -161,7 +240,22 @@ class RequestGuard:
         Raises:
             RateLimited: too many calls from this address.
         """
-        self._addresses.take(address_of(peer))
+        connection = connection_of(peer)
+        if self.known.on(connection) is not None:
+            self._connections.take(connection)
+        else:
+            self._addresses.take(address_of(peer))
+
+    def allow_greeting(self, peer: str) -> None:
+        """Step 1 for a Hello, whose answer costs little more than a refusal.
+
+        Raises:
+            RateLimited: too many from this address, and on this connection.
+        """
+        try:
+            self.allow(peer)
+        except RateLimited:
+            self._greetings.take(connection_of(peer))
 
     def check_run(self, run_id: bytes) -> None:
         """Insist that a request is for the run that is served.
@@ -174,6 +268,11 @@ class RequestGuard:
                 f"this coordinator serves run {self._run_id.hex()[:16]}..., not "
                 f"{run_id[:32].hex()[:16] or '(none)'}...: ask the organiser for the current link"
             )
+
+
+def connection_of(peer: str) -> str:
+    """The transport's name of the other side, with its port, bounded."""
+    return peer[:100]
 
 
 def address_of(peer: str) -> str:

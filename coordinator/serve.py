@@ -12,6 +12,7 @@ from coordinator.admission import (
     AdmissionPolicy,
     dismiss_anchors,
     forget_addresses,
+    let_in,
 )
 from coordinator.blobs import BlobIndex
 from coordinator.checkpoints import CheckpointStore
@@ -20,15 +21,18 @@ from coordinator.context import AuditOptions, EngineOptions
 from coordinator.database import Database
 from coordinator.engine import Engine
 from coordinator.evaluation import Evaluator
-from coordinator.init import join_link
+from coordinator.init import join_link, publish_link
 from coordinator.keys import ANCHOR_KEY, KeyRing
 from coordinator.newcomers import NewcomerPolicy, Quotas
 from coordinator.ports import join_address, require_free
-from coordinator.requests import Rate, RequestGuard
+from coordinator.requests import Acquaintances, Rate, RequestGuard
+from coordinator.resigning import sign_anew
 from coordinator.schema import ControlRow
 from coordinator.server import BoundServer, run_until_stopped, start_server, stop_on_signals
 from coordinator.service import CoordinatorService, Greeting
+from coordinator.steady_clock import SteadyClock
 from coordinator.supervise import Child
+from coordinator.troubles import Troubles
 from ledger.authority import store_delegations
 from ledger.log import Log
 from protocol.dataset import DatasetManifest, folder_reader, read_manifest, verify_shard
@@ -149,14 +153,15 @@ async def _serve(
     if page:
         require_free(*split_address(page), option="--leaderboard")
     database = Database(folder.database_url(run.settings))
+    clock = SteadyClock()
     try:
-        _prepare_database(database, run)
+        _prepare_database(database, run, clock)
         sequences = folder_reader(folder.data, run.dataset).validation(
             run.settings.validation_sequences
         )
         with Evaluator(run.manifest, sequences, folder.evaluation) as evaluator:
             checkpoints = CheckpointStore(folder.blobs_url(run.settings), run.manifest)
-            log = Log(run.manifest.origin, run.keys.log)
+            log = Log(run.manifest.origin, run.keys.log, now_s=clock)
             engine = Engine(
                 database,
                 run.manifest,
@@ -164,14 +169,24 @@ async def _serve(
                 run.keys,
                 checkpoints,
                 log,
+                clock=clock,
                 evaluate=lambda weights: asyncio.to_thread(evaluator.loss, weights),
                 options=engine_options(run.settings),
+                troubles=Troubles(folder.troubles, clock),
             )
             await engine.start()
             service = make_service(
-                run, engine, database, checkpoints, log, public_url=_page_url(run, page)
+                run,
+                engine,
+                database,
+                checkpoints,
+                log,
+                public_url=_page_url(run, page),
+                clock=clock,
             )
-            bound = await start_server(service, run.keys.tls, listen or run.settings.listen)
+            bound = await start_server(
+                service, run.keys.tls, listen or run.settings.listen, run.settings.limits
+            )
             try:
                 children = _children(run, bound, page)
                 for line in _welcome(run, bound, page):
@@ -207,6 +222,7 @@ def make_service(
             clock,
             per_key=Rate(limits.requests_per_s_per_key, limits.burst_per_key),
             per_address=Rate(limits.requests_per_s_per_address, limits.burst_per_address),
+            known=Acquaintances(let_in(database)),
         ),
         admission=Admission(database, log, run.keys.round, policy, clock),
         blobs=BlobIndex(run.folder.data, run.dataset, checkpoints),
@@ -242,8 +258,10 @@ def newcomer_policy(settings: ServerSection) -> NewcomerPolicy:
     )
 
 
-def _prepare_database(database: Database, run: Run) -> None:
+def _prepare_database(database: Database, run: Run, clock: SteadyClock) -> None:
     """Upgrade the tables, check whose they are, drop what the last server's end made untrue.
+
+    The clock goes on from the last time that the run's server was alive.
 
     Raises:
         UsageError: the database belongs to another run.
@@ -257,7 +275,12 @@ def _prepare_database(database: Database, run: Run) -> None:
                 "the database in [server] database does not hold this run: restore it from a "
                 "backup, or correct the setting"
             )
+        clock.go_on_from(control.alive_at_s)
         store_delegations(session, run.keys.delegations, run.keys.revocations)
+        sign_anew(session, run.keys, clock())
+        if run.settings.public_address:  # the run may have moved here
+            link = join_link(run.file, run.manifest)
+            publish_link(session, run.folder, link, clock())
         dismiss_anchors(session, _anchors(run))
         if run.keys.anchor_id is not None and run.settings.anchor:
             forget_addresses(session, run.keys.anchor_id)

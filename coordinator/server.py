@@ -16,6 +16,7 @@ Nothing needs this order to be safe: after kill -9 the next start finds the same
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,9 +26,10 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from coordinator.config import split_address
+from coordinator.config import LimitsSection, split_address
 from coordinator.engine import Engine
 from coordinator.grpc_status import ErrorInterceptor
+from coordinator.overload import allow_many_connections
 from coordinator.ports import join_address, require_free
 from coordinator.service import CoordinatorService
 from coordinator.supervise import Child
@@ -39,7 +41,8 @@ from protocol.wire.service_pb2_grpc import add_CoordinatorServicer_to_server
 
 SERVICE_NAME = service_pb2.DESCRIPTOR.services_by_name["Coordinator"].full_name
 CALL_GRACE_S = 3.0
-_MAX_CONCURRENT_CALLS = 8192
+_MAX_CONCURRENT_CALLS = 16_384
+"""Of all clients, event streams included; the library refuses the next."""
 
 _OPTIONS = [
     ("grpc.max_receive_message_length", MAX_GRPC_MESSAGE_BYTES),
@@ -54,9 +57,19 @@ _OPTIONS = [
     # too_many_pings; the similar "min_recv_ping_interval..." key is ignored by gRPC core.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     # Fresh connections now and then spread workers over replicas; Watch reconnects, downloads
-    # resume.
-    ("grpc.max_connection_age_ms", 6 * 3600 * 1000),
+    # resume; and whoever reads nothing of what was asked for is sent away at last.
+    ("grpc.max_connection_age_ms", 3600 * 1000),
     ("grpc.max_connection_age_grace_ms", 300 * 1000),
+    # What has not shaken hands by then, or has nothing under way for so long, is closed.
+    ("grpc.server_handshake_timeout_ms", 20_000),
+    ("grpc.max_connection_idle_ms", 300_000),
+    ("grpc.http2.settings_timeout", 20_000),
+    # One connection cannot fill the library's queue of calls that nobody has looked at yet. What
+    # is over that queue's limit (1,000 to 3,000) is CANCELLED, which our clients try again.
+    ("grpc.max_concurrent_streams", 100),
+    # Headers: we read none of them, and gRPC's own are short.
+    ("grpc.max_metadata_size", 8192),
+    ("grpc.absolute_max_metadata_size", 16_384),
 ]
 
 _log = structlog.get_logger()
@@ -80,7 +93,10 @@ class BoundServer:
 
 
 async def start_server(
-    service: CoordinatorService, tls: TlsCredentials, listen: str
+    service: CoordinatorService,
+    tls: TlsCredentials,
+    listen: str,
+    limits: LimitsSection | None = None,
 ) -> BoundServer:
     """Bind and serve.
 
@@ -88,15 +104,21 @@ async def start_server(
         service: what answers.
         tls: certificate and key.
         listen: ``host:port``; port 0 takes a free one.
+        limits: the organiser's; default: the usual ones.
 
     Raises:
         UsageError: the address cannot be used.
     """
     host, port = split_address(listen)
     require_free(host, port)
+    limits = limits or LimitsSection()
+    # The library's own log has a line for each failed handshake: a stranger could fill the disk.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    allowed = allow_many_connections()
+    connections = min(allowed, limits.connections or allowed)
     server = grpc.aio.server(
-        interceptors=[ErrorInterceptor()],
-        options=_OPTIONS,
+        interceptors=[ErrorInterceptor(limits.stalled_upload_s, service.visitor)],
+        options=[*_OPTIONS, ("grpc.max_allowed_incoming_connections", connections)],
         maximum_concurrent_rpcs=_MAX_CONCURRENT_CALLS,
     )
     add_CoordinatorServicer_to_server(service, server)  # type: ignore[no-untyped-call]

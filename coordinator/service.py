@@ -2,16 +2,17 @@
 
 Every method either returns what the engine says or lets a protocol error rise to the
 interceptor. Requests are opened by :class:`~coordinator.requests.RequestGuard`; calls that carry
-no signature (Hello and the downloads of public files) pass its address limit.
+no signature (Hello and the downloads of public files) pass its step 1 alone. What then takes the
+database or a file also takes a place (:mod:`coordinator.overload`). Hello takes none: all who
+say it at once share one short read.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -22,25 +23,26 @@ from google.protobuf.message import Message
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from coordinator import overload
 from coordinator.admission import Admission, anchor_addresses, supported
 from coordinator.audit.files import audit_file, opened_chunk
 from coordinator.blobs import BlobIndex
 from coordinator.checkpoints import MOMENTUM, WEIGHTS
 from coordinator.database import Database
+from coordinator.dial_back import DialBack
 from coordinator.engine import Engine
-from coordinator.requests import RequestGuard, address_of
+from coordinator.overload import Places, Visitor
+from coordinator.requests import RequestGuard, connection_of
 from coordinator.schema import StateRow
+from coordinator.shared_read import SharedRead
 from coordinator.work import enrolled
 from protocol.envelope import Signed
-from protocol.errors import BadRecord, NotFound, RateLimited, TransientError
+from protocol.errors import BadRecord, NotFound, TransientError
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
 from protocol.wire.service_pb2_grpc import CoordinatorServicer
 
 ANCHOR_SEEN_WITHIN_S = 120.0
-MAX_WATCHES_PER_WORKER = 4
-MAX_STREAMS_PER_ADDRESS = 64
-"""Downloads, and uploads, open at once; each holds a piece of at most 1 MiB."""
 
 Context: TypeAlias = grpc.aio.ServicerContext
 
@@ -77,9 +79,19 @@ class CoordinatorService(CoordinatorServicer):
         self._blobs = blobs
         self._greeting = greeting
         self._clock = clock
-        self._open_streams: Counter[str] = Counter()
+        self._anchors = SharedRead(self._read_anchors)
+        self._calls = Places("calls", overload.CALLS)
+        self._downloads = Places("downloads", overload.DOWNLOADS)
+        self._uploads = Places("uploads", overload.UPLOADS)
+        self._watches = Places("event streams", overload.WATCHES)
+        self._dial_back = DialBack(clock)
         self._watchers: set[asyncio.Task[Any]] = set()
         self._closing = False
+        self._version = metadata.version("barnraise")  # reads a file
+
+    def visitor(self, peer: str) -> Visitor:
+        """Who calls, by the transport's name of the other side alone."""
+        return self._guard.visitor(peer)
 
     def end_streams(self) -> None:
         """Send every watcher away, to reconnect when the server is back."""
@@ -87,18 +99,23 @@ class CoordinatorService(CoordinatorServicer):
         for task in self._watchers:
             task.cancel()
 
+    async def _read_anchors(self) -> list[str]:
+        since_s = self._clock() - ANCHOR_SEEN_WITHIN_S
+        return await self._database.run(
+            lambda session: anchor_addresses(session, seen_since_s=since_s)
+        )
+
     # ---- first contact ----
 
     async def Hello(  # noqa: N802
         self, request: service_pb2.HelloRequest, context: Context
     ) -> service_pb2.HelloReply:
-        self._guard.allow(context.peer())
+        self._guard.allow_greeting(context.peer())
         self._guard.check_run(request.run_id)
         minimum = self._greeting.min_client_version
         is_supported = supported(request.client_version, minimum)
-        since_s = self._clock() - ANCHOR_SEEN_WITHIN_S
         return service_pb2.HelloReply(
-            server_version=metadata.version("barnraise"),
+            server_version=self._version,
             min_client_version=minimum,
             client_supported=is_supported,
             advice="" if is_supported else "run 'pip install --upgrade barnraise'",
@@ -107,60 +124,72 @@ class CoordinatorService(CoordinatorServicer):
             delegations=self._greeting.delegations,
             revocations=self._greeting.revocations,
             run_head=await self._engine.hello_head(),
-            anchors=await self._database.run(
-                lambda session: anchor_addresses(session, seen_since_s=since_s)
-            ),
+            anchors=await self._anchors.get(),
             public_url=self._greeting.public_url,
         )
 
     async def Enrol(  # noqa: N802
         self, request: wire.Envelope, context: Context
     ) -> service_pb2.EnrolReply:
-        return await self._admission.admit(
-            self._open(request, wire.Enrolment, context), context.peer()
-        )
+        with self._signed(request, wire.Enrolment, context) as signed:
+            reply = await self._admission.admit(signed, context.peer())
+        if reply.admitted:
+            self._guard.known.add(signed.signer)
+            self._guard.known.proven(connection_of(context.peer()), signed.signer)
+        return reply
+
+    async def DialBack(  # noqa: N802
+        self, request: service_pb2.DialBackRequest, context: Context
+    ) -> service_pb2.DialBackReply:
+        self._guard.allow(context.peer())
+        self._guard.check_run(request.run_id)
+        return await self._dial_back.answer(request.ports, context.peer())
 
     # ---- work ----
 
     async def RequestWork(  # noqa: N802
         self, request: wire.Envelope, context: Context
     ) -> service_pb2.WorkReply:
-        return await self._engine.request_work(self._open(request, wire.WorkRequest, context))
+        with self._signed(request, wire.WorkRequest, context) as signed:
+            return await self._engine.request_work(signed)
 
     async def Commit(  # noqa: N802
         self, request: wire.Envelope, context: Context
     ) -> service_pb2.CommitReply:
-        return await self._engine.commit(self._open(request, wire.Contribution, context))
+        with self._signed(request, wire.Contribution, context) as signed:
+            return await self._engine.commit(signed)
 
     async def Report(  # noqa: N802
         self, request: wire.Envelope, context: Context
     ) -> service_pb2.ReportReply:
-        return await self._engine.report(self._open(request, wire.Report, context))
+        with self._signed(request, wire.Report, context) as signed:
+            return await self._engine.report(signed)
 
     async def Heartbeat(  # noqa: N802
         self, request: wire.Envelope, context: Context
     ) -> service_pb2.HeartbeatReply:
-        return await self._engine.heartbeat(self._open(request, wire.Heartbeat, context))
+        with self._signed(request, wire.Heartbeat, context) as signed:
+            return await self._engine.heartbeat(signed)
 
     async def GetReceipt(  # noqa: N802
         self, request: service_pb2.GetReceiptRequest, context: Context
     ) -> service_pb2.GetReceiptReply:
-        self._guard.allow(context.peer())
-        self._guard.check_run(request.run_id)
-        return await self._engine.receipt(request.assignment_id)
+        with self._unsigned(request.run_id, context):
+            return await self._engine.receipt(request.assignment_id)
 
     # ---- reducing ----
 
     async def ReducerReport(  # noqa: N802
         self, request: wire.Envelope, context: Context
     ) -> service_pb2.ReducerReportReply:
-        return await self._engine.reducer_report(self._open(request, wire.ReducerReport, context))
+        with self._signed(request, wire.ReducerReport, context) as signed:
+            return await self._engine.reducer_report(signed)
 
     async def SubmitResults(  # noqa: N802
         self, request: AsyncIterator[service_pb2.ResultPiece], context: Context
     ) -> service_pb2.SubmitResultsReply:
         self._guard.allow(context.peer())
-        with self._one_more("upload", context.peer()):
+        with self._uploads.one(self._guard.visitor(context.peer())):
             return await self._engine.add_results(request)
 
     # ---- audits ----
@@ -168,29 +197,30 @@ class CoordinatorService(CoordinatorServicer):
     async def AnswerChallenge(  # noqa: N802
         self, request: service_pb2.AnswerChallengeRequest, context: Context
     ) -> service_pb2.ChallengeReply:
-        signed = self._open(request.answer, wire.ChallengeAnswer, context)
-        return await self._engine.answer_challenge(signed, request.chunks)
+        with self._signed(request.answer, wire.ChallengeAnswer, context) as signed:
+            return await self._engine.answer_challenge(signed, request.chunks)
 
     async def SubmitScreening(  # noqa: N802
         self, request: wire.Envelope, context: Context
     ) -> service_pb2.ScreeningReply:
-        return await self._engine.submit_screening(self._open(request, wire.Screening, context))
+        with self._signed(request, wire.Screening, context) as signed:
+            return await self._engine.submit_screening(signed)
 
     async def Appeal(  # noqa: N802
         self, request: wire.Envelope, context: Context
     ) -> service_pb2.AppealReply:
-        return await self._engine.appeal(self._open(request, wire.Appeal, context))
+        with self._signed(request, wire.Appeal, context) as signed:
+            return await self._engine.appeal(signed)
 
     async def GetAudit(  # noqa: N802
         self, request: service_pb2.GetAuditRequest, context: Context
     ) -> AsyncIterator[service_pb2.AuditPiece]:
-        self._guard.allow(context.peer())
-        self._guard.check_run(request.run_id)
         run = self._engine.context
-        found = await self._database.run(
-            lambda session: audit_file(session, run, request.round, request.worker)
-        )
-        with self._one_more("download", context.peer()):
+        with self._unsigned(request.run_id, context):
+            found = await self._database.run(
+                lambda session: audit_file(session, run, request.round, request.worker)
+            )
+        with self._download(context):
             for piece in found.pieces():
                 yield piece
             for key in found.openings:
@@ -202,11 +232,13 @@ class CoordinatorService(CoordinatorServicer):
     async def Watch(  # noqa: N802
         self, request: wire.Envelope, context: Context
     ) -> AsyncIterator[service_pb2.RunEvent]:
-        worker = self._open(request, wire.WatchRequest, context).signer
         task = asyncio.current_task()
         assert task is not None
-        await self._database.run(lambda session: enrolled(session, worker))
-        with self._one_more("watch", worker):
+        with self._signed(request, wire.WatchRequest, context) as signed:
+            worker = signed.signer
+            await self._database.run(lambda session: enrolled(session, worker))
+        self._guard.known.add(worker)  # let in, or it would have been refused
+        with self._watches.one(self._guard.visitor(context.peer(), worker)):
             self._watchers.add(task)
             try:
                 async with self._engine.subscribe(worker) as events:
@@ -223,13 +255,12 @@ class CoordinatorService(CoordinatorServicer):
     async def GetState(  # noqa: N802
         self, request: service_pb2.GetStateRequest, context: Context
     ) -> AsyncIterator[service_pb2.Piece]:
-        self._guard.allow(context.peer())
-        self._guard.check_run(request.run_id)
-        kind, sha256 = await self._database.run(
-            lambda session: state_file(session, request.state_digest, request.part)
-        )
-        blob = await self._blobs.state(kind, sha256)
-        with self._one_more("download", context.peer()):
+        with self._unsigned(request.run_id, context):
+            kind, sha256 = await self._database.run(
+                lambda session: state_file(session, request.state_digest, request.part)
+            )
+        with self._download(context):
+            blob = await self._blobs.state(kind, sha256)
             async for piece in blob.pieces(request.offset):
                 yield piece
 
@@ -238,30 +269,31 @@ class CoordinatorService(CoordinatorServicer):
     ) -> AsyncIterator[service_pb2.Piece]:
         self._guard.allow(context.peer())
         self._guard.check_run(request.run_id)
-        blob = await self._blobs.find(request.sha256)
-        with self._one_more("download", context.peer()):
+        with self._download(context):
+            blob = await self._blobs.find(request.sha256)
             async for piece in blob.pieces(request.offset):
                 yield piece
 
-    def _open(
+    @contextmanager
+    def _signed(
         self, envelope: wire.Envelope, record_class: type[Message], context: Context
-    ) -> Signed[Any]:
-        return self._guard.open(envelope, record_class, peer=context.peer())
+    ) -> Iterator[Signed[Any]]:
+        """A verified request, with a place among those under way."""
+        peer = context.peer()
+        signed = self._guard.open(envelope, record_class, peer=peer)
+        with self._calls.one(self._guard.visitor(peer, signed.signer)):
+            yield signed
 
     @contextmanager
-    def _one_more(self, kind: str, who: str) -> Iterator[None]:
-        """Count an open stream; addresses and workers have limits of their own."""
-        most = MAX_WATCHES_PER_WORKER if kind == "watch" else MAX_STREAMS_PER_ADDRESS
-        name = f"{kind} {address_of(who)}"
-        if self._open_streams[name] >= most:
-            raise RateLimited(f"{most} streams of this kind are open already: close one first")
-        self._open_streams[name] += 1
-        try:
+    def _unsigned(self, run_id: bytes, context: Context) -> Iterator[None]:
+        """An allowed request of anybody's, with a place among those under way."""
+        self._guard.allow(context.peer())
+        self._guard.check_run(run_id)
+        with self._calls.one(self._guard.visitor(context.peer())):
             yield
-        finally:
-            self._open_streams[name] -= 1
-            if not self._open_streams[name]:
-                del self._open_streams[name]
+
+    def _download(self, context: Context) -> AbstractContextManager[None]:
+        return self._downloads.one(self._guard.visitor(context.peer()))
 
 
 def state_file(session: Session, digest: bytes, part: service_pb2.StatePart) -> tuple[str, bytes]:

@@ -1,5 +1,7 @@
 """Child processes of the server: started, restarted with backoff, and always reaped.
 
+A child that ends, or cannot be started, never ends the server.
+
 Guarantees of :meth:`Child.run`, also when it is cancelled:
 
 1. the child gets SIGTERM and ``STOP_GRACE_S`` to end; then its whole session gets SIGKILL;
@@ -49,13 +51,21 @@ class Child:
         delay_s = _FIRST_DELAY_S
         while True:
             started_s = time.monotonic()
-            code = await self._run_once()
+            code = await self._try_once()
             if time.monotonic() - started_s > _HEALTHY_AFTER_S:
                 delay_s = _FIRST_DELAY_S
             log = str(self.log_path)
             _log.warning("child_ended", child=self.name, code=code, again_in_s=delay_s, log=log)
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
+
+    async def _try_once(self) -> int | None:
+        """One life of the child; None when it could not be started (no space, no memory)."""
+        try:
+            return await self._run_once()
+        except OSError as error:
+            _log.warning("child_not_started", child=self.name, problem=str(error))
+            return None
 
     async def _run_once(self) -> int:
         self.log_path.parent.mkdir(parents=True, exist_ok=True)

@@ -79,6 +79,7 @@ class Turn:
         self.now_s = now_s
         self.is_absent = is_absent
         self.row = running_round(session)
+        self.head = b""  # of the running round, once the work is done
         self.machine = round_state.load(self.row.machine)
         self.events: list[service_pb2.RunEvent] = []
         self.settle_due = False
@@ -287,7 +288,7 @@ class Turn:
                 attempt=effect.attempt,
                 group_id=roster.group_id,
                 members=effect.members,
-                merged_tokens=merged_tokens,
+                merged_tokens=int(merged_tokens or 0),  # PostgreSQL sums to a Decimal
             )
         )
         roster.inclusion = envelope.SerializeToString()

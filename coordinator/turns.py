@@ -6,6 +6,8 @@ Invariants:
 * Nothing is told to anybody before it is committed. An error that a turn *returns* is raised after
   the commit, so that evidence of a conflict stays; one that it *raises* undoes the turn.
 * Leaves that a turn added are under a signed head before its caller goes on.
+* A turn of which nobody knows whether it was committed (the database went away just then) fails for
+  its caller, who asks again; watchers hear at the next turn where the round stands.
 """
 
 from __future__ import annotations
@@ -19,12 +21,13 @@ import structlog
 from sqlalchemy.orm import Session
 
 from coordinator.context import RunContext
-from coordinator.database import Database
+from coordinator.database import Database, OutcomeUnknown
 from coordinator.events import Hub
 from coordinator.queries import snapshot_events
 from coordinator.turn import Turn
 from coordinator.uncancelled import to_the_end
-from protocol.errors import ProtocolError
+from protocol.errors import ProtocolError, TransientError
+from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
 
 T = TypeVar("T")
@@ -51,6 +54,7 @@ class Turns:
             is_absent: whether a reduce should not count on a worker; called on any thread.
         """
         self.settle_due = asyncio.Event()  # set when a round can be settled
+        self.head: wire.Envelope | None = None  # of the running round, as of the last turn
         self._context = context
         self._database = database
         self._clock = clock
@@ -58,23 +62,25 @@ class Turns:
         self._hub = Hub(context.options.subscriber_events)
         self._one_at_a_time = asyncio.Lock()
         self._unsigned = False  # leaves are committed that no signed head covers yet
+        self._unheard = False  # something may be committed that nobody was told
 
     async def run(self, work: Callable[[Turn], T | ProtocolError]) -> T:
         """Run one transaction on the running round, then publish and sign what came of it."""
 
         def once(session: Session) -> tuple[Turn, T | ProtocolError]:
             turn = Turn(self._context, session, self._clock(), self._is_absent)
-            return turn, work(turn)
+            result = work(turn)
+            turn.head = turn.row.head
+            return turn, result
 
         async def commit_and_tell() -> T | ProtocolError:
-            turn, result = await self._database.run(once)
+            turn, result = await self._commit(once)
+            self.head = wire.Envelope.FromString(turn.head)
             self._unsigned |= turn.leaves_added
             self._hub.publish(turn.events)
             if turn.settle_due:
                 self.settle_due.set()
-            if self._unsigned:
-                await self._database.run(self._context.log.sign_head)
-                self._unsigned = False
+            await self._sign(insist=turn.leaves_added)
             return result
 
         async with self._one_at_a_time:
@@ -83,6 +89,40 @@ class Turns:
         if isinstance(result, ProtocolError):
             raise result
         return result
+
+    async def _commit(self, once: Callable[[Session], tuple[Turn, T]]) -> tuple[Turn, T]:
+        """Commit a turn; after one whose outcome is unknown, with what watchers may have missed."""
+
+        def catching_up(session: Session) -> tuple[Turn, T]:
+            turn, result = once(session)
+            turn.events += snapshot_events(turn)
+            turn.leaves_added = turn.settle_due = True  # for all we know
+            return turn, result
+
+        try:
+            found = await self._database.run(catching_up if self._unheard else once)
+        except OutcomeUnknown as error:
+            _log.warning("outcome_unknown", error=str(error))
+            self._unheard = True
+            raise
+        self._unheard = False
+        return found
+
+    async def _sign(self, *, insist: bool) -> None:
+        """Sign the head of what is committed, if leaves are new.
+
+        Raises:
+            TransientError: if ``insist``; the caller added some of them. Who only reads goes on.
+        """
+        if not self._unsigned:
+            return
+        try:
+            await self._database.run(self._context.log.sign_head)
+        except TransientError:
+            if insist:
+                raise
+            return  # the next tick insists
+        self._unsigned = False
 
     @asynccontextmanager
     async def subscribe(self, worker: str) -> AsyncIterator[AsyncIterator[service_pb2.RunEvent]]:

@@ -33,8 +33,22 @@ ACTIVE_WITHIN_S = 60.0
 View = dict[str, Any]
 
 
-def status(session: Session, manifest: RunManifest, now_s: float, *, serving: bool) -> View:
-    """The run now; ``serving`` tells whether its server is up.
+def status(
+    session: Session,
+    manifest: RunManifest,
+    now_s: float,
+    *,
+    serving: bool,
+    troubles: Sequence[View] = (),
+) -> View:
+    """The run now.
+
+    Args:
+        session: a transaction.
+        manifest: of the run folder.
+        now_s: seconds since the epoch.
+        serving: whether its server is up.
+        troubles: what keeps the server from its work (:mod:`coordinator.troubles`).
 
     Raises:
         UsageError: the database belongs to another run, or to none.
@@ -71,6 +85,7 @@ def status(session: Session, manifest: RunManifest, now_s: float, *, serving: bo
         "workers": known,
         "active_workers": active or 0,
         "round": _running(session, now_s),
+        "troubles": list(troubles),
     }
 
 
@@ -180,9 +195,14 @@ def render_status(view: View) -> Panel:
         ("workers", f"{view['active_workers']:,} active of {view['workers']:,}"),
         ("state", view["state_digest"][:16]),
     ]
+    rows += [("trouble", _trouble_text(trouble)) for trouble in view["troubles"]]
     for name, value in rows:
         table.add_row(f"[dim]{name}[/]", value)
     return Panel(table, title=f"run {view['run']} · {view['run_id'][:12]}", expand=False)
+
+
+def _trouble_text(trouble: View) -> str:
+    return f"[red]{_escape(trouble['doing'])}[/]: {_escape(trouble['sentence'], most=400)}"
 
 
 def _round_text(running: View) -> str:
@@ -242,8 +262,8 @@ def _ago(seconds: float) -> str:
     return f"{seconds:.0f} s ago"
 
 
-def _escape(text: str) -> str:
+def _escape(text: str, *, most: int = 120) -> str:
     from rich.markup import escape
 
     # A worker's reason is foreign text: no escape sequences for the organiser's terminal.
-    return escape("".join(c for c in text if c.isprintable())[:120])
+    return escape("".join(c for c in text if c.isprintable())[:most])

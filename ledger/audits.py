@@ -155,6 +155,32 @@ class Audits:
         self.accounts.workers[leaf.worker].verdicts.append(judgement)
         self._change_trust(judgement)
 
+    def give_up_lost(self, index: int, log_size: int) -> set[int]:
+        """Nobody can audit any more what was credited after a backup: it is final, as it stands.
+
+        Args:
+            index: leaf of the restore.
+            log_size: leaves of the backup.
+
+        Returns:
+            Rounds that were paid after the backup.
+        """
+        lost = [credit for credit in self.accounts.credits.values() if credit.index >= log_size]
+        stands = [credit for credit in lost if self._nothing_speaks_against(credit)]
+        self.accounts.move(stands, "final", index)
+        self.unaudited -= sum(c.selected is True and c.verdict is None for c in lost)
+        for name in {credit.leaf.donor for credit in lost}:
+            last_s = self.accounts.last_contribution_s(name, log_size)
+            self.accounts.donors[name].last_contribution_s = last_s
+        return {credit.leaf.round for credit in lost if credit.leaf.work == "training"}
+
+    def _nothing_speaks_against(self, credit: Credit) -> bool:
+        convictions = self.accounts.donors[credit.leaf.donor].convictions
+        convicted = bool(convictions) and credit.index < convictions[-1].leaf_index
+        against = (Verdict.FAILED, Verdict.UNAVAILABLE)
+        refused = credit.verdict is not None and credit.verdict.leaf.verdict in against
+        return credit.status == "pending" and not convicted and not refused
+
     def take_block(self, leaf: BlockLeaf) -> None:
         """A key is blocked, or is not any more."""
         if leaf.blocked:

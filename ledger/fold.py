@@ -7,7 +7,8 @@ contradicts the leaves before it, so to fold a log is to audit it. What it insis
 2. credit goes to a device that was enrolled, for a donor that it was enrolled for;
 3. credit is what the published formula gives for the leaf's tokens or chunks, to the unit;
 4. nothing is paid twice, and nothing for a skipped round;
-5. rounds come in order, none is left out; a skipped round changes nothing;
+5. rounds come in order, none is left out but those that a restore from a backup names as lost; a
+   skipped round changes nothing, and a restore goes back to a state that the record knows;
 6. each settled round paid exactly the members and tokens that it merged
    (:meth:`Board.check_merged`);
 7. draws are those that the run fixed, chances of an audit follow from the verdicts, and a verdict
@@ -32,6 +33,7 @@ from ledger.records import (
     FinalLeaf,
     Leaf,
     ReleaseLeaf,
+    RestoreLeaf,
     ReversalLeaf,
     RoundLeaf,
     RunLeaf,
@@ -50,6 +52,7 @@ class Round:
 
     leaf_index: int
     leaf: RoundLeaf
+    tokens: int = 0  # that it merged
 
 
 @dataclass
@@ -64,10 +67,15 @@ class Board:
     accounts: Accounts = field(default_factory=Accounts)
     rounds: dict[int, Round] = field(default_factory=dict)  # ascending
     releases: list[tuple[int, ReleaseLeaf]] = field(default_factory=list)
+    restores: list[tuple[int, RestoreLeaf]] = field(default_factory=list)
     _audits: Audits | None = None
     _flops_per_token: int = 0
     _paid: set[str] = field(default_factory=set)
     _last_round: Round | None = None
+    _undrawn: set[int] = field(default_factory=set)  # rounds that were lost before their draw
+    _next_round: int = 0
+    _merged_tokens: int = 0
+    _state_digest: str | None = None  # None: no round yet, so the run's first
 
     @property
     def total(self) -> Tally:
@@ -98,13 +106,14 @@ class Board:
 
     @property
     def merged_tokens(self) -> int:
-        return self._last_round.leaf.merged_tokens if self._last_round else 0
+        """In the model: a restore from a backup takes it back, though not the credit."""
+        return self._merged_tokens
 
     @property
     def awaited_draws(self) -> int:
         """Rounds that paid for training, and whose draw is not published yet."""
-        paid = sum(1 for tally in self.credited.values() if tally.contributions)
-        return paid - len(self.audits.draws)
+        paid = {number for number, tally in self.credited.items() if tally.contributions}
+        return len(paid - self.audits.draws.keys() - self._undrawn)
 
     def apply(self, data: bytes) -> Leaf:
         """Take the next leaf.
@@ -129,14 +138,12 @@ class Board:
         Raises:
             BadRecord: naming the round and its leaf.
         """
-        merged = 0
         for number, entry in self.rounds.items():
             paid = self.credited.get(number, Tally())
-            added, merged = entry.leaf.merged_tokens - merged, entry.leaf.merged_tokens
-            if paid.tokens != added:
+            if paid.tokens != entry.tokens:
                 raise BadRecord(
                     f"leaf {entry.leaf_index}: {paid.tokens} tokens were paid for round {number}, "
-                    f"but {added} were merged"
+                    f"but {entry.tokens} were merged"
                 )
             if paid.contributions != entry.leaf.members:
                 raise BadRecord(
@@ -160,6 +167,8 @@ class Board:
             self._take_credit(leaf)
         elif isinstance(leaf, ReleaseLeaf):
             self.releases.append((self.size, leaf))
+        elif isinstance(leaf, RestoreLeaf):
+            self._take_restore(leaf)
         else:
             self._take_audit(leaf)
 
@@ -204,27 +213,56 @@ class Board:
             known.donors.add(leaf.donor)
 
     def _take_round(self, leaf: RoundLeaf) -> None:
-        last = self._last_round
-        if last is None and leaf.round:
-            raise BadRecord(f"the first round of a run is 0, not {leaf.round}")
-        if last is not None:
-            if leaf.round != last.leaf.round + 1:
-                raise BadRecord(f"round {leaf.round} comes after round {last.leaf.round}")
-            if leaf.merged_tokens < last.leaf.merged_tokens:
-                raise BadRecord("merged tokens fell")
+        if leaf.round != self._next_round:
+            raise BadRecord(self._out_of_order(leaf.round))
+        if leaf.merged_tokens < self._merged_tokens:
+            raise BadRecord("merged tokens fell")
         if leaf.outcome == "settled" and None in (leaf.roster_digest, leaf.result_digest):
             raise BadRecord("a settled round names its roster and its result")
         if leaf.outcome == "skipped":
-            if leaf.members or leaf.result_digest is not None:
-                raise BadRecord("a skipped round has neither members nor a result")
-            if leaf.merged_tokens != self.merged_tokens:
-                raise BadRecord("a skipped round merged tokens")
-            if last is not None and leaf.state_digest != last.leaf.state_digest:
-                raise BadRecord("a skipped round changed the state")
-            paid = self.credited.get(leaf.round, Tally())
-            if paid.contributions or paid.chunks:
-                raise BadRecord(f"round {leaf.round} was paid, but is skipped")
-        self._last_round = self.rounds[leaf.round] = Round(self.size, leaf)
+            self._check_skipped(leaf)
+        entry = Round(self.size, leaf, leaf.merged_tokens - self._merged_tokens)
+        self._last_round = self.rounds[leaf.round] = entry
+        self._next_round, self._merged_tokens = leaf.round + 1, leaf.merged_tokens
+        self._state_digest = leaf.state_digest
+
+    def _out_of_order(self, number: int) -> str:
+        if self.restores and self.restores[-1][1].next_round == self._next_round:
+            return f"the first round after the restore is {self._next_round}, not {number}"
+        if self._last_round is None:
+            return f"the first round of a run is 0, not {number}"
+        return f"round {number} comes after round {self._next_round - 1}"
+
+    def _check_skipped(self, leaf: RoundLeaf) -> None:
+        if leaf.members or leaf.result_digest is not None:
+            raise BadRecord("a skipped round has neither members nor a result")
+        if leaf.merged_tokens != self._merged_tokens:
+            raise BadRecord("a skipped round merged tokens")
+        if self._state_digest is not None and leaf.state_digest != self._state_digest:
+            raise BadRecord("a skipped round changed the state")
+        paid = self.credited.get(leaf.round, Tally())
+        if paid.contributions or paid.chunks:
+            raise BadRecord(f"round {leaf.round} was paid, but is skipped")
+
+    def _take_restore(self, leaf: RestoreLeaf) -> None:
+        """Go back to an older state, and on with later numbers of rounds."""
+        if leaf.log_size > self.size:
+            raise BadRecord(f"restores {leaf.log_size} leaves; there are only {self.size}")
+        if leaf.next_round <= max(self._next_round, *self.credited, 0):
+            raise BadRecord(f"uses the number {leaf.next_round} of a round again")
+        self._check_restored_state(leaf)
+        lost = self.audits.give_up_lost(self.size, leaf.log_size)
+        self._undrawn |= lost - self.audits.draws.keys()
+        self._next_round, self._merged_tokens = leaf.next_round, leaf.merged_tokens
+        self._state_digest = leaf.state_digest
+        self.restores.append((self.size, leaf))
+
+    def _check_restored_state(self, leaf: RestoreLeaf) -> None:
+        if not leaf.merged_tokens:
+            return  # the run's first state, which no round's leaf names
+        settled = {(e.leaf.state_digest, e.leaf.merged_tokens) for e in self.rounds.values()}
+        if (leaf.state_digest, leaf.merged_tokens) not in settled:
+            raise BadRecord("goes on from a state that no round of this record led to")
 
     def _take_credit(self, leaf: CreditLeaf) -> None:
         worker = self.workers.get(leaf.worker)

@@ -7,7 +7,8 @@ Invariants:
 * A head is signed only after its leaves are committed, only over hashes recomputed from the
   leaves themselves, and only if it extends the last signed head. A rewritten, shortened or
   damaged log is never signed.
-* There is one writer. A second one collides on the leaf's index, and its transaction fails.
+* There is one writer at a time: the coordinator's transactions wait for each other. One that does
+  not wait collides on the leaf's index, and its transaction fails.
 """
 
 from __future__ import annotations
@@ -118,6 +119,11 @@ class Log:
             ) from error
         return list(range(size, size + len(leaves)))
 
+    def behind(self, session: Session) -> bool:
+        """Whether leaves are there that no signed head covers."""
+        head = latest_head(session)
+        return tree.tree_size(session) > (0 if head is None else head.tree_size)
+
     def sign_head(self, session: Session) -> str:
         """Sign the head of what is committed, in a transaction of its own.
 
@@ -139,7 +145,9 @@ class Log:
             session.delete(head)  # same tree, but the log key was replaced: sign it anew
             session.flush()
         note = sign_checkpoint(Checkpoint(self.origin, size, new_root), self._signer)
-        session.add(LogHead(tree_size=size, checkpoint=note, signed_at_s=int(self._now_s())))
+        # A command-line program's clock may be another one than the server's.
+        at_s = max(int(self._now_s()), 0 if head is None else head.signed_at_s)
+        session.add(LogHead(tree_size=size, checkpoint=note, signed_at_s=at_s))
         session.flush()
         logger.info("log head signed", size=size, root=new_root.hex()[:16])
         return note

@@ -49,6 +49,7 @@ __all__ = [
     "FinalLeaf",
     "Leaf",
     "ReleaseLeaf",
+    "RestoreLeaf",
     "ReversalLeaf",
     "RoundLeaf",
     "RunLeaf",
@@ -160,6 +161,21 @@ class ReleaseLeaf(BaseLeaf):
     provenance_sha256: Digest | None = None  # of the signed provenance statement
 
 
+class RestoreLeaf(BaseLeaf):
+    """The run goes on from a backup: what came after the backup is lost to the model.
+
+    Rounds between the one before this leaf and ``next_round`` were lost, or never were. Leaves from
+    ``log_size`` on to this one were brought back from a copy of the record: their credit stands.
+    """
+
+    kind: Literal["restore"] = "restore"
+    log_size: Positive  # leaves of the backup
+    next_round: Annotated[Positive, Field(lt=CHAIN_ROUNDS)]
+    settled_rounds: Count
+    state_digest: Digest  # that the run goes on from
+    merged_tokens: Count  # in that state
+
+
 Leaf = (
     RunLeaf
     | EnrolLeaf
@@ -171,6 +187,7 @@ Leaf = (
     | ReversalLeaf
     | BlockLeaf
     | ReleaseLeaf
+    | RestoreLeaf
 )
 
 _ANY: TypeAdapter[Leaf] = TypeAdapter(Annotated[Leaf, Field(discriminator="kind")])

@@ -173,6 +173,15 @@ class Accounts:
                 tally.move(leaf.microcredits, credit.status, status)
             credit.status, credit.changed_by = status, index
 
+    def last_contribution_s(self, donor: PeerId, end: int) -> int | None:
+        """When a donor's newest contribution before the leaf ``end`` was credited."""
+        times = (
+            credit.leaf.at_s
+            for credit in self.credits.values()
+            if credit.index < end and credit.leaf.donor == donor and credit.leaf.work == "training"
+        )
+        return max(times, default=None)
+
     def training_of(self, round_: int) -> list[Credit]:
         """The contributions that were credited for a round."""
         return [c for c in self.by_round.get(round_, ()) if c.leaf.work == "training"]

@@ -135,6 +135,22 @@ def check_certificate(der: bytes, link: JoinLink, now_s: float) -> bytes:
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
+def delegation_in(certificate_pem: bytes) -> wire.Delegation:
+    """The delegation that one of our own certificates carries.
+
+    Raises:
+        ValueError: not such a certificate.
+    """
+    certificate = x509.load_pem_x509_certificate(certificate_pem)
+    try:
+        extension = certificate.extensions.get_extension_for_oid(_DELEGATION_OID).value
+    except x509.ExtensionNotFound as error:
+        raise ValueError("the certificate carries no delegation") from error
+    if not isinstance(extension, x509.UnrecognizedExtension):
+        raise ValueError("the certificate's delegation has the wrong form")
+    return wire.Delegation.FromString(parse_envelope(extension.value).payload)
+
+
 def _spki(key: ec.EllipticCurvePublicKey) -> bytes:
     return key.public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo

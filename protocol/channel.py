@@ -4,8 +4,9 @@ Invariants:
 
 * The channel trusts exactly one certificate: the one that the link's root key vouched for. The
   handshake that fetches it proves nothing and is used for nothing else.
-* Every call has a deadline; only UNAVAILABLE and DEADLINE_EXCEEDED are retried, with full
-  jitter, so that a swarm does not return as one wave.
+* Every call has a deadline; only UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED (by a server that sheds
+  load) and answers that say when to come back are retried, with full jitter, so that a swarm does
+  not return as one wave.
 * What leaves here is of the protocol's error family, mapped by ``ErrorInfo.reason``.
 """
 
@@ -30,16 +31,23 @@ from protocol.link import JoinLink
 Reply = TypeVar("Reply")
 
 CALL_TIMEOUT_S = 20.0
+CHANNEL_LEFT = "the connection to the coordinator was given up for another one"
 _HANDSHAKE_TIMEOUT_S = 10.0
-_RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+_RETRIED = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+)
 _PASSING = (
     *_RETRIED,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.ABORTED,
     grpc.StatusCode.INTERNAL,
     grpc.StatusCode.UNKNOWN,
-    grpc.StatusCode.CANCELLED,
 )
+
+LONGEST_WAIT_S = 15.0
+"""Told to come back later than this, a call fails: its caller knows what to do meanwhile."""
 
 
 def error_family(kind: type[ProtocolError] = ProtocolError) -> dict[str, type[ProtocolError]]:
@@ -120,9 +128,13 @@ def open_channel(link: JoinLink, pem: bytes) -> grpc.aio.Channel:
 def translate(error: grpc.aio.AioRpcError) -> ProtocolError:
     """Our own error for a gRPC failure, by ``ErrorInfo.reason``, else by status code."""
     message = error.details() or error.code().name
-    kind = _BY_REASON.get(_reason(error) or "")
+    reason, retry_after_s = _details(error)
+    kind = _BY_REASON.get(reason or "")
     if kind is not None:
-        return kind(message)
+        problem = kind(message)
+        if isinstance(problem, TransientError):
+            problem.retry_after_s = retry_after_s
+        return problem
     if error.code() in _PASSING:
         return TransientError(f"the coordinator cannot be reached now: {message}")
     if error.code() == grpc.StatusCode.UNIMPLEMENTED:
@@ -130,19 +142,29 @@ def translate(error: grpc.aio.AioRpcError) -> ProtocolError:
     return BadRecord(f"the coordinator refused ({error.code().name}): {message}")
 
 
-def _reason(error: grpc.aio.AioRpcError) -> str | None:
+def _details(error: grpc.aio.AioRpcError) -> tuple[str | None, float | None]:
+    """The stable reason, and after how many seconds to come back, where the server said so."""
+    reason, retry_after_s = None, None
     for key, value in error.trailing_metadata() or ():
         if key != "grpc-status-details-bin":
             continue
         try:
-            status = status_pb2.Status.FromString(value)
-            for detail in status.details:
-                info = error_details_pb2.ErrorInfo()
+            for detail in status_pb2.Status.FromString(value).details:
+                info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
                 if detail.Unpack(info):
-                    return str(info.reason)
+                    reason = str(info.reason)
+                elif detail.Unpack(retry):
+                    retry_after_s = max(0.0, retry.retry_delay.ToMilliseconds() / 1000)
         except DecodeError:
-            return None
-    return None
+            return None, None
+    return reason, retry_after_s
+
+
+def channel_was_left() -> bool:
+    """Whether a CancelledError comes from a channel that was closed under a call, and not from
+    somebody who wants this task to end."""
+    task = asyncio.current_task()
+    return task is not None and not task.cancelling()
 
 
 async def call(
@@ -164,10 +186,25 @@ async def call(
         try:
             return await attempt(timeout_s)
         except grpc.aio.AioRpcError as error:
-            if error.code() not in _RETRIED or number + 1 == attempts:
-                raise translate(error) from error
-        await asyncio.sleep(backoff_s(number, base_s=base_delay_s))
+            problem = translate(error)
+            hint_s = hinted_s(problem)
+            retried = error.code() in _RETRIED or hint_s is not None
+            if not retried or number + 1 == attempts:
+                raise problem from error
+        except asyncio.CancelledError as error:
+            if not channel_was_left():
+                raise
+            if number + 1 == attempts:
+                raise TransientError(CHANNEL_LEFT) from error
+            hint_s = None
+        await asyncio.sleep((hint_s or 0.0) + backoff_s(number, base_s=base_delay_s))
     raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def hinted_s(problem: ProtocolError) -> float | None:
+    """How long the server asks us to wait, if it does and the wait is short."""
+    after_s = problem.retry_after_s if isinstance(problem, TransientError) else None
+    return after_s if after_s is not None and after_s <= LONGEST_WAIT_S else None
 
 
 def backoff_s(failures: int, *, base_s: float = 0.25, limit_s: float = 15.0) -> float:

@@ -63,6 +63,11 @@ class TransientError(ProtocolError):
 
     reason = "UNAVAILABLE"
 
+    def __init__(self, message: str = "", *, retry_after_s: float | None = None) -> None:
+        """Say what failed and, where it is known, when to come back."""
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
 
 class RateLimited(TransientError):
     """More requests than the coordinator takes from one key or address: slow down."""

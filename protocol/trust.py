@@ -90,6 +90,10 @@ class TrustStore:
         name = wire.KeyPurpose.Name(purpose).removeprefix("KEY_PURPOSE_").lower()
         raise BadSignature(f"not a {name} key of this run: {problem}")
 
+    def is_revoked(self, serial: int) -> bool:
+        """Whether the root key took a delegation back."""
+        return serial in self._revoked
+
     def require_signer(self, purpose: wire.KeyPurpose, signer: PeerId, now_s: float) -> None:
         """:meth:`require` for an Ed25519 key given by its PeerID."""
         self.require(purpose, PublicKey.from_peer_id(signer).raw, now_s)

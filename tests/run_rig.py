@@ -154,7 +154,7 @@ async def serving(folder: Path, *, clock: Callable[[], float] = time.time) -> As
     )
     await engine.start()
     service = make_service(run, engine, database, checkpoints, log, clock=clock)
-    bound = await start_server(service, run.keys.tls, "127.0.0.1:0")
+    bound = await start_server(service, run.keys.tls, "127.0.0.1:0", run.settings.limits)
     link = JoinLink("127.0.0.1", bound.port, run.manifest.run_id, run.manifest.root)
     try:
         yield Served(run, link, engine, database, bound)

@@ -1,4 +1,4 @@
-"""The anchor: a public peer of the organiser. It bootstraps the DHT, seeds weights, reduces.
+"""The anchor: a public peer of the organiser. It bootstraps the DHT, seeds blobs, reduces.
 
 Invariants:
 
@@ -28,6 +28,7 @@ from worker.heartbeat import Heartbeats, seed_weights
 from worker.node import Node, open_node
 from worker.race import unless
 from worker.reentry import stay_in_touch
+from worker.seeding import seed_shards
 from worker.status import Board, Phase
 from worker.taking_part import Reduction
 
@@ -79,7 +80,9 @@ class Anchor:
             tasks.create_task(node.outbox.run())
             tasks.create_task(Heartbeats(node, board).run())
             tasks.create_task(node.retained.run())
+            tasks.create_task(node.reachability.run())
             tasks.create_task(seed_weights(node, fetch=True))
+            tasks.create_task(seed_shards(node))
             tasks.create_task(publish(node))
             tasks.create_task(reduce_for_ever(node, board))
 

@@ -51,7 +51,11 @@ def cli() -> None:
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True
 )
-@click.option("--client-mode", is_flag=True, help="No inbound port: for machines behind NAT.")
+@click.option(
+    "--client-mode/--no-client-mode",
+    default=None,
+    help="Never/always tell others to connect to this machine [default: as measured].",
+)
 @click.option("--listen", multiple=True, help="Multiaddress to listen on; may be repeated.")
 @click.option("--invite", metavar="TOKEN", help="The organiser's invitation, if it takes one.")
 @click.option("--yes", is_flag=True, help="Agree without being asked.")
@@ -61,7 +65,7 @@ def join(
     name: str,
     threads: int | None,
     device: str,
-    client_mode: bool,
+    client_mode: bool | None,
     listen: tuple[str, ...],
     invite: str | None,
     yes: bool,
@@ -84,6 +88,24 @@ def join(
     config.save(home.config)
     where = "" if home == resolve_home(None, os.environ) else f" --home {home.path}"
     click.echo(f"\nJoined. Start with: barnraise worker run{where}")
+
+
+@cli.command()
+@click.argument("link")
+@_home_option
+def move(link: str, home: Home) -> None:
+    """Follow the run to another address: its new LINK has the same run and root key.
+
+    Key, receipts and settings stay. Restart the worker afterwards.
+
+    \b
+    Example:
+      barnraise worker move 'barnraise://new-host:7443/RUN_ID#root=FINGERPRINT'
+    """
+    from worker.join import move as follow
+
+    moved = _run(follow(home, link))
+    click.echo(f"Moved to {moved.join_link.address}. Start again with: barnraise worker run")
 
 
 @cli.command()
@@ -137,7 +159,12 @@ def anchor(
       barnraise worker anchor --link "$LINK" --home anchor --listen /ip4/0.0.0.0/tcp/31337
     """
     config = WorkerConfig(
-        link=link, listen=tuple(listen), announce=tuple(announce), device="cpu", name="anchor"
+        link=link,
+        listen=tuple(listen),
+        announce=tuple(announce),
+        device="cpu",
+        name="anchor",
+        client_mode=False,
     )
     _limit_threads(1)
     _log_to_stderr(json_logs)
@@ -222,8 +249,9 @@ def doctor(home: Home, as_json: bool) -> None:
             if not as_json:
                 mark = "ok  " if check.ok else "FAIL"
                 click.echo(f"{mark} {check.name:<12} {check.detail}")
-                if not check.ok:
-                    click.echo(f"     -> {check.fix}")
+                advice = check.hint if check.ok else check.fix
+                if advice:
+                    click.echo(f"     -> {advice}")
         return found
 
     checks = _run(all_checks())

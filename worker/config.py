@@ -23,6 +23,9 @@ from protocol.link import JoinLink
 
 HOME_VARIABLE = "BARNRAISE_HOME"
 DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
+ClientMode = Literal["auto"] | bool
+"""``auto``: whether others can connect to this machine is measured (:mod:`worker.reachability`)."""
+
 _MAX_SOCKET_PATH_BYTES = 100  # sun_path holds 104 bytes on macOS, 108 on Linux
 _MAX_INVITE_CHARS = 64
 _MAX_CONFIG_BYTES = 64 << 10
@@ -114,7 +117,7 @@ class WorkerConfig:
     device: DeviceChoice = "auto"
     micro_batch_sequences: int = 0  # 0: a whole batch at once
     autocast_bf16: bool = False
-    client_mode: bool = False  # no inbound port: for machines behind NAT
+    client_mode: ClientMode = "auto"  # true: no inbound port; false: has one, whatever is measured
     listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/0",)
     announce: tuple[str, ...] = ()
     invite: str = ""  # where the organiser admits by invitation
@@ -126,6 +129,8 @@ class WorkerConfig:
         _check(len(self.name) <= MAX_DISPLAY_NAME_CHARS, "name", "is at most 64 characters")
         _check(self.threads >= 1, "threads", "must be at least 1")
         _check(self.device in get_args(DeviceChoice), "device", "is auto, cpu, cuda or mps")
+        mode = self.client_mode
+        _check(mode == "auto" or type(mode) is bool, "client_mode", 'is "auto", true or false')
         _check(self.micro_batch_sequences >= 0, "micro_batch_sequences", "must not be negative")
         _check(self.evidence_mib >= 0, "evidence_mib", "must not be negative")
         for key in ("listen", "announce"):
@@ -209,6 +214,8 @@ def _typed(raw: dict[str, Any], path: Path) -> dict[str, Any]:
         if isinstance(default, tuple):
             fits = isinstance(value, list) and all(isinstance(item, str) for item in value)
             value = tuple(value) if fits else value
+        elif key == "client_mode":
+            fits = value == "auto" or type(value) is bool
         else:
             fits = type(value) is type(default) if key != "link" else isinstance(value, str)
         if not fits:

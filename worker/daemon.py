@@ -29,7 +29,6 @@ from protocol.identity import Identity
 from protocol.wire.records_pb2 import Assignment
 from worker.config import Home, WorkerConfig
 from worker.control import control_server, home_lock
-from worker.data_source import DataSource
 from worker.heartbeat import Heartbeats, seed_weights
 from worker.journal import Lease, LeaseState
 from worker.node import Node, open_node
@@ -188,8 +187,8 @@ class Daemon:
                 tasks.create_task(beats.run())
                 tasks.create_task(node.retained.run())
                 tasks.create_task(collect_receipts(node, self.board))
-                if not self.config.client_mode:
-                    tasks.create_task(seed_weights(node, fetch=False))
+                tasks.create_task(node.reachability.run())
+                tasks.create_task(seed_weights(node, fetch=False))
                 await self._work(node, runner, beats, Probation(runner))
                 await node.outbox.drain(_GOODBYE_S)
                 await last_receipts(node)
@@ -207,7 +206,7 @@ class Daemon:
             session=node.session,
             watch=node.watch,
             states=node.states,
-            data=DataSource(manifest, node.session, node.blobs),
+            data=node.data,
             outbox=node.outbox,
             journal=node.journal,
             trainer=self.trainer,

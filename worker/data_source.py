@@ -1,33 +1,35 @@
 """The data of a unit, as verified local files.
 
 Invariant: a shard is read only after its SHA-256, from the dataset manifest that the run manifest
-names, was right.
+names, was right; it is hashed again for each unit, for a disk may rot, and a unit does not count
+if one was written to meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from pathlib import Path
 
 import structlog
 
 from protocol.dataset import DatasetManifest, SequenceReader
-from protocol.errors import BadDigest, TransientError, UsageError
+from protocol.errors import UsageError
 from protocol.limits import MAX_MANIFEST_BYTES
 from protocol.manifest import RunManifest
-from worker.session import Session
+from worker.blob_fetch import BlobFetcher, Wanted
 from worker.shards import BlobStore
 
 log = structlog.get_logger()
 
 
 class DataSource:
-    """Fetches dataset manifest and shards once, through the blob cache."""
+    """Fetches dataset manifest and shards through the blob cache."""
 
-    def __init__(self, manifest: RunManifest, session: Session, blobs: BlobStore) -> None:
+    def __init__(self, manifest: RunManifest, fetcher: BlobFetcher, blobs: BlobStore) -> None:
         self._sha256 = bytes.fromhex(manifest.dataset_sha256)
         self._manifest = manifest
-        self._session = session
+        self._fetcher = fetcher
         self._blobs = blobs
         self._dataset: DatasetManifest | None = None
 
@@ -38,41 +40,52 @@ class DataSource:
             TransientError: it cannot be fetched now.
             UsageError: it is not understood, or does not fit the run.
         """
-        path = await self._blob(self._sha256, None, MAX_MANIFEST_BYTES)
+        await asyncio.to_thread(self._blobs.find, self._sha256, anew=True)
+        fetched = await self._fetcher.fetch_unsized(self._sha256, MAX_MANIFEST_BYTES)
+        _say(self._sha256, fetched.givers)
         if self._dataset is None:
-            dataset = DatasetManifest.parse(await asyncio.to_thread(path.read_bytes))
+            dataset = DatasetManifest.parse(await asyncio.to_thread(fetched.path.read_bytes))
             if dataset.sequence_length != self._manifest.sequence_length:
                 raise UsageError(
                     "the dataset's sequence length is not the run's: tell the organiser"
                 )
             self._dataset = dataset
-        return path
+        return fetched.path
+
+    async def dataset(self) -> DatasetManifest:
+        """The dataset's manifest. Raises as :meth:`dataset_file`."""
+        if self._dataset is None:
+            await self.dataset_file()
+        assert self._dataset is not None
+        return self._dataset
 
     async def shards(self, start: int, end: int) -> dict[str, Path]:
         """Verified files of the shards that hold sequences [start, end), by SHA-256 in hex."""
-        await self.dataset_file()
-        assert self._dataset is not None
-        reader = SequenceReader(self._dataset, lambda digest: self._blobs.path(_raw(digest)))
+        dataset = await self.dataset()
+        reader = SequenceReader(dataset, lambda digest: self._blobs.path(bytes.fromhex(digest)))
         return {
-            shard.sha256: await self._blob(_raw(shard.sha256), shard.bytes, shard.bytes)
+            shard.sha256: await self.shard(bytes.fromhex(shard.sha256), shard.bytes)
             for shard in reader.needed(start, end)
         }
 
-    async def _blob(self, sha256: bytes, total_bytes: int | None, limit_bytes: int) -> Path:
-        path = await asyncio.to_thread(self._blobs.find, sha256)
+    async def shard(self, sha256: bytes, total_bytes: int) -> Path:
+        """One shard's file, hashed now, fetched if need be.
+
+        Raises:
+            TransientError: it cannot be fetched now.
+        """
+        path = await asyncio.to_thread(self._blobs.find, sha256, anew=True)
         if path is not None:
             return path
-        target = self._blobs.partial(sha256)
-        try:
-            await self._session.download_blob(
-                sha256, target, total_bytes=total_bytes, limit_bytes=limit_bytes
-            )
-        except BadDigest as error:
-            raise TransientError(f"{error}; will ask again") from error
-        await asyncio.to_thread(self._blobs.adopt, target, sha256)
-        log.info("data fetched", sha256=sha256.hex()[:16])
-        return self._blobs.path(sha256)
+        fetched = await self._fetcher.fetch(Wanted(sha256, total_bytes))
+        _say(sha256, fetched.givers)
+        return fetched.path
+
+    def has_changed(self, shards: Iterable[str]) -> bool:
+        """Whether one of these (SHA-256 in hex) is not as it was verified; never hashes."""
+        return any(self._blobs.known(bytes.fromhex(shard)) is None for shard in shards)
 
 
-def _raw(digest: str) -> bytes:
-    return bytes.fromhex(digest)
+def _say(sha256: bytes, givers: tuple[str, ...]) -> None:
+    if givers:
+        log.info("data fetched", sha256=sha256.hex()[:16], source=", ".join(givers))

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from protocol.channel import fetch_certificate, trusted_certificate
 from protocol.errors import ProtocolError, UsageError
@@ -20,24 +22,27 @@ from protocol.identity import Identity
 from worker.config import Home, WorkerConfig
 from worker.control import ask
 from worker.node import pick_device
+from worker.reachability import BY_CHOICE, Mode, measure, ports_of
 from worker.session import Session
 from worker.swarm import Swarm
 
 _MAX_CLOCK_ERROR_S = 60.0
 _MIN_FREE_BYTES = 1 << 30
 _NOT_RUNNING = "not running"
+_EXAMPLE_PORT = 31337
 _SPEED_SIZE = 512
 _SPEED_S = 0.5
 
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. ``fix`` says what to do when it is not ``ok``."""
+    """One finding. ``fix`` says what to do when it is not ``ok``, ``hint`` what else one can do."""
 
     name: str
     ok: bool
     detail: str
     fix: str = ""
+    hint: str = ""
 
 
 async def examine(home: Home, config: WorkerConfig) -> AsyncIterator[Check]:
@@ -140,7 +145,7 @@ async def _network(
         try:
             yield Check("p2pd", True, "starts and listens")
             yield await _anchor(swarm, anchors)
-            yield _inbound(config)
+            yield await _reach(home, config, session, await swarm.multiaddrs())
         finally:
             await swarm.shutdown()
 
@@ -159,12 +164,46 @@ async def _anchor(swarm: Swarm, anchors: list[str]) -> Check:
     return Check("anchor", False, problem, "allow outbound TCP to the anchor's address and port")
 
 
-def _inbound(config: WorkerConfig) -> Check:
-    if config.client_mode:
-        return Check("inbound", True, "client mode: no inbound port needed")
-    listen = ", ".join(config.listen)
-    detail = f"listens on {listen}; whether others reach it shows in the rounds' reduces"
-    return Check("inbound", True, f"{detail}; behind NAT join with --client-mode")
+async def _reach(home: Home, config: WorkerConfig, session: Session, addresses: list[str]) -> Check:
+    """Direct or client mode: measured on the port of the worker that runs, else on our own."""
+    if config.client_mode is True:
+        return Check("reachable", True, f"{Mode.CLIENT}: {BY_CHOICE.why}")
+    status = await asyncio.to_thread(_status, home)
+    ports = status["ports"] if status else ports_of(addresses)
+    reach = await measure(session, ports)
+    detail = f"{reach.mode}: {reach.why}"
+    if reach.direct:
+        return Check("reachable", True, detail)
+    fix = how_to_be_reached(config, ports, reach.address)
+    if config.client_mode is False:
+        return Check("reachable", False, f"others are told of this machine, but {reach.why}", fix)
+    detail += "; nothing is lost: this worker opens the connections"
+    return Check("reachable", True, detail, hint=fix)
+
+
+def how_to_be_reached(config: WorkerConfig, ports: Sequence[int], public: str) -> str:
+    """What the owner can do so that others can connect, with the numbers of this machine."""
+    port, steps = ports[0] if ports else _EXAMPLE_PORT, []
+    if any(text.endswith("/tcp/0") for text in config.listen):
+        port = _EXAMPLE_PORT
+        steps.append(f'set listen = ["/ip4/0.0.0.0/tcp/{port}"] in worker.toml')
+    steps.append(f"let TCP port {port} in at this machine's firewall (ufw allow {port}/tcp)")
+    here = _address_towards(config)
+    if public != here:
+        steps.append(f"forward TCP port {port} of your router to {here or 'this machine'}")
+    return f"to be reached: {'; '.join(steps)}; then start the worker again"
+
+
+def _address_towards(config: WorkerConfig) -> str:
+    """This machine's own address on the way to the coordinator; empty when there is none."""
+    link = config.join_link
+    try:
+        family = socket.getaddrinfo(link.host, link.port, type=socket.SOCK_DGRAM)[0][0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((link.host, link.port))  # sends nothing
+            return str(probe.getsockname()[0])
+    except OSError:
+        return ""
 
 
 def _disk(home: Home) -> Check:
@@ -196,8 +235,16 @@ def _gigaflops(device: str, threads: int) -> float:
 
 
 def _running(home: Home) -> Check:
-    try:
-        status = ask(home, "status")["status"]
-    except ProtocolError:
+    status = _status(home)
+    if status is None:
         return Check("daemon", True, _NOT_RUNNING)
     return Check("daemon", True, f"running: {status['phase']} {status['reason']}".rstrip())
+
+
+def _status(home: Home) -> dict[str, Any] | None:
+    """Of the worker that runs in this folder; None when none does."""
+    try:
+        status: dict[str, Any] = ask(home, "status")["status"]
+    except ProtocolError:
+        return None
+    return status

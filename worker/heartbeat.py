@@ -23,7 +23,7 @@ from protocol.errors import (
 )
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2 as api
-from worker.node import Node, own_addresses
+from worker.node import Node
 from worker.round_runner import RoundRunner
 from worker.status import Board
 
@@ -67,6 +67,7 @@ class Heartbeats:
                 self._problem = ""
                 self.board.heard_of_coordinator(True)
                 self._obey(reply)
+                await self._renew_admission()
             except NotEnrolled:
                 await self._enrol()
             except (TransientError, PeerFault, UsageError) as error:
@@ -81,6 +82,13 @@ class Heartbeats:
         self._problem = error.reason
         self.board.heard_of_coordinator(not away)
 
+    async def _renew_admission(self) -> None:
+        """Peers believe it no more once the organiser revoked the key that signed it."""
+        try:
+            self.node.session.open_round_record(self.node.admission, wire.Admission)
+        except PeerFault:
+            await self._enrol()
+
     async def _enrol(self) -> None:
         try:
             await self.node.enrol()
@@ -88,9 +96,9 @@ class Heartbeats:
             log.warning("cannot enrol again", problem=str(error))
 
     async def _beat(self) -> wire.Heartbeat:
-        board, config = self.board, self.node.config
+        board, reachability = self.board, self.node.reachability
         return wire.Heartbeat(
-            run_id=config.join_link.run_id,
+            run_id=self.node.config.join_link.run_id,
             worker=self.node.identity.peer_id,
             round=board.round,
             assignment_id=bytes.fromhex(board.assignment_id),
@@ -98,9 +106,14 @@ class Heartbeats:
             tokens_per_s=board.tokens_per_s,
             phase=board.phase.wire,
             reason=board.reason[:200],
-            client_mode=config.client_mode,
-            multiaddrs=[] if config.client_mode else await own_addresses(self.node.swarm),
+            client_mode=not reachability.reach.direct,
+            multiaddrs=await reachability.addresses(),
+            bad_sources=self._bad_sources(),
         )
+
+    def _bad_sources(self) -> list[str]:
+        self.board.bad_sources = self.node.sources.bad
+        return self.board.bad_sources
 
     def _obey(self, reply: api.HeartbeatReply) -> None:
         paused = reply.action in (api.ACTION_PAUSE, api.ACTION_UPGRADE)
@@ -164,10 +177,11 @@ def interval_s(next_heartbeat_ms: int) -> float:
 
 
 async def seed_weights(node: Node, *, fetch: bool) -> None:
-    """Announce this node as a holder of the run's weights, for ever.
+    """Announce this node as a holder of the run's weights while others reach it, for ever.
 
     Args:
-        fetch: get them if they are not here (anchors do; workers announce what they have).
+        fetch: get them, and the momentum, if they are not here (anchors do; workers announce what
+            they have).
     """
     while True:
         head = node.watch.head
@@ -175,7 +189,9 @@ async def seed_weights(node: Node, *, fetch: bool) -> None:
             if head is not None:
                 if fetch:
                     await node.states.file(head, "weights")
-                if node.blobs.known(head.record.weights_sha256) is not None:
+                    await node.states.file(head, "momentum")
+                direct = node.reachability.reach.direct
+                if direct and node.blobs.known(head.record.weights_sha256) is not None:
                     await node.swarm.announce_weights(head.record.state_digest, node.admission)
         except (TransientError, PeerFault, UsageError) as error:
             log.warning("cannot seed the weights now", problem=str(error))

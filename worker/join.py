@@ -6,8 +6,11 @@ from dataclasses import dataclass
 
 from protocol.errors import TransientError, UsageError
 from protocol.identity import Identity
+from protocol.link import JoinLink
 from protocol.manifest import RunManifest
 from worker.config import Home, WorkerConfig
+
+_MEASURED = "others are told of it only if they reach it; behind NAT nothing is lost"
 
 
 @dataclass(frozen=True)
@@ -54,19 +57,53 @@ async def look_at_run(home: Home, config: WorkerConfig) -> Offer:
 
 def _check_other_run(home: Home, config: WorkerConfig) -> None:
     if home.config.exists():
-        joined = WorkerConfig.load(home.config).join_link.run_id
-        if joined != config.join_link.run_id:
+        joined = WorkerConfig.load(home.config).join_link
+        if joined.run_id != config.join_link.run_id:
             raise UsageError(
-                f"{home.path} has joined run {joined.hex()[:16]} already: "
+                f"{home.path} has joined run {joined.run_id.hex()[:16]} already: "
                 "give another folder with --home for another run"
             )
+        _check_same_root(joined, config.join_link)
+
+
+async def move(home: Home, link: str) -> WorkerConfig:
+    """Follow a run to the address of a new link; key, journal, credit and settings stay.
+
+    Raises:
+        UsageError: the link is of another run or root key, or nobody answers there who may.
+    """
+    from worker.session import Session
+
+    config = WorkerConfig.load(home.config)
+    moved = config.with_options(link=link)
+    if moved.join_link.run_id != config.join_link.run_id:
+        raise UsageError(
+            "the link is of another run: join that one with 'barnraise worker join' and another "
+            "folder"
+        )
+    _check_same_root(config.join_link, moved.join_link)
+    try:
+        session = await Session.connect(moved.join_link, Identity.load(home.identity))
+    except TransientError as error:
+        raise UsageError(f"not moved: {error}") from error
+    await session.close()
+    moved.save(home.config)
+    return moved
+
+
+def _check_same_root(old: JoinLink, new: JoinLink) -> None:
+    if old.root != new.root:
+        raise UsageError(
+            "the link names another root key than the one that this worker has joined: it is not "
+            "from the same organiser. Do not use it, and tell the organiser"
+        )
 
 
 def describe(offer: Offer, home: Home) -> str:
     """The facts of a run and what this machine would give, in words for a person."""
     manifest, config = offer.manifest, offer.config
     title = manifest.campaign.title
-    inbound = "none (client mode)" if config.client_mode else ", ".join(config.listen)
+    inbound = "none (client mode)" if config.client_mode is True else ", ".join(config.listen)
     lines = [
         f"run          {manifest.name}" + ("" if title == manifest.name else f": {title}"),
         *([f"             {manifest.description}"] if manifest.description else []),
@@ -79,6 +116,7 @@ def describe(offer: Offer, home: Home) -> str:
         "This machine would give:",
         f"  processor  {config.threads} thread(s), device {config.device}",
         f"  network    listens on {inbound}",
+        *([f"             {_MEASURED}"] if config.client_mode == "auto" else []),
         f"  disk       shards, weights and updates in {home.path}",
         f"  known as   {offer.worker}",
         *([f'             "{config.name}"'] if config.name else []),

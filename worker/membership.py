@@ -21,6 +21,8 @@ from typing import Any
 import structlog
 from hivemind.dht import DHTNode
 from hivemind.p2p import PeerID
+from hivemind.proto import dht_pb2
+from hivemind.utils.auth import AuthRole, AuthRPCWrapper
 
 from protocol.channel import backoff_s
 from protocol.errors import BadRecord, TransientError, UsageError
@@ -56,15 +58,19 @@ class Membership:
         self.on_change: Callable[[], None] = lambda: None
         self._how, self._rules, self._book, self._serve = how, rules, book, serve
         self._records: Records | None = None  # None while there is no daemon
+        self._in_dht = False  # others may keep us in their DHT tables
 
-    async def enter(self, anchors: Sequence[str]) -> None:
+    async def enter(self, anchors: Sequence[str], *, in_dht: bool) -> None:
         """Start the daemon and enter by the anchors; for the first of them there are none.
+
+        Args:
+            in_dht: others reach us, as far as is known now; see :meth:`serve_dht`.
 
         Raises:
             TransientError: the daemon did not start, or no anchor answered; says what to check.
             UsageError: it cannot listen where it should.
         """
-        self.anchors = tuple(anchors)
+        self.anchors, self._in_dht = tuple(anchors), in_dht
         await self.p2p.start(anchors)
         await self._unless_it_dies(self._begin(anchors))
 
@@ -83,6 +89,21 @@ class Membership:
         """See :meth:`Records.find`; nothing while there is no daemon."""
         return [] if self._records is None else await self._records.find(key)
 
+    async def serve_dht(self, reachable: bool) -> None:
+        """Let others keep us in their DHT tables, or no more: they would wait for us in vain."""
+        if reachable == self._in_dht:
+            return
+        self._in_dht = reachable
+        if self.node is None or self._records is None:
+            return  # the next daemon's node will be so from its start
+        protocol = self.node.protocol
+        if reachable and protocol.client_mode:
+            servicer = AuthRPCWrapper(protocol, AuthRole.SERVICER, None)
+            await protocol.add_p2p_handlers(self.p2p.daemon, servicer)
+            protocol.client_mode = False
+        own_id = protocol.node_id.to_bytes() if reachable else b""
+        protocol.node_info = dht_pb2.NodeInfo(node_id=own_id)
+
     async def _begin(self, anchors: Sequence[str]) -> None:
         await self._serve_here()
         await self._enter_dht(anchors, must_answer=True)
@@ -99,7 +120,7 @@ class Membership:
                 self.p2p.daemon,
                 node_id=None if before is None else before.node_id,
                 initial_peers=list(peers),
-                client_mode=self._how.client_mode,
+                client_mode=not self._in_dht,
                 record_validator=self._rules,
                 strict=False,
                 ensure_bootstrap_success=must_answer,

@@ -21,15 +21,18 @@ from protocol.channel import backoff_s
 from protocol.errors import TransientError, UsageError
 from protocol.hello import client_version
 from protocol.identity import Identity
-from protocol.limits import MAX_MULTIADDRS
 from protocol.wire import records_pb2 as wire
+from worker.blob_fetch import BlobFetcher
 from worker.config import Home, WorkerConfig
+from worker.data_source import DataSource
 from worker.evidence import Evidence
 from worker.journal import Journal
 from worker.outbox import Outbox
+from worker.reachability import Reachability
 from worker.retained import Retained
 from worker.session import Session
 from worker.shards import BlobStore
+from worker.sources import Sources
 from worker.state_cache import StateCache
 from worker.status import Board
 from worker.swarm import Swarm
@@ -51,7 +54,9 @@ class Node:
     session: Session
     swarm: Swarm
     watch: Watch
+    sources: Sources
     states: StateCache
+    data: DataSource
     blobs: BlobStore
     journal: Journal
     outbox: Outbox
@@ -60,6 +65,7 @@ class Node:
     admission: wire.Envelope
     retained: Retained
     evidence: Evidence
+    reachability: Reachability
 
     async def enrol(self) -> None:
         """Enrol (again): renews admission and addresses.
@@ -68,7 +74,9 @@ class Node:
             UsageError: refused.
         """
         self.admission = await self.session.enrol(
-            await _enrolment(self.config, self.identity, self.swarm, self.device, self.anchor)
+            await _enrolment(
+                self.config, self.identity, self.reachability, self.device, self.anchor
+            )
         )
 
 
@@ -100,8 +108,11 @@ async def open_node(
         swarm, peers = await _join_swarm(config, identity, identity_path, session, board, peers)
         stack.push_async_callback(swarm.shutdown)
         swarm.serve_blobs(blobs.known)
-        watch, states = Watch(session), StateCache(manifest, session, blobs, journal)
-        watch.swarm = states.swarm = swarm
+        watch, sources = Watch(session), Sources(session)
+        sources.head = lambda: watch.head
+        fetcher = BlobFetcher(blobs, sources)
+        states = StateCache(manifest, fetcher, blobs, journal)
+        watch.swarm = sources.swarm = swarm
 
         def swarm_changed() -> None:
             board.swarm_problem = swarm.membership.problem
@@ -109,12 +120,21 @@ async def open_node(
 
         swarm.membership.on_change = swarm_changed
         outbox = Outbox(session, journal)
-        watch.on_connected = outbox.retry_now
-        states.anchor_ids = tuple(peer.rsplit("/p2p/", 1)[-1] for peer in peers)
+        sources.anchor_ids = tuple(peer.rsplit("/p2p/", 1)[-1] for peer in peers)
+        reachability = Reachability(
+            config.client_mode, session, swarm, board, config.announce, anchor
+        )
+        await reachability.start()
+
+        def on_connected() -> None:
+            outbox.retry_now()
+            reachability.connected()
+
+        watch.on_connected = on_connected
         device = await asyncio.to_thread(pick_device, config.device)
         retained = await asyncio.to_thread(_retained, home, config)
         evidence = Evidence(identity, manifest, retained, home.answers, states.elements)
-        enrolment = await _enrolment(config, identity, swarm, device, anchor)
+        enrolment = await _enrolment(config, identity, reachability, device, anchor)
         admission = await _patiently(lambda: session.enrol(enrolment), board)
         board.connected = True
         log.info("enrolled", worker=identity.peer_id, anchor=anchor, device=device)
@@ -124,7 +144,9 @@ async def open_node(
             session=session,
             swarm=swarm,
             watch=watch,
+            sources=sources,
             states=states,
+            data=DataSource(manifest, fetcher, blobs),
             blobs=blobs,
             journal=journal,
             outbox=outbox,
@@ -133,12 +155,8 @@ async def open_node(
             admission=admission,
             retained=retained,
             evidence=evidence,
+            reachability=reachability,
         )
-
-
-async def own_addresses(swarm: Swarm) -> list[str]:
-    """Addresses at which others can dial this node, bounded as the coordinator bounds them."""
-    return (await swarm.multiaddrs())[:MAX_MULTIADDRS]
 
 
 def pick_device(choice: str) -> Device:
@@ -220,10 +238,11 @@ async def _join_swarm(
                 run_id=config.join_link.run_id,
                 trust=session.trust,
                 initial_peers=peers,
-                client_mode=config.client_mode,
+                client_mode=config.client_mode is True,
                 listen=config.listen,
                 announce=config.announce,
                 clock_ms=session.now_ms,
+                in_dht=config.client_mode is False,  # else as is measured
             ), peers
         except TransientError as error:
             if board.reason != str(error):
@@ -237,7 +256,11 @@ async def _join_swarm(
 
 
 async def _enrolment(
-    config: WorkerConfig, identity: Identity, swarm: Swarm, device: Device, anchor: bool
+    config: WorkerConfig,
+    identity: Identity,
+    reachability: Reachability,
+    device: Device,
+    anchor: bool,
 ) -> wire.Enrolment:
     return wire.Enrolment(
         run_id=config.join_link.run_id,
@@ -252,7 +275,7 @@ async def _enrolment(
         ),
         display_name=config.name,
         anchor=anchor,
-        client_mode=config.client_mode,
-        multiaddrs=[] if config.client_mode else await own_addresses(swarm),
+        client_mode=not reachability.reach.direct,
+        multiaddrs=await reachability.addresses(),
         invite=config.invite,
     )

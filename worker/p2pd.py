@@ -133,6 +133,10 @@ class P2pd:
         except TransientError:
             return set()
 
+    async def drop_connections(self) -> None:
+        """See :meth:`BoundedP2P.drop_connections`."""
+        await self.daemon.drop_connections()
+
     async def connect(self, peer_id: str, multiaddrs: Sequence[str]) -> None:
         """See :meth:`BoundedP2P.connect`."""
         daemon = await self._running()

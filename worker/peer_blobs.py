@@ -4,9 +4,8 @@ Invariants:
 
 * A piece is at most 1 MiB and must continue exactly where the last one ended; the total is the
   one that the caller knows from a signed record, so nobody can fill a disk.
-* Nothing appears under the target's name before its digest has been checked. What has come so
-  far stays in ``<target>.part`` and is continued, from whichever peer, after a failure.
-* Files are read, hashed and written in threads.
+* A caller that has what it wants hangs up; nothing more is read for it.
+* Files are read in threads.
 """
 
 from __future__ import annotations
@@ -14,25 +13,30 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Container
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Any, AsyncIterator, BinaryIO  # noqa: UP035  # ServicerBase reads typing's
+from typing import Any, AsyncIterator  # noqa: UP035  # ServicerBase reads typing's
 
-import structlog
 from hivemind.p2p import P2PContext, ServicerBase
 
 from protocol.errors import BadDigest, BadRecord, TransientError
 from protocol.limits import MAX_PIECE_BYTES
 from protocol.wire import service_pb2 as service
 from worker.p2pd import P2pd
-
-log = structlog.get_logger()
+from worker.streams import BoundedP2P
 
 PIECE_BYTES = MAX_PIECE_BYTES // 2
 """What we send; what we accept is at most twice that."""
 
 MAX_UPLOADS = 8
 """Blobs served at once; others wait their turn, so that each upload ends in good time."""
+
+MAX_UPLOADS_TO_STRANGERS = 3
+"""Of them, those to peers that are in no reduce here."""
+
+MAX_UPLOADS_PER_PEER = 4
 
 STALL_S = 30.0
 """A peer that sends nothing for so long is given up; another one may continue."""
@@ -47,15 +51,43 @@ class BlobService(ServicerBase):  # type: ignore[misc]
     def __init__(self, run_id: bytes) -> None:
         self._run_id = run_id
         self._uploads = asyncio.Semaphore(MAX_UPLOADS)
+        self._to_strangers = asyncio.Semaphore(MAX_UPLOADS_TO_STRANGERS)
+        self._to_peers: Counter[str] = Counter()
+        self._familiar: Container[str] = frozenset()
         self.resolve: Resolve = lambda sha256: None
         self.small: dict[bytes, bytes] = {}  # what we serve from memory
+
+    async def add_p2p_handlers(self, p2p: BoundedP2P, **options: Any) -> None:
+        """Serve on this daemon."""
+        self._familiar = p2p.familiar
+        await super().add_p2p_handlers(p2p, **options)
+
+    @asynccontextmanager
+    async def _one_more(self, peer_id: str) -> AsyncIterator[None]:
+        """Wait for our turn to upload; strangers wait for one of their few first.
+
+        Raises:
+            TransientError: this peer has as many as it may.
+        """
+        if self._to_peers[peer_id] >= MAX_UPLOADS_PER_PEER:
+            raise TransientError(f"{MAX_UPLOADS_PER_PEER} blobs are on their way to you already")
+        self._to_peers[peer_id] += 1
+        try:
+            async with AsyncExitStack() as turns:
+                if peer_id not in self._familiar:
+                    await turns.enter_async_context(self._to_strangers)
+                await turns.enter_async_context(self._uploads)
+                yield
+        finally:
+            self._to_peers[peer_id] -= 1
+            self._to_peers += Counter()  # drops the zeros
 
     async def rpc_blob(
         self, request: service.GetShardRequest, context: P2PContext
     ) -> AsyncIterator[service.Piece]:
         if request.run_id != self._run_id:
             raise BadRecord("a blob of another run")
-        async with self._uploads:
+        async with self._one_more(context.remote_id.to_base58()):
             small = self.small.get(request.sha256)
             if small is not None and request.offset <= len(small):
                 for offset in range(request.offset, len(small), PIECE_BYTES):
@@ -77,68 +109,95 @@ class BlobService(ServicerBase):  # type: ignore[misc]
             total_bytes = os.fstat(file.fileno()).st_size
             offset = request.offset
             while offset < total_bytes:
-                data = await asyncio.to_thread(os.pread, file.fileno(), PIECE_BYTES, offset)
+                data = await asyncio.to_thread(_read_piece, file.fileno(), offset)
                 if not data:
                     raise TransientError("the blob shrank while it was read")
                 yield service.Piece(offset=offset, total_bytes=total_bytes, data=data)
                 offset += len(data)
 
 
+def _read_piece(descriptor: int, offset: int) -> bytes:
+    return os.pread(descriptor, PIECE_BYTES, offset)
+
+
 class BlobClient:
-    """Fetches blobs from peers."""
+    """Asks peers for blobs."""
 
     def __init__(self, p2p: P2pd, handle: str, run_id: bytes) -> None:
         self._p2p, self._handle, self._run_id = p2p, handle, run_id
 
-    async def fetch(self, peer_id: str, sha256: bytes, total_bytes: int, target: Path) -> None:
-        """Fetch a blob into ``target``, going on from what an earlier attempt left.
+    async def pieces(
+        self, peer_id: str, sha256: bytes, offset: int
+    ) -> AsyncIterator[service.Piece]:
+        """What a peer sends of a blob from ``offset`` on: unchecked. Close it to hang up.
 
         Raises:
-            TransientError: the peer failed or does not hold it; call again, with any peer.
-            BadDigest: the bytes are not the blob; they were thrown away.
-            BadRecord: the peer sent other pieces than those asked for.
-            OSError: the disk is full or refuses.
+            TransientError: the peer failed or does not hold it.
         """
-        part = target.with_name(target.name + ".part")
-        with await asyncio.to_thread(part.open, "a+b") as file:
-            digest, offset = await asyncio.to_thread(_resume, file, total_bytes)
-            if offset < total_bytes:
-                async for piece in self.pieces(peer_id, sha256, total_bytes, offset):
-                    await asyncio.to_thread(_append, file, digest, piece.data)
-            await asyncio.to_thread(_flush, file)
-        if digest.digest() != sha256:
-            part.unlink()
-            raise BadDigest(f"what {peer_id} sent is not blob {sha256.hex()}; it was deleted")
-        part.replace(target)
-
-    async def fetch_small(self, peer_id: str, sha256: bytes, total_bytes: int) -> bytes:
-        """Fetch a blob into memory; the caller bounds ``total_bytes``. Raises as :meth:`fetch`."""
-        data = bytearray()
-        async for piece in self.pieces(peer_id, sha256, total_bytes, 0):
-            data += piece.data
-        if hashlib.sha256(data).digest() != sha256:
-            raise BadDigest(f"what {peer_id} sent is not blob {sha256.hex()}")
-        return bytes(data)
-
-    async def pieces(
-        self, peer_id: str, sha256: bytes, total_bytes: int, offset: int
-    ) -> AsyncIterator[service.Piece]:
-        """The pieces from ``offset`` to the end, each checked for its place and size."""
         request = service.GetShardRequest(run_id=self._run_id, sha256=sha256, offset=offset)
         async with self._p2p.stream(peer_id, self._handle, service.Piece) as stream:
             await stream.send(request)
             await stream.finish()
-            while offset < total_bytes:
-                try:
-                    async with asyncio.timeout(STALL_S):
-                        piece = await stream.receive()
-                except TimeoutError as error:
-                    raise TransientError(f"{peer_id} stopped sending") from error
-                if piece is None:
-                    raise TransientError(f"{peer_id} stopped at {offset} of {total_bytes} bytes")
-                _check(piece, offset, total_bytes)
-                offset += len(piece.data)
+            while (piece := await stream.receive()) is not None:
                 yield piece
+
+    async def fetch_small(self, peer_id: str, sha256: bytes, total_bytes: int) -> bytes:
+        """Fetch a blob into memory; the caller bounds ``total_bytes``.
+
+        Raises:
+            TransientError: as :meth:`pieces`.
+            BadDigest: the bytes are not the blob.
+            BadRecord: the peer sent other pieces than those asked for.
+        """
+        pieces = self.pieces(peer_id, sha256, 0)
+        data = b"".join([part async for part in checked_data(pieces, 0, total_bytes, peer_id)])
+        if hashlib.sha256(data).digest() != sha256:
+            raise BadDigest(f"what {peer_id} sent is not blob {sha256.hex()}")
+        return data
+
+
+async def checked_data(
+    pieces: AsyncIterator[service.Piece],
+    offset: int,
+    total_bytes: int | None,
+    source: str,
+    *,
+    limit_bytes: int | None = None,
+    stall_s: float = STALL_S,
+) -> AsyncGenerator[bytes, None]:
+    """The data from ``offset`` to the end, each piece checked for its place and size.
+
+    Args:
+        pieces: from a source that nobody vouches for; closed at the end.
+        total_bytes: the size, where it is known.
+        limit_bytes: bounds it where it is not; the first piece tells it.
+        source: its name, for the messages.
+
+    Raises:
+        TransientError: the source fell silent or ended too early.
+        BadRecord: it sent something else than asked for.
+    """
+    async with aclosing(pieces):  # type: ignore[type-var]
+        while total_bytes is None or offset < total_bytes:
+            try:
+                async with asyncio.timeout(stall_s):
+                    piece = await anext(pieces, None)
+            except TimeoutError as error:
+                raise TransientError(f"{source} stopped sending") from error
+            if piece is None:
+                raise TransientError(f"{source} stopped at byte {offset}")
+            if total_bytes is None:
+                total_bytes = _bounded(piece.total_bytes, limit_bytes)
+            _check(piece, offset, total_bytes)
+            offset += len(piece.data)
+            yield piece.data
+
+
+def _bounded(total_bytes: int, limit_bytes: int | None) -> int:
+    assert limit_bytes is not None, "a download is always bounded"
+    if total_bytes > limit_bytes:
+        raise BadRecord(f"a blob of {total_bytes} bytes where {limit_bytes} are the most")
+    return total_bytes
 
 
 def _check(piece: service.Piece, offset: int, total_bytes: int) -> None:
@@ -148,22 +207,3 @@ def _check(piece: service.Piece, offset: int, total_bytes: int) -> None:
         raise BadRecord("a piece in the wrong place, empty or over the limit")
     if offset + len(piece.data) > total_bytes:
         raise BadRecord("a piece that goes beyond the end of its blob")
-
-
-def _resume(file: BinaryIO, total_bytes: int) -> tuple[Any, int]:
-    """Hash what is there already; too much is thrown away."""
-    file.seek(0, os.SEEK_END)
-    if file.tell() > total_bytes:
-        file.truncate(0)
-    file.seek(0)
-    return hashlib.file_digest(file, "sha256"), file.tell()  # type: ignore[arg-type]
-
-
-def _append(file: BinaryIO, digest: Any, data: bytes) -> None:
-    file.write(data)
-    digest.update(data)
-
-
-def _flush(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())

@@ -128,9 +128,7 @@ class Probation:
         runner.board.at_work(Phase.TRAINING)
         log.info("training on probation", round=record.round, steps=record.steps)
         try:
-            trained = await unless(
-                runner.trainer.train(job, runner.on_progress), self._given_up(record)
-            )
+            trained = await unless(runner.train(job), self._given_up(record))
         except ProtocolError as error:
             raise TransientError(f"the first unit could not be trained: {error}") from error
         if trained is None:

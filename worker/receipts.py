@@ -101,7 +101,11 @@ def _number(leaf: dict[str, object], key: str) -> int:
 
 async def collect_receipts(node: Node, board: Board) -> None:
     """Ask for each expected receipt until it is there and verifies. Run it as a task."""
+    revocations = 0
     while True:
+        if len(node.session.greeting.reply.revocations) != revocations:
+            revocations = len(node.session.greeting.reply.revocations)
+            await _replace_refused(node)
         awaited = await asyncio.to_thread(node.journal.awaited_receipts)
         for assignment_id in awaited:
             await _ask(node, assignment_id)
@@ -109,6 +113,24 @@ async def collect_receipts(node: Node, board: Board) -> None:
         board.receipts_held = sum(1 for receipt in stored if receipt.leaf)
         board.receipts_pending = len(stored) - board.receipts_held
         await node.watch.change(_ASK_AGAIN_S)
+
+
+async def _replace_refused(node: Node) -> None:
+    """A key was revoked: get receipts under it again, under the log's head of now."""
+    manifest, trust = node.session.greeting.manifest, node.session.trust
+
+    def refused() -> list[bytes]:
+        found = []
+        for receipt in node.journal.receipts():
+            try:
+                if receipt.leaf:
+                    verify(receipt, manifest, trust)
+            except PeerFault:
+                found.append(receipt.assignment_id)
+        return found
+
+    for assignment_id in await asyncio.to_thread(refused):
+        await _ask(node, assignment_id)
 
 
 async def last_receipts(node: Node) -> None:
@@ -130,6 +152,7 @@ async def _ask(node: Node, assignment_id: bytes) -> None:
         candidate = StoredReceipt(assignment_id, 0, 0, reply.leaf, reply.proof)
         verified = verify(candidate, node.session.greeting.manifest, node.session.trust)
         await asyncio.to_thread(node.journal.keep_receipt, assignment_id, reply.leaf, reply.proof)
+        await asyncio.to_thread(store_trust, node.journal, node.session.greeting.reply)
     except NotFound:
         return  # not settled yet
     except (TransientError, UsageError) as error:
@@ -182,10 +205,15 @@ def save_receipts(home: Home, folder: Path) -> None:
 
 
 def store_trust(journal: Journal, reply: HelloReply) -> None:
-    """Keep what the root key signed, so that receipts can be verified offline; blocking."""
+    """Keep what the root key signed, so that receipts can be verified offline; blocking.
+
+    What it signed earlier stays: older receipts are under the heads of older log keys.
+    """
     for key in ("delegations", "revocations"):
-        envelopes = [item.SerializeToString().hex() for item in getattr(reply, key)]
-        journal.put(key, json.dumps(envelopes))
+        envelopes: list[str] = json.loads(journal.get(key) or "[]")
+        news = [item.SerializeToString().hex() for item in getattr(reply, key)]
+        if not set(news) <= set(envelopes):
+            journal.put(key, json.dumps(list(dict.fromkeys(envelopes + news))))
 
 
 def _stored(journal: Journal, key: str) -> list[wire.Envelope]:

@@ -53,4 +53,4 @@ async def _ask(node: Node) -> None:
     others = tuple(a for a in greeting.anchors if peer_of(a) != node.identity.peer_id)
     if others:
         node.swarm.membership.anchors = others
-        node.states.anchor_ids = tuple(dict.fromkeys(peer_of(a) for a in others))
+        node.sources.anchor_ids = tuple(dict.fromkeys(peer_of(a) for a in others))

@@ -169,7 +169,7 @@ class RoundRunner:
         log.info("training", round=record.round, steps=record.steps, assignment=_short(record))
         try:
             trained = await unless(
-                self.trainer.train(job, self.on_progress),
+                self.train(job),
                 self._round_over(record.round, record.assignment_id),
             )
         except ProtocolError as error:
@@ -195,7 +195,7 @@ class RoundRunner:
             head: of the round whose state it starts from.
             seconds_left: until it must be committed.
         """
-        weights = await self.states.file(head, "weights")
+        weights = await self.states.file(head, "weights", anew=True)
         shards = await self.data.shards(record.start_sequence, record.end_sequence)
         dataset = await self.data.dataset_file()
         return Job(
@@ -219,6 +219,18 @@ class RoundRunner:
             autocast_bf16=self.config.autocast_bf16,
             stop_after_s=seconds_left - _COMMIT_MARGIN_S,
         )
+
+    async def train(self, job: Job) -> Trained:
+        """Train a unit from files that are still as they were verified when it is done.
+
+        Raises:
+            TransientError: they are not, the process died, or was stopped before one step.
+            ProtocolError: what the job read is damaged.
+        """
+        trained = await self.trainer.train(job, self.on_progress)
+        if await asyncio.to_thread(self.data.has_changed, job.shards):
+            raise TransientError("the data changed on the disk while it was trained from")
+        return trained
 
     async def _round_over(self, round_: int, assignment_id: bytes) -> None:
         """Wait until the unit is of no more use."""

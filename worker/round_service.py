@@ -8,24 +8,50 @@ the transport authenticated. Handlers translate; :mod:`worker.reducer` and
 from __future__ import annotations
 
 import asyncio
-from typing import AsyncIterator  # noqa: UP035  # ServicerBase reads typing's, not collections.abc's
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any, AsyncIterator  # noqa: UP035  # ServicerBase reads typing's
 
 from hivemind.p2p import P2PContext, ServicerBase
 from hivemind.proto import averaging_pb2
 
 from protocol.errors import BadRecord
+from protocol.limits import MAX_ROSTER_MEMBERS
 from worker import frames
 from worker.allreduce import GroupReduce
 from worker.group import GROUP_ID_BYTES
+from worker.streams import BoundedP2P
 
 UNKNOWN_GROUP_WAIT_S = 60.0
 """Members learn of a roster at different moments: so long does a stream wait for ours."""
+
+
+MAX_FAMILIAR = 4 * MAX_ROSTER_MEMBERS
+
+
+class Familiar:
+    """The peers of the reduces that were opened here last: they are served before strangers."""
+
+    def __init__(self) -> None:
+        self._peers: OrderedDict[str, None] = OrderedDict()
+
+    def __contains__(self, peer_id: object) -> bool:
+        return peer_id in self._peers
+
+    def add(self, peers: Iterable[str]) -> None:
+        """Remember peers; the ones that were heard of longest ago are forgotten."""
+        for peer in peers:
+            self._peers[peer] = None
+            self._peers.move_to_end(peer)
+        while len(self._peers) > MAX_FAMILIAR:
+            self._peers.popitem(last=False)
 
 
 class GroupBook:
     """The groups that are open here, by id."""
 
     def __init__(self) -> None:
+        self.familiar = Familiar()
         self._groups: dict[bytes, GroupReduce] = {}
         self._opened = asyncio.Event()
 
@@ -34,6 +60,8 @@ class GroupBook:
 
     def add(self, group: GroupReduce) -> None:
         self._groups[group.group_id] = group
+        self.familiar.add(group.group.members)
+        self.familiar.add(item.reducer for item in group.group.reducers)
         opened, self._opened = self._opened, asyncio.Event()
         opened.set()
 
@@ -70,6 +98,11 @@ class RoundService(ServicerBase):  # type: ignore[misc]
 
     def __init__(self, book: GroupBook) -> None:
         self._book = book
+
+    async def add_p2p_handlers(self, p2p: BoundedP2P, **options: Any) -> None:
+        """Serve on this daemon, those first who take part in a reduce."""
+        p2p.familiar = self._book.familiar
+        await super().add_p2p_handlers(p2p, **options)
 
     async def rpc_gather(
         self, stream: AsyncIterator[averaging_pb2.AveragingData], context: P2PContext

@@ -8,25 +8,33 @@ Invariants:
   clock that nobody sets and that goes on while the machine sleeps.
 * A request whose date the coordinator does not believe is dated and signed anew, once, after a
   Hello that tells its clock.
-* A download is resumed where it stopped and believed only when its SHA-256 is right.
+* Blobs come as they are sent: who fetches them checks them (:mod:`worker.blob_fetch`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import grpc
 import structlog
 from google.protobuf.message import Message
 
-from protocol.channel import CALL_TIMEOUT_S, call, open_channel, translate, trusted_certificate
-from protocol.download import download
+from protocol.certificate import delegation_in
+from protocol.channel import (
+    CALL_TIMEOUT_S,
+    CHANNEL_LEFT,
+    call,
+    channel_was_left,
+    open_channel,
+    translate,
+    trusted_certificate,
+)
 from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import BadSignature, Stale, TransientError, UsageError
 from protocol.hello import check_hello, client_version
@@ -105,16 +113,30 @@ class Session:
         """Trust the certificate that the server shows now, when the organiser renewed its keys.
 
         Raises:
-            UsageError: it is not vouched for by the link's root key.
+            UsageError: it is not vouched for by the link's root key, or not any more.
             TransientError: the server does not answer.
         """
         pem = await trusted_certificate(self.link)
+        if self.trust.is_revoked(delegation_in(pem).serial):
+            raise UsageError(
+                f"the server at {self.link.address} shows a certificate that the organiser has "
+                "revoked: somebody else may answer there"
+            )
         if pem == self._pem:
             return
         old = self._channel
         self._use(pem)
         # Calls under way fail by themselves; cancelling them would look like our own shutdown.
         await old.close(grace=CALL_TIMEOUT_S)
+
+    async def reconnect(self) -> None:
+        """Leave a connection that may be dead without a sign: this machine's address changed.
+
+        Calls under way are made again on the new one.
+        """
+        old = self._channel
+        self._use(self._pem)
+        await old.close(grace=None)
 
     def _use(self, pem: bytes) -> None:
         self._pem = pem
@@ -298,6 +320,18 @@ class Session:
             self._learn_clock(reply.server_time_ms, sent_s)
         return reply
 
+    async def dial_back(self, ports: Iterable[int]) -> api.DialBackReply:
+        """Have the coordinator dial TCP ports of this machine; tried once: it may be refused.
+
+        Raises:
+            UsageError: a coordinator that does not know this call.
+        """
+        request = api.DialBackRequest(run_id=self.link.run_id, ports=ports)
+        reply: api.DialBackReply = await call(
+            lambda t: self._stub.DialBack(request, timeout=t), attempts=1
+        )
+        return reply
+
     async def receipt(self, assignment_id: bytes) -> api.GetReceiptReply:
         request = api.GetReceiptRequest(run_id=self.link.run_id, assignment_id=assignment_id)
         reply: api.GetReceiptReply = await call(lambda t: self._stub.GetReceipt(request, timeout=t))
@@ -332,45 +366,28 @@ class Session:
                 yield event
         except grpc.aio.AioRpcError as error:
             raise translate(error) from error
+        except asyncio.CancelledError as error:
+            if not channel_was_left():
+                raise
+            raise TransientError(CHANNEL_LEFT) from error
         finally:
             stream.cancel()
 
     # ---- blobs -------------------------------------------------------------------------
 
-    async def download_state(
-        self,
-        state_digest: bytes,
-        part: api.StatePart,
-        *,
-        sha256: bytes,
-        total_bytes: int,
-        target: Path,
-    ) -> None:
-        """Fetch weights or momentum of a state; see :func:`protocol.download.download`."""
+    async def blob_pieces(self, sha256: bytes, offset: int) -> AsyncIterator[api.Piece]:
+        """A public blob of the run (state, shard, dataset manifest) from ``offset`` on, unchecked.
 
-        def source(offset: int) -> AsyncIterator[api.Piece]:
-            request = api.GetStateRequest(
-                run_id=self.link.run_id, state_digest=state_digest, part=part, offset=offset
-            )
-            stream: AsyncIterator[api.Piece] = self._stub.GetState(
-                request, timeout=_STREAM_TIMEOUT_S
-            )
-            return stream
-
-        await download(source, sha256=sha256, total_bytes=total_bytes, target=target)
-
-    async def download_blob(
-        self, sha256: bytes, target: Path, *, total_bytes: int | None, limit_bytes: int
-    ) -> None:
-        """Fetch any public blob of the run (shard, dataset manifest, tokenizer)."""
-
-        def source(offset: int) -> AsyncIterator[api.Piece]:
-            request = api.GetShardRequest(run_id=self.link.run_id, sha256=sha256, offset=offset)
-            stream: AsyncIterator[api.Piece] = self._stub.GetShard(
-                request, timeout=_STREAM_TIMEOUT_S
-            )
-            return stream
-
-        await download(
-            source, sha256=sha256, total_bytes=total_bytes, target=target, limit_bytes=limit_bytes
-        )
+        Raises:
+            TransientError: the stream broke, or the coordinator is away.
+            NotFound: it does not have it (any more).
+        """
+        request = api.GetShardRequest(run_id=self.link.run_id, sha256=sha256, offset=offset)
+        stream = self._stub.GetShard(request, timeout=_STREAM_TIMEOUT_S)
+        try:
+            async for piece in stream:
+                yield piece
+        except grpc.aio.AioRpcError as error:
+            raise translate(error) from error
+        finally:
+            stream.cancel()

@@ -2,14 +2,16 @@
 
 Invariants:
 
-* A file's name is its SHA-256. It gets that name only after its bytes were hashed (or by
-  the process that hashed them while writing), by an atomic rename.
-* A file is hashed again at its first use in a process: a disk may rot, a volunteer may edit. One
-  that fails is dropped, and the caller fetches it again.
+* A file's name is its SHA-256. It gets that name from whoever has just hashed it, by an atomic
+  rename.
+* A file is hashed again at its first use in a process, when its size or time changed, and whenever
+  it goes to the trainer: a disk may rot, a volunteer may edit. One that fails is dropped, and the
+  caller fetches it again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,9 +19,12 @@ from pathlib import Path
 import structlog
 
 from protocol.digest import file_sha256
-from protocol.errors import BadDigest, TransientError
+from protocol.errors import TransientError
 
 log = structlog.get_logger()
+
+Stamp = tuple[int, int]
+"""Bytes, and nanoseconds of the last change: of a file when it was hashed."""
 
 
 class BlobStore:
@@ -28,7 +33,7 @@ class BlobStore:
     def __init__(self, folder: Path, scratch: Path) -> None:
         self.folder = folder
         self.scratch = scratch
-        self._verified: dict[bytes, tuple[int, int]] = {}  # sha256 -> (bytes, mtime_ns)
+        self._verified: dict[bytes, Stamp] = {}
         self._lock = threading.Lock()
 
     def path(self, sha256: bytes) -> Path:
@@ -39,63 +44,92 @@ class BlobStore:
         """Where a download of it is collected, to be resumed."""
         return self.scratch / f"{sha256.hex()}.part"
 
-    def find(self, sha256: bytes) -> Path | None:
-        """The blob's file, verified; None when it is not here (any more)."""
+    def find(self, sha256: bytes, *, anew: bool = False) -> Path | None:
+        """The blob's file, verified; None when it is not here (any more).
+
+        Args:
+            anew: hash it also if its size and time are those of when it was last hashed: they say
+                nothing of a disk that rots.
+        """
         path = self.path(sha256)
+        stamp = _stamp(path)
+        if stamp is None:
+            self._forget(sha256)
+            return None
+        if not anew and self._verified_as(sha256) == stamp:
+            return path
         try:
-            status = path.stat()
-        except FileNotFoundError:
-            return None
-        stamp = (status.st_size, status.st_mtime_ns)
-        with self._lock:
-            if self._verified.get(sha256) == stamp:
-                return path
-        if file_sha256(path) != sha256.hex():
+            whole = file_sha256(path) == sha256.hex()
+        except OSError as error:  # a disk that cannot be read
+            log.warning("cached file unreadable", sha256=sha256.hex(), problem=error.strerror)
+            whole = False
+        if not whole:
             log.warning("cached file damaged, dropped", sha256=sha256.hex())
-            path.unlink(missing_ok=True)
+            self.drop([sha256])
             return None
-        with self._lock:
-            self._verified[sha256] = stamp
+        self._note(sha256, stamp)
         return path
 
     def known(self, sha256: bytes) -> Path | None:
-        """As :meth:`find`, but never hashes: only what was verified in this process already."""
-        with self._lock:
-            known = sha256 in self._verified
+        """As :meth:`find`, but never hashes: only what was verified in this process already and
+        has the size and time that it had then."""
         path = self.path(sha256)
-        return path if known and path.exists() else None
+        stamp = _stamp(path)
+        return path if stamp is not None and self._verified_as(sha256) == stamp else None
 
-    def adopt(self, source: Path, sha256: bytes | None = None) -> bytes:
-        """Move a finished file in under its digest.
-
-        Args:
-            source: on the same file system (the scratch folder).
-            sha256: what it must hash to, where that is promised.
-
-        Returns:
-            The SHA-256.
+    def put(self, data: bytes) -> bytes:
+        """Keep a small blob that is in memory.
 
         Raises:
-            BadDigest: it hashes to something else; the file is gone.
             TransientError: the disk failed.
         """
+        sha256 = hashlib.sha256(data).digest()
+        temporary = self.scratch / f"{sha256.hex()}.new"
         try:
-            actual = bytes.fromhex(file_sha256(source))
-            if sha256 is not None and actual != sha256:
-                source.unlink()
-                raise BadDigest(f"a file that should be {sha256.hex()[:16]} is another")
-            target = self.path(actual)
+            temporary.write_bytes(data)
+        except OSError as error:
+            raise TransientError(f"cannot keep {temporary.name}: {error.strerror}") from error
+        self.install(temporary, sha256)
+        return sha256
+
+    def install(self, source: Path, sha256: bytes) -> None:
+        """Move a file in under the SHA-256 that the caller has just computed of it.
+
+        Raises:
+            TransientError: the disk failed.
+        """
+        target = self.path(sha256)
+        try:
             source.replace(target)
-            status = target.stat()
         except OSError as error:
             raise TransientError(f"cannot keep {source.name}: {error.strerror}") from error
-        with self._lock:
-            self._verified[actual] = (status.st_size, status.st_mtime_ns)
-        return actual
+        stamp = _stamp(target)
+        if stamp is not None:
+            self._note(sha256, stamp)
 
     def drop(self, sha256s: Iterable[bytes]) -> None:
         """Delete blobs that nobody needs any more."""
         for sha256 in sha256s:
-            with self._lock:
-                self._verified.pop(sha256, None)
+            self._forget(sha256)
             self.path(sha256).unlink(missing_ok=True)
+
+    def _verified_as(self, sha256: bytes) -> Stamp | None:
+        with self._lock:
+            return self._verified.get(sha256)
+
+    def _note(self, sha256: bytes, stamp: Stamp) -> None:
+        with self._lock:
+            self._verified[sha256] = stamp
+
+    def _forget(self, sha256: bytes) -> None:
+        with self._lock:
+            self._verified.pop(sha256, None)
+
+
+def _stamp(path: Path) -> Stamp | None:
+    """Size and time; None when there is no such file."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_size, status.st_mtime_ns

@@ -6,14 +6,13 @@ Invariants:
   is the head's too; the head itself must hash to its own state digest.
 * Own outer steps are kept, so that in the normal course nothing is downloaded again. A state
   that the coordinator does not confirm is dropped.
-* Sources in turn: this disk, holders among the peers, anchors, the coordinator. One that serves
-  wrong bytes is passed over and named in the log.
+* A file that changed on the disk is dropped and fetched again (:mod:`worker.blob_fetch`): it is
+  hashed before a unit is trained from it, and the values that an outer step starts from are.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -23,34 +22,35 @@ import structlog
 from numpy.typing import NDArray
 
 from protocol.envelope import Signed
-from protocol.errors import BadDigest, BadRecord, TransientError
+from protocol.errors import BadRecord, TransientError
 from protocol.manifest import RunManifest
 from protocol.outer import outer_step
 from protocol.state import StateDescriptor, describe, read_vector, vector_root, write_vector
 from protocol.wire import records_pb2 as wire
-from protocol.wire import service_pb2 as api
+from worker.blob_fetch import BlobFetcher, Wanted
 from worker.journal import CachedState, Journal
-from worker.session import Session
 from worker.shards import BlobStore
 
 if TYPE_CHECKING:
     from protocol.model import ParameterSpec
-    from worker.swarm import Swarm
 
 log = structlog.get_logger()
 
 FloatVector = NDArray[np.float32]
 Part = Literal["weights", "momentum"]
 _KEPT_STATES = 2
-_MAX_PEER_SOURCES = 4
+_STEP_TRIES = 3
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    part: Part
-    sha256: bytes
-    size_bytes: int
+class _Part:
+    name: Part
+    file: Wanted
     root: bytes
+
+
+class _Changed(Exception):
+    """A file changed on the disk since it was verified; it has been dropped. Private."""
 
 
 def check_head(head: wire.RunHead) -> StateDescriptor:
@@ -71,19 +71,20 @@ class StateCache:
     """Finds, verifies, advances and keeps states of one run."""
 
     def __init__(
-        self, manifest: RunManifest, session: Session, blobs: BlobStore, journal: Journal
+        self, manifest: RunManifest, fetcher: BlobFetcher, blobs: BlobStore, journal: Journal
     ) -> None:
         self._manifest = manifest
-        self._session = session
+        self._fetcher = fetcher
         self._blobs = blobs
         self._journal = journal
         self._spec: ParameterSpec | None = None
         self._checked_roots: dict[bytes, bytes] = {}  # sha256 of a file -> root of its values
-        self.swarm: Swarm | None = None
-        self.anchor_ids: tuple[str, ...] = ()
 
-    async def file(self, head: Signed[wire.RunHead], part: Part) -> Path:
+    async def file(self, head: Signed[wire.RunHead], part: Part, *, anew: bool = False) -> Path:
         """The verified safetensors file of the head's weights or momentum, fetched if need be.
+
+        Args:
+            anew: hash it again even if nothing seems to have touched it.
 
         Raises:
             TransientError: no source had it; try again later.
@@ -91,12 +92,8 @@ class StateCache:
         """
         record = head.record
         check_head(record)
-        wanted = (
-            _Wanted(part, record.weights_sha256, record.weights_bytes, record.weights_root)
-            if part == "weights"
-            else _Wanted(part, record.momentum_sha256, record.momentum_bytes, record.momentum_root)
-        )
-        path = await asyncio.to_thread(self._held, wanted)
+        wanted = _part_of(record, part)
+        path = await asyncio.to_thread(self._held, wanted, anew)
         if path is not None:
             return path
         if part == "momentum" and record.settled_rounds == 0:
@@ -128,12 +125,20 @@ class StateCache:
 
         Returns:
             The new state's descriptor.
+
+        Raises:
+            TransientError: no source had the head's state, or the disk failed.
         """
-        weights = await self.file(head, "weights")
-        momentum = await self.file(head, "momentum")
-        return await asyncio.to_thread(
-            self._advance, weights, momentum, mean_update, head.record, merged_tokens
-        )
+        for _ in range(_STEP_TRIES):
+            await self.file(head, "weights")
+            await self.file(head, "momentum")
+            try:
+                return await asyncio.to_thread(
+                    self._advance, head.record, mean_update, merged_tokens
+                )
+            except _Changed as error:
+                log.warning("fetching it again", problem=str(error))
+        raise TransientError("the state keeps changing on this disk: check the disk")
 
     async def confirm(self, head: Signed[wire.RunHead]) -> bool:
         """Compare the own newest state with a new head; drop what it contradicts.
@@ -152,41 +157,48 @@ class StateCache:
 
     # ---- blocking parts: in a thread ---------------------------------------------------
 
-    def _held(self, wanted: _Wanted) -> Path | None:
-        path = self._blobs.find(wanted.sha256)
+    def _held(self, wanted: _Part, anew: bool = False) -> Path | None:
+        sha256 = wanted.file.sha256
+        path = self._blobs.find(sha256, anew=anew)
         if path is None:
             return None
-        root = self._checked_roots.get(wanted.sha256)
-        if root is None:
-            vector = read_vector(path, self._spec_now())
-            root = vector_root(vector, self._manifest.update.chunk_elements)
-            self._checked_roots[wanted.sha256] = root
-        if root != wanted.root:
-            raise BadDigest(f"the {wanted.part} do not have the root that the run head names")
-        return path
+        try:
+            root = self._checked_roots.get(sha256)
+            if root is None:
+                root = self._root(read_vector(path, self._spec_now()))
+            problem = "" if root == wanted.root else "its values have another root"
+        except (BadRecord, OSError) as error:
+            problem = str(error)
+        if not problem:
+            self._checked_roots[sha256] = wanted.root
+            return path
+        if self._blobs.find(sha256, anew=True) is None:
+            return None  # it changed after it had been hashed
+        raise BadRecord(f"the run head's {wanted.name} are not what it says of them: {problem}")
 
-    def _zeros(self, wanted: _Wanted) -> Path | None:
+    def _root(self, vector: FloatVector) -> bytes:
+        return vector_root(vector, self._manifest.update.chunk_elements)
+
+    def _zeros(self, wanted: _Part) -> Path | None:
         """Before the first outer step momentum is zero: make it, do not fetch it."""
         temporary = self._blobs.scratch / "momentum.zeros"
         try:
-            write_vector(temporary, np.zeros(self.elements(), np.float32), self._spec_now())
+            zeros = np.zeros(self.elements(), np.float32)
+            written = write_vector(temporary, zeros, self._spec_now())
         except OSError as error:
             raise TransientError(f"cannot write {temporary}: {error.strerror}") from error
-        sha256 = self._blobs.adopt(temporary)
-        return self._held(wanted) if sha256 == wanted.sha256 else None
+        if written.sha256 != wanted.file.sha256:
+            temporary.unlink()
+            return None
+        self._blobs.install(temporary, written.sha256)
+        return self._held(wanted)
 
     def _advance(
-        self,
-        weights_path: Path,
-        momentum_path: Path,
-        mean_update: FloatVector,
-        head: wire.RunHead,
-        merged_tokens: int,
+        self, head: wire.RunHead, mean_update: FloatVector, merged_tokens: int
     ) -> StateDescriptor:
-        spec = self._spec_now()
         weights, momentum = outer_step(
-            read_vector(weights_path, spec),
-            read_vector(momentum_path, spec),
+            self._values(_part_of(head, "weights")),
+            self._values(_part_of(head, "momentum")),
             mean_update,
             self._manifest.outer,
         )
@@ -202,25 +214,41 @@ class StateCache:
         self._journal.keep_state(
             CachedState(descriptor.digest, descriptor.round, weights_sha256, momentum_sha256)
         )
-        self._prune()
+        self._prune(descriptor.digest)
         return descriptor
+
+    def _values(self, wanted: _Part) -> FloatVector:
+        """What an outer step starts from, checked as it is in memory."""
+        try:
+            vector = read_vector(self._blobs.path(wanted.file.sha256), self._spec_now())
+            if self._root(vector) == wanted.root:
+                return vector
+            problem = "has other values"
+        except (BadRecord, OSError) as error:
+            problem = str(error)
+        self._blobs.find(wanted.file.sha256, anew=True)
+        raise _Changed(f"the file of the {wanted.name} changed on this disk: {problem}")
 
     def _write(self, vector: FloatVector, part: Part, root: bytes) -> bytes:
         temporary = self._blobs.scratch / f"{part}.new"
         try:
-            write_vector(temporary, vector, self._spec_now())
+            written = write_vector(temporary, vector, self._spec_now())
         except OSError as error:
             raise TransientError(
                 f"cannot keep the new {part}: {error.strerror}; free some disk"
             ) from error
-        sha256 = self._blobs.adopt(temporary)
-        self._checked_roots[sha256] = root
-        return sha256
+        self._blobs.install(temporary, written.sha256)
+        self._checked_roots[written.sha256] = root
+        return written.sha256
 
     def _confirm(self, head: wire.RunHead) -> bool:
         held = self._journal.state(head.state_digest)
         for state in self._journal.states():
-            if state.settled_rounds == head.settled_rounds and state.digest != head.state_digest:
+            if state.settled_rounds > head.settled_rounds:
+                # Of a round that was skipped, or lost when the coordinator was restored.
+                log.info("the run went on without this state", own=state.digest.hex()[:16])
+                self._drop(state)
+            elif state.settled_rounds == head.settled_rounds and state.digest != head.state_digest:
                 log.warning(
                     "own outer step differs from the coordinator's: fetching its state",
                     own=state.digest.hex()[:16],
@@ -235,10 +263,12 @@ class StateCache:
         self._journal.keep_state(
             CachedState(head.state_digest, head.settled_rounds, head.weights_sha256, momentum)
         )
-        self._prune()
+        self._prune(head.state_digest)
 
-    def _prune(self) -> None:
-        for state in self._journal.states()[_KEPT_STATES:]:
+    def _prune(self, in_use: bytes) -> None:
+        """Keep the state in use and the newest others: it may be older than what is held here."""
+        others = [state for state in self._journal.states() if state.digest != in_use]
+        for state in others[_KEPT_STATES - 1 :]:
             self._drop(state)
 
     def _drop(self, state: CachedState) -> None:
@@ -251,52 +281,25 @@ class StateCache:
 
     # ---- fetching ----------------------------------------------------------------------
 
-    async def _fetch(self, head: wire.RunHead, wanted: _Wanted) -> Path:
-        for peer_id in await self._peers(head, wanted):
-            try:
-                return await self._from_peer(peer_id, wanted)
-            except (BadDigest, BadRecord) as error:
-                log.warning("peer served wrong bytes, passed over", peer=peer_id, error=str(error))
-            except TransientError as error:
-                log.info("peer could not serve", part=wanted.part, peer=peer_id, error=str(error))
-        return await self._from_coordinator(head, wanted)
-
-    async def _peers(self, head: wire.RunHead, wanted: _Wanted) -> list[str]:
-        if self.swarm is None:
-            return []
-        holders = list(await self.swarm.weight_holders(head.state_digest))
-        random.shuffle(holders)
-        peers = dict.fromkeys([*holders[:_MAX_PEER_SOURCES], *self.anchor_ids])
-        peers.pop(self.swarm.peer_id, None)
-        return list(peers)
-
-    async def _from_peer(self, peer_id: str, wanted: _Wanted) -> Path:
-        assert self.swarm is not None
-        target = self._blobs.partial(wanted.sha256)
-        await self.swarm.fetch_blob(peer_id, wanted.sha256, wanted.size_bytes, target)
-        path = await asyncio.to_thread(self._take_in, target, wanted)
-        log.info("state fetched", part=wanted.part, source=peer_id, size_bytes=wanted.size_bytes)
-        return path
-
-    async def _from_coordinator(self, head: wire.RunHead, wanted: _Wanted) -> Path:
-        target = self._blobs.partial(wanted.sha256)
-        await self._session.download_state(
-            head.state_digest,
-            api.STATE_PART_WEIGHTS if wanted.part == "weights" else api.STATE_PART_MOMENTUM,
-            sha256=wanted.sha256,
-            total_bytes=wanted.size_bytes,
-            target=target,
-        )
-        path = await asyncio.to_thread(self._take_in, target, wanted)
-        log.info("state fetched", part=wanted.part, source="coordinator")
-        return path
-
-    def _take_in(self, target: Path, wanted: _Wanted) -> Path:
-        self._blobs.adopt(target, wanted.sha256)
-        path = self._held(wanted)
+    async def _fetch(self, head: wire.RunHead, wanted: _Part) -> Path:
+        fetched = await self._fetcher.fetch(wanted.file, head.state_digest)
+        path = await asyncio.to_thread(self._held, wanted)
         if path is None:
-            raise TransientError("the file vanished from the cache")
+            raise TransientError(f"the {wanted.name} vanished from the cache")
+        if fetched.givers:
+            log.info(
+                "state fetched",
+                part=wanted.name,
+                source=", ".join(fetched.givers),
+                size_bytes=wanted.file.total_bytes,
+            )
         return path
+
+
+def _part_of(head: wire.RunHead, part: Part) -> _Part:
+    if part == "weights":
+        return _Part(part, Wanted(head.weights_sha256, head.weights_bytes), head.weights_root)
+    return _Part(part, Wanted(head.momentum_sha256, head.momentum_bytes), head.momentum_root)
 
 
 def _blobs_of(state: CachedState) -> list[bytes]:

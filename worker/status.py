@@ -54,6 +54,9 @@ class Board:
     tokens_per_s: float = 0.0
     deadline_in_s: float = 0.0
     peers: int = 0
+    reachability: str = ""
+    reachability_reason: str = ""
+    ports: list[int] = field(default_factory=list)  # of the peer-to-peer daemon
     connected: bool = False
     away: bool = False  # it did answer, and does not now
     swarm_problem: str = ""  # why no other peer can be reached; empty while they can
@@ -63,6 +66,7 @@ class Board:
     receipts_held: int = 0
     state_digest: str = ""
     public_url: str = ""
+    bad_sources: list[str] = field(default_factory=list)  # PeerIDs that served other bytes
     started_at_s: float = field(default_factory=time.time)
 
     def at_work(self, phase: Phase) -> None:
@@ -109,7 +113,7 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
     unit = f"{status['steps_done']}/{status['steps']} steps" if status["steps"] else "none"
     if status["loss"] is not None and status["steps_done"]:
         unit += f", loss {status['loss']:.3f}"
-    eta = status["eta_s"]
+    eta, bad = status["eta_s"], ", ".join(status["bad_sources"])
     phase, reason = status["phase"], status["reason"]
     # "waiting: waiting for ..." says one thing twice.
     doing = reason if reason.startswith(phase) else phase + (f": {reason}" if reason else "")
@@ -123,7 +127,13 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
         ("peers", status["swarm_problem"] or f"{status['peers']} in the last reduce"),
         ("given", f"{status['tokens_committed']} tokens in {status['units_committed']} units"),
         ("receipts", f"{status['receipts_held']} held, {status['receipts_pending']} awaited"),
+        *([("reachable", _reachable(status))] if status["reachability"] else []),
         ("coordinator", "connected" if status["connected"] else "not reachable"),
         ("device", status["worker"]),
+        *([("dropped", f"{bad} that served wrong bytes")] if bad else []),
         *([("leaderboard", status["public_url"])] if status["public_url"] else []),
     ]
+
+
+def _reachable(status: dict[str, Any]) -> str:
+    return f"{status['reachability']}: {status['reachability_reason']}"

@@ -25,7 +25,7 @@ import signal
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,6 +54,16 @@ MAX_STREAMS = 1024
 
 MAX_STREAMS_PER_PEER = 16
 
+MAX_STRANGERS = 128
+"""Of the streams served at once, those of peers that are in no reduce here. An identity costs
+nothing, so all strangers together may hold but a share; who is turned away comes again, and is
+known once the roster is here."""
+
+MAX_STREAMS_PER_STRANGER = 4
+
+STRANGER_S = 120.0
+"""A stranger's stream ends after this; blobs are resumable, a reduce is not for strangers."""
+
 LINGER_S = 5.0
 """How long an answered stream waits for its caller to hang up, so that the answer arrives."""
 
@@ -65,6 +75,7 @@ STARTUP_TIMEOUT_S = 30.0
 DIAL_TIMEOUT_S = 15.0
 _ANSWER_TIMEOUT_S = 10.0  # of the daemon itself, on this machine
 _KILL_AFTER_S = 3.0
+_LOOPBACK = ("127.0.0.1", "::1")
 
 Reply = TypeVar("Reply", bound=Message)
 
@@ -96,6 +107,8 @@ class BoundedP2P(P2P):  # type: ignore[misc]
         super().__init__()
         self._serving: set[asyncio.Task[Any]] = set()
         self._callers: Counter[bytes] = Counter()
+        self._strangers = 0
+        self.familiar: Container[str] = frozenset()  # PeerIDs that are served before others
         self._sockets: Path | None = None
 
     @classmethod
@@ -241,10 +254,35 @@ class BoundedP2P(P2P):  # type: ignore[misc]
                 addresses.append(Multiaddr(text.removesuffix(f"/p2p/{peer_id}")))
         try:
             async with asyncio.timeout(DIAL_TIMEOUT_S):
+                await self._leave_stale(peer_id, addresses)
                 _, writer = await self._ask(_connect_request(peer_id, addresses))
                 writer.close()
         except (P2PDaemonError, OSError, asyncio.IncompleteReadError, TimeoutError) as error:
             raise TransientError(f"cannot connect to {peer_id}: {error}") from error
+
+    async def drop_connections(self) -> None:
+        """Hang up on every peer; whoever is needed is dialled again."""
+        try:
+            for peer in await self.list_peers():
+                await self._hang_up(peer.peer_id)
+        except (P2PDaemonError, OSError, asyncio.IncompleteReadError) as error:
+            log.warning("cannot hang up on peers", problem=str(error))
+
+    async def _leave_stale(self, peer_id: str, addresses: Sequence[Multiaddr]) -> None:
+        """Hang up on a peer that has moved: it is told of elsewhere, and the daemon would use the
+        old connection, where nobody is, for most of a minute."""
+        told = {_host(address) for address in addresses}
+        for peer in await self.list_peers():
+            hosts = {_host(address) for address in peer.addrs} - set(_LOOPBACK)
+            if str(peer.peer_id) == peer_id and told and not hosts <= told:
+                await self._hang_up(peer.peer_id)
+
+    async def _hang_up(self, peer: PeerID) -> None:
+        leaving = p2pd_pb2.DisconnectRequest(peer=peer.to_bytes())
+        _, writer = await self._ask(
+            p2pd_pb2.Request(type=p2pd_pb2.Request.DISCONNECT, disconnect=leaving)
+        )
+        writer.close()
 
     @asynccontextmanager
     async def stream(
@@ -293,6 +331,13 @@ class BoundedP2P(P2P):  # type: ignore[misc]
             raise
         return reader, writer
 
+    def _is_busy(self, caller: bytes, stranger: bool) -> bool:
+        """Whether one more stream of this caller is one too many."""
+        if stranger and self._strangers >= MAX_STRANGERS:
+            return True
+        most = MAX_STREAMS_PER_STRANGER if stranger else MAX_STREAMS_PER_PEER
+        return len(self._serving) >= MAX_STREAMS or self._callers[caller] >= most
+
     async def _add_protobuf_stream_handler(
         self,
         name: str,
@@ -310,20 +355,25 @@ class BoundedP2P(P2P):  # type: ignore[misc]
             key = remote.to_bytes()
             task = asyncio.current_task()
             assert task is not None
-            busy = len(self._serving) >= MAX_STREAMS or self._callers[key] >= MAX_STREAMS_PER_PEER
+            stranger = remote.to_base58() not in self.familiar
+            busy = self._is_busy(key, stranger)
             try:
                 if busy:
                     return
                 self._serving.add(task)
                 self._callers[key] += 1
+                self._strangers += stranger
                 context = P2PContext(handle_name=name, local_id=self.peer_id, remote_id=remote)
-                await _serve(reader, writer, handler, input_protobuf_type, context)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(STRANGER_S if stranger else None):
+                        await _serve(reader, writer, handler, input_protobuf_type, context)
             finally:
                 writer.close()
                 if not busy:
                     self._serving.discard(task)
                     self._callers[key] -= 1
                     self._callers += Counter()  # drops the zeros
+                    self._strangers -= stranger
 
         await self.add_binary_stream_handler(name, serve, balanced=balanced)
 
@@ -335,6 +385,11 @@ def passing_failures() -> Iterator[None]:
         yield
     except (P2PDaemonError, OSError, asyncio.IncompleteReadError) as error:
         raise TransientError(f"the peer-to-peer daemon does not answer: {error!r}") from error
+
+
+def _host(address: Multiaddr) -> str:
+    """``/ip4/10.0.0.1/tcp/4001`` -> ``10.0.0.1``."""
+    return str(address).split("/")[2]
 
 
 def _connect_request(peer_id: str, addresses: list[Multiaddr]) -> p2pd_pb2.Request:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import structlog
@@ -28,6 +28,7 @@ from protocol.limits import MAX_RECORD_BYTES
 from protocol.trust import TrustStore
 from protocol.update import EncodedUpdate
 from protocol.wire import records_pb2 as wire
+from protocol.wire import service_pb2 as service
 from worker.allreduce import GroupReduce, Peer
 from worker.dht_records import RunRecords, fits, head_key, roster_key, weights_key
 from worker.group import Group
@@ -100,6 +101,7 @@ class Swarm:
         clock_ms: Callable[[], int] = local_clock_ms,
         relay: bool = False,
         nat_port_map: bool = False,
+        in_dht: bool = True,
     ) -> Swarm:
         """Start the daemon and the DHT node, and serve.
 
@@ -112,6 +114,7 @@ class Swarm:
             clock_ms: the coordinator's clock, in milliseconds since the epoch.
             relay: use libp2p's circuit relays and AutoNAT; slower to start.
             nat_port_map: ask the router for a port (UPnP).
+            in_dht: serve a part of the DHT from the start; else see :meth:`serve_dht`.
 
         Raises:
             TransientError: the daemon did not start, or no anchor answered; says what to check.
@@ -131,7 +134,7 @@ class Swarm:
         )
         self = cls(how, identity, run_id, trust, clock_ms)
         try:
-            await self.membership.enter(initial_peers)
+            await self.membership.enter(initial_peers, in_dht=in_dht and not client_mode)
         except BaseException:
             await self.shutdown()
             raise
@@ -152,6 +155,14 @@ class Swarm:
     async def multiaddrs(self) -> list[str]:
         """Addresses by which others reach us, each with /p2p/PeerID; empty in client mode."""
         return await self.membership.p2p.addresses()
+
+    async def serve_dht(self, reachable: bool) -> None:
+        """See :meth:`Membership.serve_dht`."""
+        await self.membership.serve_dht(reachable)
+
+    async def drop_connections(self) -> None:
+        """Hang up on every peer: our address changed, connections are dead without a sign."""
+        await self.membership.p2p.drop_connections()
 
     async def connect(self, multiaddr: str) -> None:
         """Dial a peer by a multiaddr that ends in /p2p/PeerID.
@@ -276,9 +287,9 @@ class Swarm:
         """Serve files by SHA-256 to whoever asks; ``resolve`` names only verified ones."""
         self._blobs.resolve = resolve
 
-    async def fetch_blob(self, peer_id: str, sha256: bytes, total_bytes: int, target: Path) -> None:
-        """See :meth:`worker.peer_blobs.BlobClient.fetch`."""
-        await self._fetcher.fetch(peer_id, sha256, total_bytes, target)
+    def blob_pieces(self, peer_id: str, sha256: bytes, offset: int) -> AsyncIterator[service.Piece]:
+        """See :meth:`worker.peer_blobs.BlobClient.pieces`."""
+        return self._fetcher.pieces(peer_id, sha256, offset)
 
     # ---- the reduce
 

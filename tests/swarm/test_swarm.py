@@ -7,6 +7,7 @@ import hashlib
 import os
 import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from protocol.update import ChunkLayout, EncodedUpdate, encode_update
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2 as service
 from worker.dht_records import HEAD_LIFETIME_S, head_key
+from worker.peer_blobs import MAX_UPLOADS, checked_data
 from worker.streams import socket_directory
 from worker.swarm import Swarm
 
@@ -233,62 +235,40 @@ async def serve(pair: Pair, folder: Path, size_bytes: int) -> tuple[bytes, bytes
     return digest, data
 
 
-async def test_a_blob_arrives(pair: Pair, tmp_path: Path) -> None:
-    for size_bytes in (0, 1, 3_000_001):
+async def fetch(pair: Pair, digest: bytes, total_bytes: int, offset: int = 0) -> bytes:
+    holder = pair.anchor.peer_id
+    pieces = pair.client.blob_pieces(holder, digest, offset)
+    return b"".join([data async for data in checked_data(pieces, offset, total_bytes, holder)])
+
+
+async def test_a_blob_arrives_from_any_byte_on(pair: Pair, tmp_path: Path) -> None:
+    for size_bytes in (1, 3_000_001):
         digest, data = await serve(pair, tmp_path, size_bytes)
-        target = tmp_path / f"target-{size_bytes}"
-        await pair.client.fetch_blob(pair.anchor.peer_id, digest, size_bytes, target)
-        assert target.read_bytes() == data
-        assert not target.with_name(target.name + ".part").exists()
+        assert await fetch(pair, digest, size_bytes) == data
+    assert await fetch(pair, digest, size_bytes, offset=1_234_567) == data[1_234_567:]
 
 
-async def test_a_blob_is_continued_where_it_broke(pair: Pair, tmp_path: Path) -> None:
-    digest, data = await serve(pair, tmp_path, 2_000_000)
-    target, part = tmp_path / "target", tmp_path / "target.part"
-    part.write_bytes(data[:1_234_567])
-    sent = []
-    pieces = pair.client._fetcher.pieces
-
-    def counting(*arguments: object) -> object:
-        sent.append(arguments[-1])
-        return pieces(*arguments)
-
-    pair.client._fetcher.pieces = counting
-    try:
-        await pair.client.fetch_blob(pair.anchor.peer_id, digest, len(data), target)
-    finally:
-        del pair.client._fetcher.pieces
-    assert sent == [1_234_567]
-    assert target.read_bytes() == data
+async def test_a_caller_that_has_enough_hangs_up_and_gives_its_place_free(
+    pair: Pair, tmp_path: Path
+) -> None:
+    digest, data = await serve(pair, tmp_path, 30_000_000)
+    for _ in range(2 * MAX_UPLOADS):
+        pieces = pair.client.blob_pieces(pair.anchor.peer_id, digest, 0)
+        async with aclosing(checked_data(pieces, 0, len(data), "anchor")) as parts:
+            assert data.startswith(await anext(parts))
 
 
-async def test_damaged_bytes_are_thrown_away_and_fetched_again(pair: Pair, tmp_path: Path) -> None:
-    digest, data = await serve(pair, tmp_path, 2_000_000)
-    target, part = tmp_path / "target", tmp_path / "target.part"
-    for left in (b"\0" * 1_000_000, b"\0" * len(data)):
-        part.write_bytes(left)
-        with pytest.raises(BadDigest):
-            await pair.client.fetch_blob(pair.anchor.peer_id, digest, len(data), target)
-        assert not target.exists()
-        assert not part.exists()
-    part.write_bytes(b"\0" * (len(data) + 1))  # longer than the blob: not even tried
-    await pair.client.fetch_blob(pair.anchor.peer_id, digest, len(data), target)
-    assert target.read_bytes() == data
-
-
-async def test_a_peer_that_lies_or_does_not_hold_it(pair: Pair, tmp_path: Path) -> None:
+async def test_a_peer_that_says_another_size_or_does_not_hold_it(
+    pair: Pair, tmp_path: Path
+) -> None:
     digest, data = await serve(pair, tmp_path, 1_500_000)
-    target, holder = tmp_path / "target", pair.anchor.peer_id
     with pytest.raises(TransientError, match="does not hold"):
-        await pair.client.fetch_blob(holder, bytes(32), 10, target)
+        await fetch(pair, bytes(32), 10)
     with pytest.raises(BadRecord):
-        await pair.client.fetch_blob(holder, digest, len(data) - 1, target)
-    (tmp_path / digest.hex()).write_bytes(b"\0" * len(data))
-    with pytest.raises(BadDigest):
-        await pair.client.fetch_blob(holder, digest, len(data), target)
+        await fetch(pair, digest, len(data) - 1)
     with pytest.raises(TransientError, match="cannot open"):
-        await pair.client.fetch_blob(Identity.generate().peer_id, digest, len(data), target)
-    assert not target.exists()
+        stranger = pair.client.blob_pieces(Identity.generate().peer_id, digest, 0)
+        await anext(stranger)
 
 
 # ---- groups

@@ -110,10 +110,12 @@ def write_dataset(folder: Path) -> None:
     (folder / "dataset.json").write_bytes(manifest.canonical())
 
 
-def barnraise(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
+def barnraise(
+    *arguments: str, check: bool = True, inside: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; ``inside`` is put before it."""
     done = subprocess.run(
-        [sys.executable, "-m", "barnraise", *arguments],
+        [*inside, sys.executable, "-m", "barnraise", *arguments],
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
@@ -132,15 +134,19 @@ def free_port() -> int:
 
 
 class Process:
-    """One command in its own session, its output in a file."""
+    """One command in its own session, its output in a file; ``inside`` is put before it."""
 
     def __init__(
-        self, log: Path, *arguments: str, program: Sequence[str] = ("-m", "barnraise")
+        self,
+        log: Path,
+        *arguments: str,
+        program: Sequence[str] = ("-m", "barnraise"),
+        inside: Sequence[str] = (),
     ) -> None:
         self.log = log
         with log.open("ab") as output:
             self.popen = subprocess.Popen(
-                leashed([sys.executable, *program, *arguments]),
+                leashed([*inside, sys.executable, *program, *arguments]),
                 env=ENVIRONMENT,
                 stdin=subprocess.DEVNULL,
                 stdout=output,

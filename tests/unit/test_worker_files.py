@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.errors import BadDigest, UsageError
+from protocol.errors import UsageError
 from protocol.identity import Identity
 from worker.config import Home, WorkerConfig, resolve_home
 from worker.control import ask, control_server, home_lock
@@ -34,9 +34,7 @@ def store(home: Home) -> BlobStore:
 
 
 def put(store: BlobStore, data: bytes) -> bytes:
-    source = store.scratch / "new"
-    source.write_bytes(data)
-    return store.adopt(source)
+    return store.put(data)
 
 
 # ---- blobs
@@ -69,12 +67,25 @@ def test_a_blob_of_an_earlier_process_is_hashed_before_it_is_served(home: Home) 
     assert store.find(bad) is None
 
 
-def test_a_file_with_another_digest_is_not_taken_in(store: BlobStore) -> None:
-    source = store.scratch / "new"
-    source.write_bytes(b"something else")
-    with pytest.raises(BadDigest):
-        store.adopt(source, hashlib.sha256(b"tokens").digest())
-    assert not source.exists() and list(store.folder.iterdir()) == []
+def test_rot_that_leaves_size_and_time_alone_is_found_when_asked_to_hash(store: BlobStore) -> None:
+    sha256 = put(store, b"tokens")
+    path = store.path(sha256)
+    status = path.stat()
+    path.write_bytes(b"Tokens")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert store.find(sha256) == path  # nothing tells
+    assert store.find(sha256, anew=True) is None
+    assert not path.exists() and store.known(sha256) is None
+
+
+def test_a_file_that_somebody_touched_is_served_to_nobody_until_it_was_hashed(
+    store: BlobStore,
+) -> None:
+    sha256 = put(store, b"tokens")
+    os.utime(store.path(sha256), ns=(1, 1))
+    assert store.known(sha256) is None
+    assert store.find(sha256) is not None
+    assert store.known(sha256) is not None
 
 
 def test_what_a_killed_process_left_half_made_goes_but_downloads_stay(home: Home) -> None:

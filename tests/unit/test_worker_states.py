@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-from collections.abc import Iterator
+import os
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,13 @@ from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import BadRecord, TransientError
 from protocol.state import StateDescriptor
 from protocol.wire import records_pb2 as wire
+from protocol.wire import service_pb2 as service
+from worker.blob_fetch import BlobFetcher
 from worker.config import Home
 from worker.journal import Journal
 from worker.session import Session
 from worker.shards import BlobStore
+from worker.sources import Sources
 from worker.state_cache import StateCache, check_head
 
 
@@ -30,7 +33,9 @@ class Member:
         home.prepare()
         self.journal = Journal(home.journal)
         self.blobs = BlobStore(home.blobs, home.scratch)
-        self.states = StateCache(session.greeting.manifest, session, self.blobs, self.journal)
+        self.sources = Sources(session)
+        fetcher = BlobFetcher(self.blobs, self.sources)
+        self.states = StateCache(session.greeting.manifest, fetcher, self.blobs, self.journal)
 
     def head(self, descriptor: StateDescriptor, served: Any) -> Signed[wire.RunHead]:
         """The head of a state held here, as the coordinator would sign it."""
@@ -63,8 +68,20 @@ class Holder:
     async def weight_holders(self, _digest: bytes) -> list[str]:
         return ["holder"]
 
-    async def fetch_blob(self, _peer: str, sha256: bytes, _total: int, target: Path) -> None:
-        await asyncio.to_thread(shutil.copyfile, self._blobs.path(sha256), target)
+    async def blob_pieces(
+        self, _peer: str, sha256: bytes, offset: int
+    ) -> AsyncIterator[service.Piece]:
+        data = await asyncio.to_thread(self._blobs.path(sha256).read_bytes)
+        yield service.Piece(offset=offset, total_bytes=len(data), data=data[offset:])
+
+
+def flip(path: Path) -> None:
+    """Rot: one bit of the last value changes, size and time stay."""
+    status = path.stat()
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 @pytest.fixture
@@ -103,7 +120,7 @@ async def test_a_wrong_outer_step_is_dropped_and_the_run_s_state_fetched(
     assert await other.states.confirm(head)
 
     # 2. The run's own state comes from whoever has it, and the next step is everybody's again.
-    member.states.swarm = Holder(other)  # type: ignore[assignment]
+    member.sources.swarm = Holder(other)  # type: ignore[assignment]
     following = await member.states.advance(head, right, 128)
     assert following == await other.states.advance(head, right, 128)
     assert await member.states.confirm(other.head(following, served))
@@ -114,7 +131,7 @@ async def test_old_states_are_deleted_also_fetched_ones(
 ) -> None:
     head = session.greeting.run_head
     assert head is not None
-    member.states.swarm = Holder(other)  # type: ignore[assignment]
+    member.sources.swarm = Holder(other)  # type: ignore[assignment]
     update = np.ones(await asyncio.to_thread(other.states.elements), np.float32)
     for number in range(1, 5):
         descriptor = await other.states.advance(head, update, 64 * number)
@@ -141,3 +158,62 @@ async def test_a_full_disk_or_a_head_that_contradicts_itself_leaves_the_state_al
     bad.merged_tokens += 1
     with pytest.raises(BadRecord, match="does not follow"):
         check_head(bad)
+
+
+@pytest.mark.parametrize("part", ["weights", "momentum"])
+async def test_a_file_that_rots_is_fetched_again_before_the_outer_step(
+    served: Any, session: Session, member: Member, other: Member, part: str
+) -> None:
+    start = session.greeting.run_head
+    assert start is not None
+    update = np.ones(await asyncio.to_thread(member.states.elements), np.float32)
+    head = other.head(await other.states.advance(start, update, 64), served)
+    member.sources.swarm = Holder(other)  # type: ignore[assignment]
+    paths = {name: await member.states.file(head, name) for name in ("weights", "momentum")}  # type: ignore[arg-type]
+    flip(paths[part])
+    assert await member.states.advance(head, update, 128) == await other.states.advance(
+        head, update, 128
+    )
+
+
+@pytest.mark.parametrize("how", ["rot", "cut short", "deleted", "of another model"])
+async def test_weights_that_go_to_the_trainer_are_right(
+    session: Session, member: Member, how: str
+) -> None:
+    head = session.greeting.run_head
+    assert head is not None
+    path = await member.states.file(head, "weights")
+    right = path.read_bytes()
+    if how == "rot":
+        flip(path)
+    elif how == "cut short":
+        os.truncate(path, 100)
+    elif how == "deleted":
+        path.unlink()
+    else:
+        path.write_bytes(b"\0" * 8)
+    path = await member.states.file(head, "weights", anew=True)
+    assert path.read_bytes() == right
+
+
+async def test_a_head_whose_file_has_other_values_is_refused_and_nothing_is_fetched_twice(
+    served: Any, session: Session, member: Member, other: Member
+) -> None:
+    start = session.greeting.run_head
+    assert start is not None
+    update = np.ones(await asyncio.to_thread(member.states.elements), np.float32)
+    descriptor = await other.states.advance(start, update, 64)
+    head = other.head(descriptor, served)
+    wrong = wire.RunHead()
+    wrong.CopyFrom(head.record)
+    wrong.weights_root = bytes(32)
+    wrong.state_digest = StateDescriptor(
+        descriptor.round, descriptor.merged_tokens, bytes(32), descriptor.momentum_root
+    ).digest
+    signed = open_envelope(seal(wrong, served.run.keys.round), wire.RunHead)
+    member.sources.swarm = Holder(other)  # type: ignore[assignment]
+    for _ in range(2):
+        with pytest.raises(BadRecord, match="not what it says"):
+            await member.states.file(signed, "weights")
+        member.sources.swarm = None
+    assert await member.states.file(head, "weights")
