@@ -116,8 +116,9 @@ class Peer(worker_rig.Process):  # type: ignore[misc]
 
 
 def _temporary(path: Path) -> bool:
-    scratch = path.parent.name == "scratch" and path.suffix != ".part"  # a download, to be resumed
-    return path.is_socket() or scratch or path.suffix in (".new", ".tmp", ".encoding")
+    # A download in the scratch folder is there to be resumed; a part elsewhere is not.
+    half = (path.parent.name == "scratch") != (path.suffix == ".part")
+    return path.is_socket() or half or path.suffix in (".new", ".tmp", ".encoding")
 
 
 class Rig(worker_rig.Rig):  # type: ignore[misc]

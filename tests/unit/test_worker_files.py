@@ -91,7 +91,10 @@ def test_a_file_that_somebody_touched_is_served_to_nobody_until_it_was_hashed(
 def test_what_a_killed_process_left_half_made_goes_but_downloads_stay(home: Home) -> None:
     (home.scratch / "abc.part").write_bytes(b"half")
     (home.scratch / "abc.encoding").write_bytes(b"half")
+    (home.answers / "def.part").write_bytes(b"half")
+    (home.answers / "def").write_bytes(b"given")
     clear_folder(home)
+    assert [path.name for path in home.answers.iterdir()] == ["def"]
     assert [path.name for path in home.scratch.iterdir()] == ["abc.part"]
 
 
