@@ -331,3 +331,5 @@ def clear_folder(home: Home) -> None:
     for path in home.scratch.iterdir():
         if path.suffix != ".part" or path.stat().st_mtime < oldest_s:
             path.unlink(missing_ok=True)
+    for path in home.answers.glob("*.part"):
+        path.unlink(missing_ok=True)

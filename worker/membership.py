@@ -95,11 +95,12 @@ class Membership:
             return
         self._in_dht = reachable
         if self.node is None or self._records is None:
-            return  # the next daemon's node will be so from its start
+            return
         protocol = self.node.protocol
         if reachable and protocol.client_mode:
             servicer = AuthRPCWrapper(protocol, AuthRole.SERVICER, None)
-            await protocol.add_p2p_handlers(self.p2p.daemon, servicer)
+            with suppress(TransientError):  # the next daemon's node will be so from its start
+                await self._unless_it_dies(protocol.add_p2p_handlers(self.p2p.daemon, servicer))
             protocol.client_mode = False
         own_id = protocol.node_id.to_bytes() if reachable else b""
         protocol.node_info = dht_pb2.NodeInfo(node_id=own_id)

@@ -116,8 +116,9 @@ class Peer(worker_rig.Process):  # type: ignore[misc]
 
 
 def _temporary(path: Path) -> bool:
-    scratch = path.parent.name == "scratch" and path.suffix != ".part"  # a download, to be resumed
-    return path.is_socket() or scratch or path.suffix in (".new", ".tmp", ".encoding")
+    # A download in the scratch folder is there to be resumed; a part elsewhere is not.
+    half = (path.parent.name == "scratch") != (path.suffix == ".part")
+    return path.is_socket() or half or path.suffix in (".new", ".tmp", ".encoding")
 
 
 class Rig(worker_rig.Rig):  # type: ignore[misc]
@@ -230,8 +231,8 @@ def merged_units(rig: Rig, name: str) -> set[str]:
     return {unit.lower() for unit, owner in rows if owner == worker}
 
 
-def wait_for_receipts(rig: Rig, name: str) -> None:
-    """Until a worker holds a receipt for each unit that was merged up to now."""
+def wait_for_receipts(rig: Rig, name: str) -> set[str]:
+    """Until a worker holds a receipt for each unit that was merged up to now; those units."""
     wanted, deadline_s = merged_units(rig, name), time.monotonic() + _PATIENCE_S
     while True:
         file = f"file:{rig.home(name)}/journal.db?mode=ro"
@@ -239,15 +240,14 @@ def wait_for_receipts(rig: Rig, name: str) -> None:
             rows = journal.execute("SELECT hex(assignment_id) FROM receipt WHERE leaf IS NOT NULL")
             missing = wanted - {row[0].lower() for row in rows}
         if not missing:
-            return
+            return wanted
         assert time.monotonic() < deadline_s, f"no receipts for {missing}"
         time.sleep(0.1)
 
 
-def check_receipts(rig: Rig, name: str) -> None:
-    """A worker holds a receipt that verifies for each unit of its that was merged."""
+def check_receipts(rig: Rig, name: str, units: set[str]) -> None:
+    """A worker's receipts for these units verify."""
     done = worker_rig.barnraise("worker", "receipts", "--home", str(rig.home(name)), "--json")
     held = {row["assignment_id"]: row["state"] for row in json.loads(done.stdout)}
-    merged = merged_units(rig, name)
-    assert merged
-    assert {unit: held.get(unit) for unit in merged} == dict.fromkeys(merged, "verified")
+    assert units
+    assert {unit: held.get(unit) for unit in units} == dict.fromkeys(units, "verified")

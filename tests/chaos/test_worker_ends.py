@@ -1,6 +1,6 @@
 """However a worker or an anchor ends, and whenever: nothing of it is left.
 
-The end that waits for the unit under way is that of :mod:`test_worker_journal`.
+Ends in the middle of a unit, and starts after ``kill -9``, are in :mod:`test_worker_journal`.
 """
 
 from __future__ import annotations
@@ -66,14 +66,6 @@ def ends_of_a_worker(rig: Rig) -> None:
     worker.end(worker.stopped_at("p2pd spawned"), signal.SIGINT, signal.SIGCONT)
     worker.end(worker.stopped_at("trainer warms up"), signal.SIGTERM, signal.SIGCONT)
     worker.end(worker.stopped_at("reduce begins"), signal.SIGTERM, signal.SIGCONT)
-    worker.killed_at("reduce ends")
-
-    peer = worker.start()  # finds what the killed one left
-    known = len(peer.text().split(TRAINING))
-    peer.wait_for(TRAINING, count=known)
-    peer.signal(signal.SIGINT)
-    peer.wait_for("finishing this unit")
-    worker.end(peer, signal.SIGINT)
 
 
 def ends_of_an_anchor(rig: Rig) -> None:
@@ -81,9 +73,6 @@ def ends_of_an_anchor(rig: Rig) -> None:
     anchor.end(anchor.stopped_at("p2pd spawned"), signal.SIGTERM, signal.SIGCONT)
     anchor.killed_at("chunk kept")
     anchor.end(anchor.stopped_at("chunk kept"), signal.SIGINT, signal.SIGCONT)
-    peer = anchor.start()
-    peer.wait_for("anchor serves", count=3)
-    anchor.end(peer, signal.SIGTERM)
 
 
 def test_nothing_is_left(rig: Rig) -> None:

@@ -1,4 +1,7 @@
-"""Workers are killed around every durable write, and started again by the same command."""
+"""Workers are killed around every durable write, and started again by the same command.
+
+In the end each is told to end in another way while it works, and leaves nothing.
+"""
 
 from __future__ import annotations
 
@@ -67,13 +70,18 @@ def test_killed_around_every_durable_write(rig: Rig) -> None:
         ]
         units = set().union(*(each.result() for each in walks))
 
-    # Now without faults: each asks for the receipts that it is due, does a unit, and ends.
+    # Now without faults: each asks for the receipts that it is due, begins a unit, and ends.
     before = [len(events((rig.folder / f"{n}.log").read_text(), "training")) for n in WORKERS]
     workers = [rig.work(name) for name in WORKERS]
     for worker, known in zip(workers, before, strict=True):
-        wait_for_receipts(rig, worker.home.name)
         worker.wait_for('"event": "training"', count=known + 1)
-        worker.signal(signal.SIGINT)
+    due = {name: wait_for_receipts(rig, name) for name in WORKERS}
+    finishing, stopping, terminated = workers
+    finishing.signal(signal.SIGINT)
+    stopping.signal(signal.SIGINT)
+    stopping.wait_for("finishing this unit")
+    stopping.signal(signal.SIGINT)
+    terminated.signal(signal.SIGTERM)
     assert [worker.wait() for worker in workers] == [0, 0, 0]
     assert [worker.leftovers() for worker in workers] == [[], [], []]
 
@@ -86,4 +94,4 @@ def test_killed_around_every_durable_write(rig: Rig) -> None:
     assert units <= committed | given_up
     check_record(rig)
     for name in WORKERS:
-        check_receipts(rig, name)
+        check_receipts(rig, name, due[name])

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -90,11 +91,22 @@ def test_a_file_that_somebody_touched_is_served_to_nobody_until_it_was_hashed(
 def test_what_a_killed_process_left_half_made_goes_but_downloads_stay(home: Home) -> None:
     (home.scratch / "abc.part").write_bytes(b"half")
     (home.scratch / "abc.encoding").write_bytes(b"half")
+    (home.answers / "def.part").write_bytes(b"half")
+    (home.answers / "def").write_bytes(b"given")
     clear_folder(home)
+    assert [path.name for path in home.answers.iterdir()] == ["def"]
     assert [path.name for path in home.scratch.iterdir()] == ["abc.part"]
 
 
 # ---- configuration
+
+
+def test_a_download_of_long_ago_goes_too(home: Home) -> None:
+    for name in ("new.part", "old.part"):
+        (home.scratch / name).write_bytes(b"half")
+    os.utime(home.scratch / "old.part", (time.time() - 25 * 3600,) * 2)
+    clear_folder(home)
+    assert [path.name for path in home.scratch.iterdir()] == ["new.part"]
 
 
 def test_configuration_round_trips(home: Home) -> None:
