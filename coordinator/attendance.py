@@ -48,6 +48,12 @@ class Attendance:
         self._streams: Counter[str] = Counter()
         self._left_at_s: dict[str, float] = {}  # who watched, and does not now
 
+    def begin_again(self, now_s: float) -> None:
+        """We were away: from now on everybody has the time that a start gives."""
+        self._started_at_s = now_s
+        self._seen.clear()
+        self._left_at_s.clear()
+
     def note(self, heartbeat: wire.Heartbeat, now_s: float) -> None:
         """A worker was heard of."""
         self._seen[heartbeat.worker] = now_s

@@ -130,7 +130,7 @@ class Engine:
         """Go on after an absence: nobody loses time or a lease by it."""
         await self._turn(bootstrap.resume)
         self._ticked_at_s = self._clock()
-        self._attendance = Attendance(self._ticked_at_s)
+        self._attendance.begin_again(self._ticked_at_s)
 
     async def run(self) -> None:
         """Drive rounds until cancelled; starts first, if :meth:`start` was not called.
