@@ -15,6 +15,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import structlog
 
@@ -39,7 +40,7 @@ from coordinator.record import keep_loss, log_ended_rounds, state_to_evaluate
 from coordinator.reports import accept_reducer_report, accept_report
 from coordinator.results import CheckedPiece, bounded, check_piece, keep_pieces, missing_chunks
 from coordinator.schema import ControlRow
-from coordinator.troubles import Troubles
+from coordinator.troubles import DATABASE, Troubles
 from coordinator.turn import Turn
 from coordinator.turns import Turns
 from coordinator.validation import Evaluate, Validation
@@ -57,6 +58,7 @@ _ALIVE_EVERY_S = 2.0
 
 _ABSENT_AFTER_S = 5.0  # without a tick: the server was stopped, or without its database
 
+_QUIET_S = 5.0  # without a failure: a full disk may have room for one write and not for another
 _KEPT_STATES = 2
 """States kept in memory for evaluation: a slow evaluation skips states, it never piles them up."""
 
@@ -95,6 +97,7 @@ class Engine:
             troubles: takes note of what fails and is tried again.
         """
         self._troubles = troubles or Troubles()
+        database.on_away = partial(self._troubles.begin, DATABASE)
         self.context = RunContext(manifest, dataset, keys, log, options or EngineOptions())
         self._database = database
         self._checkpoints = checkpoints
@@ -153,6 +156,7 @@ class Engine:
         if self._clock() - self._ticked_at_s > _ABSENT_AFTER_S:
             await self.resume()
         await self.tick()
+        self._troubles.end(DATABASE, quiet_s=_QUIET_S)
 
     async def tick(self) -> None:
         """Let time pass: deadlines, silent workers, the organiser's pause, presence.

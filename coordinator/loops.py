@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from coordinator.database import DatabaseAway
 from coordinator.troubles import Troubles
 from protocol.errors import TransientError
 
@@ -24,7 +25,7 @@ async def for_ever(
             await work()
             troubles.end(work.__name__)
         except TransientError as error:
-            troubles.begin(work.__name__, error)
+            _note(work, error, troubles)
         await asyncio.sleep(every_s)
 
 
@@ -40,6 +41,11 @@ async def whenever(
                 pass
             troubles.end(work.__name__)
         except TransientError as error:
-            troubles.begin(work.__name__, error)
+            _note(work, error, troubles)
             await asyncio.sleep(_RETRY_S)
             due.set()
+
+
+def _note(work: Callable[..., object], error: TransientError, troubles: Troubles) -> None:
+    if not isinstance(error, DatabaseAway):  # that is told once for everything that needs it
+        troubles.begin(work.__name__, error)
