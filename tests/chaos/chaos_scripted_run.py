@@ -49,6 +49,7 @@ from protocol.wire import records_pb2 as wire
 TESTS = Path(__file__).parents[1]
 ABSENCE_S = 600.0
 LOSS_NATS = 3.0
+RECORDS = {"roster": wire.Roster, "inclusion_set": wire.InclusionSet, "run_head": wire.RunHead}
 
 
 def load(path: Path) -> ModuleType:
@@ -256,9 +257,11 @@ class Recorder:
             publish(hub, events)
             for event in events:
                 kind = event.WhichOneof("event")
-                if kind != "notice":
+                if kind in RECORDS:
                     payload = getattr(event, kind).payload
-                    self.write("told.jsonl", [kind, hashlib.sha256(payload).hexdigest()])
+                    record = RECORDS[kind].FromString(payload)
+                    what = [kind, record.round, getattr(record, "attempt", 0)]
+                    self.write("told.jsonl", [*what, hashlib.sha256(payload).hexdigest()])
 
         Database._once, Hub.publish = committed, told  # type: ignore[method-assign]
 
