@@ -47,7 +47,9 @@ from protocol.update import encode_update
 from protocol.wire import records_pb2 as wire
 
 TESTS = Path(__file__).parents[1]
-ABSENCE_S = 600.0
+ABSENCE_S = 45.0
+"""Longer than the silence that ends a lease; not so long that a signed roster expires meanwhile."""
+
 LOSS_NATS = 3.0
 RECORDS = {"roster": wire.Roster, "inclusion_set": wire.InclusionSet, "run_head": wire.RunHead}
 
