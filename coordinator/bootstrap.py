@@ -11,7 +11,7 @@ import asyncio
 
 import numpy as np
 import structlog
-from sqlalchemy import select, update
+from sqlalchemy import case, select, update
 from sqlalchemy.orm import Session
 
 from coordinator.checkpoints import CheckpointStore, SavedState
@@ -96,7 +96,8 @@ def _do_not_count(turn: Turn, downtime_s: float) -> None:
         AssignmentRow.round == turn.machine.number,
         AssignmentRow.worker.in_(turn.machine.training),
     )
-    later = AssignmentRow.leased_at_s + downtime_s
+    moved = AssignmentRow.leased_at_s + downtime_s
+    later = case((moved > turn.now_s, turn.now_s), else_=moved)
     turn.session.execute(update(AssignmentRow).where(*mine).values(leased_at_s=later))
 
 
