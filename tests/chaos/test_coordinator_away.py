@@ -33,6 +33,10 @@ def rig(tmp_path: Path) -> Iterator[Any]:
 
 
 def join(rig: Any) -> None:
+    """Two workers, and an anchor that does not end with the coordinator."""
+    home = ("--home", str(rig.home("anchor")), "--listen", "/ip4/127.0.0.1/tcp/0")
+    key = ("--identity", str(rig.run / "keys" / "anchor.key"))
+    rig.start("anchor", "worker", "anchor", "--link", rig.link, *home, *key, "--json-logs")
     rig.join("ada")
     rig.join("bob", "--client-mode")
 

@@ -9,7 +9,7 @@ import signal
 import sqlite3
 import subprocess
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,23 +80,31 @@ def told(log: str, event: str) -> list[str]:
     return [line["doing"] for line in lines if line["event"] == event]
 
 
+def check_it_waits(rig: Any, coordinator: Any, doing: str) -> None:
+    """The organiser is told, and whoever only reads is answered."""
+    coordinator.wait_for(f'"doing": "{doing}".*"event": "trouble"')
+    now = status(rig)
+    assert now["serving"]
+    (sentence,) = [t["sentence"] for t in now["troubles"] if t["doing"] == doing]
+    assert "space" in sentence
+    rig.join(f"visitor-{doing}")  # a Hello, and public files of the run
+
+
 def test_full_disks_are_waited_out(rig: Any) -> None:
     coordinator = rig.serve()
     coordinator.wait_for("Serving")
     rig.join("ada")
     ada = rig.work("ada", "--until-finished")
     coordinator.wait_for("round_settled")
-    for disk, doing in (("rows", "database"), ("files", "settle")):
-        with full(rig.folder / disk):
-            coordinator.wait_for(f'"doing": "{doing}".*"event": "trouble"')
-            now = status(rig)
-            assert now["serving"]
-            (sentence,) = [t["sentence"] for t in now["troubles"] if t["doing"] == doing]
-            assert "space" in sentence
-            # It still answers whoever only reads: joining is a Hello and the files of the run.
-            rig.join(f"visitor-{doing}")
-        coordinator.wait_for(f'"doing": "{doing}".*"event": "trouble_over"')
-        assert status(rig)["troubles"] == []
+    with ExitStack() as files_full:
+        with full(rig.folder / "rows"):
+            check_it_waits(rig, coordinator, "database")
+            # At once, for a round that goes on is soon over: the next disk.
+            files_full.enter_context(full(rig.folder / "files"))
+        check_it_waits(rig, coordinator, "settle")
+        coordinator.wait_for('"doing": "database".*"event": "trouble_over"')
+    coordinator.wait_for('"doing": "settle".*"event": "trouble_over"')
+    assert status(rig)["troubles"] == []
     assert ada.wait(200) == 0
     log = coordinator.text()
     assert sorted(told(log, "trouble")) == ["database", "settle"], "each is told once"

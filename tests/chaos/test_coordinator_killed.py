@@ -38,7 +38,7 @@ ROUNDS = 8
 MOST_LIVES = 250
 ROOT = Identity.from_seed(bytes(32)).peer_id
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 class Lives:
