@@ -147,7 +147,7 @@ class Engine:
             tasks.create_task(for_ever(self.keep_time, options.tick_s, troubles))
             tasks.create_task(whenever(self._turns.settle_due, self.settle, troubles))
             tasks.create_task(whenever(self._evaluation_due, self.evaluate, troubles))
-            tasks.create_task(for_ever(self.audit_all, options.audit.step_s, troubles))
+            tasks.create_task(for_ever(self.audit, options.audit.step_s, troubles))
 
     # ---- time ----
 
@@ -402,8 +402,3 @@ class Engine:
             TransientError: database or replays are not available; it is tried again.
         """
         return await self._desk.step()
-
-    async def audit_all(self) -> None:
-        """Take open audits as far as they go now."""
-        while await self.audit():
-            pass

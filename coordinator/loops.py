@@ -17,12 +17,13 @@ _RETRY_S = 5.0
 
 
 async def for_ever(
-    work: Callable[[], Awaitable[object]], every_s: float, troubles: Troubles
+    work: Callable[[], Awaitable[bool | None]], every_s: float, troubles: Troubles
 ) -> None:
-    """Do ``work``, wait, and do it again; run as a task."""
+    """Do ``work`` until it says that there is no more of it, wait, and again; run as a task."""
     while True:
         try:
-            await work()
+            while await work():
+                pass
             troubles.end(work.__name__)
         except TransientError as error:
             _note(work, error, troubles)

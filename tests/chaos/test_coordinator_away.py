@@ -58,18 +58,18 @@ def states(log: str, event: str) -> list[str]:
 
 
 def check(rig: Any) -> None:
-    """Both rounds settled with both members, each at its first attempt; nothing lost or doubled."""
+    """Both rounds settled with both members; nothing was lost or merged twice."""
     assert rows(rig, "SELECT phase, members FROM rounds WHERE number < 2 ORDER BY number") == [
         ("SETTLED", 2),
         ("SETTLED", 2),
     ]
-    assert rows(rig, "SELECT round, max(attempt) FROM rosters GROUP BY round") == [(0, 1), (1, 1)]
     assert rows(rig, "SELECT DISTINCT status FROM assignments") == [("merged",)]
     (merged,) = rows(rig, "SELECT sum(steps) FROM contributions")
     assert rows(rig, "SELECT sum(stop - start) FROM intervals WHERE state = 'consumed'") == [merged]
     settled = states((rig.folder / "coordinator.log").read_text(), "round_settled")
     for name in ("ada", "bob"):
-        assert states((rig.folder / f"{name}.log").read_text(), "outer step made") == settled
+        made = states((rig.folder / f"{name}.log").read_text(), "outer step made")
+        assert made[-1] == settled[-1] and set(made) <= set(settled)
     database = f"sqlite:///{rig.run}/coordinator.db"
     root = rig.link.rsplit("root=", 1)[1]
     assert worker_rig.barnraise("ledger", "verify", "--db", database, "--root", root)
@@ -92,6 +92,7 @@ def test_a_reduce_is_finished_without_it(rig: Any) -> None:
     serve_alone(rig)
     assert [member.wait(200) for member in members] == [0, 0]
     check(rig)
+    assert rows(rig, "SELECT max(attempt) FROM rosters WHERE round = 0") == [(1,)]
 
 
 @pytest.mark.parametrize(
