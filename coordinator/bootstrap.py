@@ -11,14 +11,14 @@ import asyncio
 
 import numpy as np
 import structlog
-from sqlalchemy import select
+from sqlalchemy import case, select, update
 from sqlalchemy.orm import Session
 
 from coordinator.checkpoints import CheckpointStore, SavedState
 from coordinator.context import RunContext
 from coordinator.database import Database
 from coordinator.round_state import Restarted
-from coordinator.schema import ControlRow, RoundRow, StateRow
+from coordinator.schema import AssignmentRow, ControlRow, RoundRow, StateRow
 from coordinator.settle import ModelState, Vector, saved_state, state_row
 from coordinator.turn import Turn, newest_state, open_round
 from ledger import tree
@@ -86,7 +86,19 @@ def resume(turn: Turn) -> None:
     if turn.machine.deadline_s is not None:
         _log.info("round_resumed", round=turn.machine.number, downtime_s=round(downtime_s, 1))
         turn.apply(Restarted(downtime_s))
+        _do_not_count(turn, downtime_s)
     control.alive_at_s = turn.now_s
+
+
+def _do_not_count(turn: Turn, downtime_s: float) -> None:
+    """A worker that could not deliver is not slow: its speed is measured since its lease."""
+    mine = (
+        AssignmentRow.round == turn.machine.number,
+        AssignmentRow.worker.in_(turn.machine.training),
+    )
+    moved = AssignmentRow.leased_at_s + downtime_s
+    later = case((moved > turn.now_s, turn.now_s), else_=moved)
+    turn.session.execute(update(AssignmentRow).where(*mine).values(leased_at_s=later))
 
 
 def _stored(context: RunContext, session: Session) -> tuple[StateDescriptor, SavedState] | None:

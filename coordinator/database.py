@@ -54,7 +54,11 @@ _POSTGRES = {
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
-class OutcomeUnknown(TransientError):
+class DatabaseAway(TransientError):
+    """The database is locked, full, shut down or cannot be reached: nothing was changed."""
+
+
+class OutcomeUnknown(DatabaseAway):
     """The database went away in the middle of a commit: it may be done, or not."""
 
 
@@ -70,6 +74,7 @@ class Database:
         """
         self.url = url
         self.engine = _connect(url)
+        self.on_away: Callable[[DatabaseAway], None] = lambda _: None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="database")
 
     async def run(self, fn: Callable[[Session], T]) -> T:
@@ -78,10 +83,15 @@ class Database:
         What it returns must not be a mapped row: those end with the session.
 
         Raises:
-            TransientError: the database was locked, full or away; nothing was changed.
+            DatabaseAway: it was locked, full or away; nothing was changed.
             OutcomeUnknown: it went away while this was committed.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._writer, self._once, fn)
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._writer, self._once, fn)
+        except DatabaseAway as error:
+            self.on_away(error)
+            raise
 
     def _once(self, fn: Callable[[Session], T]) -> T:
         with self.session() as session:
@@ -92,7 +102,7 @@ class Database:
         """One transaction on the calling thread, for command-line programs.
 
         Raises:
-            TransientError: the database was locked, full or away; nothing was changed.
+            DatabaseAway: it was locked, full or away; nothing was changed.
             OutcomeUnknown: it went away while this was committed.
             UsageError: its file is damaged.
         """
@@ -148,7 +158,7 @@ class Database:
             yield
         except DBAPIError as error:
             if _passing(error):
-                raise TransientError(
+                raise DatabaseAway(
                     f"the database is not available: {_first_line(error)}; nothing was changed. "
                     "Check that it runs, and the space and the permissions of its disk, then try "
                     "again"

@@ -15,6 +15,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import structlog
 
@@ -39,7 +40,7 @@ from coordinator.record import keep_loss, log_ended_rounds, state_to_evaluate
 from coordinator.reports import accept_reducer_report, accept_report
 from coordinator.results import CheckedPiece, bounded, check_piece, keep_pieces, missing_chunks
 from coordinator.schema import ControlRow
-from coordinator.troubles import Troubles
+from coordinator.troubles import DATABASE, Troubles
 from coordinator.turn import Turn
 from coordinator.turns import Turns
 from coordinator.validation import Evaluate, Validation
@@ -57,6 +58,7 @@ _ALIVE_EVERY_S = 2.0
 
 _ABSENT_AFTER_S = 5.0  # without a tick: the server was stopped, or without its database
 
+_QUIET_S = 5.0  # without a failure: a full disk may have room for one write and not for another
 _KEPT_STATES = 2
 """States kept in memory for evaluation: a slow evaluation skips states, it never piles them up."""
 
@@ -95,6 +97,7 @@ class Engine:
             troubles: takes note of what fails and is tried again.
         """
         self._troubles = troubles or Troubles()
+        database.on_away = partial(self._troubles.begin, DATABASE)
         self.context = RunContext(manifest, dataset, keys, log, options or EngineOptions())
         self._database = database
         self._checkpoints = checkpoints
@@ -145,7 +148,7 @@ class Engine:
             tasks.create_task(for_ever(self.keep_time, options.tick_s, troubles))
             tasks.create_task(whenever(self._turns.settle_due, self.settle, troubles))
             tasks.create_task(whenever(self._evaluation_due, self.evaluate, troubles))
-            tasks.create_task(for_ever(self.audit_all, options.audit.step_s, troubles))
+            tasks.create_task(for_ever(self.audit, options.audit.step_s, troubles))
 
     # ---- time ----
 
@@ -154,6 +157,7 @@ class Engine:
         if self._clock() - self._ticked_at_s > _ABSENT_AFTER_S:
             await self.resume()
         await self.tick()
+        self._troubles.end(DATABASE, quiet_s=_QUIET_S)
 
     async def tick(self) -> None:
         """Let time pass: deadlines, silent workers, the organiser's pause, presence.
@@ -413,8 +417,3 @@ class Engine:
             TransientError: database or replays are not available; it is tried again.
         """
         return await self._desk.step()
-
-    async def audit_all(self) -> None:
-        """Take open audits as far as they go now."""
-        while await self.audit():
-            pass

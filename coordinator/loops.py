@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from coordinator.database import DatabaseAway
 from coordinator.troubles import Troubles
 from protocol.errors import TransientError
 
@@ -16,15 +17,16 @@ _RETRY_S = 5.0
 
 
 async def for_ever(
-    work: Callable[[], Awaitable[object]], every_s: float, troubles: Troubles
+    work: Callable[[], Awaitable[bool | None]], every_s: float, troubles: Troubles
 ) -> None:
-    """Do ``work``, wait, and do it again; run as a task."""
+    """Do ``work`` until it says that there is no more of it, wait, and again; run as a task."""
     while True:
         try:
-            await work()
+            while await work():
+                pass
             troubles.end(work.__name__)
         except TransientError as error:
-            troubles.begin(work.__name__, error)
+            _note(work, error, troubles)
         await asyncio.sleep(every_s)
 
 
@@ -40,6 +42,11 @@ async def whenever(
                 pass
             troubles.end(work.__name__)
         except TransientError as error:
-            troubles.begin(work.__name__, error)
+            _note(work, error, troubles)
             await asyncio.sleep(_RETRY_S)
             due.set()
+
+
+def _note(work: Callable[..., object], error: TransientError, troubles: Troubles) -> None:
+    if not isinstance(error, DatabaseAway):  # that is told once for everything that needs it
+        troubles.begin(work.__name__, error)

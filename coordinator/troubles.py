@@ -17,6 +17,9 @@ from typing import Any
 
 import structlog
 
+DATABASE = "database"
+"""The trouble of everything that reads or writes it."""
+
 _NOTE_BYTES = 4096
 _SENTENCE_CHARS = 300
 
@@ -35,6 +38,7 @@ class Troubles:
         """
         self._note, self._clock = note, clock
         self._lock = threading.Lock()
+        self._failed_at_s: dict[str, float] = {}
         self._open: dict[str, dict[str, Any]] = {}
         self._write()
 
@@ -47,6 +51,7 @@ class Troubles:
         """
         with self._lock:
             known = doing in self._open
+            self._failed_at_s[doing] = self._clock()
             if known and self._open[doing]["sentence"] == str(error)[:_SENTENCE_CHARS]:
                 return
             since_s = self._open[doing]["since_s"] if known else self._clock()
@@ -56,9 +61,9 @@ class Troubles:
         if not known:
             _log.error("trouble", doing=doing, error=str(error), next="it is tried again")
 
-    def end(self, doing: str) -> None:
-        """It works (again)."""
-        if doing not in self._open:
+    def end(self, doing: str, *, quiet_s: float = 0.0) -> None:
+        """It works (again), and did not fail for so long."""
+        if doing not in self._open or self._clock() - self._failed_at_s[doing] < quiet_s:
             return
         with self._lock:
             trouble = self._open.pop(doing)

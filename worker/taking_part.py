@@ -188,10 +188,10 @@ class Reduction:
         self._last.inclusion = inclusion
         if group.reducer is not None:
             self.retained.keep(group.reducer, inclusion)
-        result = await self._finish(group, inclusion)
+        digest = await self._finish(group, head, roster, inclusion)
         await bring_proofs(self.session, group)
-        if result is not None:
-            await self._step(head, roster, inclusion, result)
+        if digest is not None and self.reports:
+            await self._report(roster, digest)
 
     async def _gather(
         self, group: GroupReduce, roster: Signed[wire.Roster]
@@ -239,15 +239,22 @@ class Reduction:
             self.watch.offer_inclusion(reply.inclusion_set)
 
     async def _finish(
-        self, group: GroupReduce, inclusion: Signed[wire.InclusionSet]
-    ) -> ReduceResult | None:
-        """Combine, collect, and give own results to the coordinator as soon as they are there.
+        self,
+        group: GroupReduce,
+        head: Signed[wire.RunHead],
+        roster: Signed[wire.Roster],
+        inclusion: Signed[wire.InclusionSet],
+    ) -> bytes | None:
+        """Combine, collect and step; meanwhile give own results to the coordinator.
+
+        The step does not wait for a coordinator that is away.
 
         Returns:
-            None when the mean could not be had, or the attempt was over before.
+            Digest of the state after our own step; None when the mean could not be had, or the
+            attempt was over before.
         """
         async with asyncio.TaskGroup() as tasks:
-            submitting = tasks.create_task(self._submit_own(group, len(inclusion.record.members)))
+            submitting = tasks.create_task(self._submit_own(group, inclusion.record))
             try:
                 result = await unless(group.finish(inclusion), self._over(inclusion.record))
             except (TransientError, PeerFault) as error:
@@ -255,7 +262,8 @@ class Reduction:
                 result = None
             if result is None:  # what is missing will not come any more
                 submitting.cancel()
-        return result
+                return None
+            return await self._step(head, roster, inclusion, result)
 
     async def _over(self, inclusion: wire.InclusionSet) -> None:
         """The round is over, and a moment more, for results in flight still save a download; or
@@ -264,7 +272,12 @@ class Reduction:
         if self.watch.head_beyond(inclusion.round) is not None:
             await asyncio.sleep(_LAST_MOMENT_S)
 
-    async def _submit_own(self, group: GroupReduce, members: int) -> None:
+    async def _submit_own(self, group: GroupReduce, inclusion: wire.InclusionSet) -> None:
+        """As soon as they are there, and for as long as the round waits for them."""
+        over = self.watch.until(partial(self.watch.head_beyond, inclusion.round))
+        await unless(self._submit_range(group, len(inclusion.members)), over)
+
+    async def _submit_range(self, group: GroupReduce, members: int) -> None:
         pieces = await group.own_results()
         if pieces and group.reducer is not None:
             # First: the round may be settled as soon as the last result is there.
@@ -292,7 +305,7 @@ class Reduction:
         roster: Signed[wire.Roster],
         inclusion: Signed[wire.InclusionSet],
         result: ReduceResult,
-    ) -> None:
+    ) -> bytes | None:
         # Not the sum of the roster's weights: policy may cap those.
         tokens = inclusion.record.merged_tokens
         try:
@@ -301,12 +314,11 @@ class Reduction:
             )
         except (TransientError, BadDigest, BadRecord, UsageError) as error:
             log.warning("no own outer step: will fetch the new state", error=str(error))
-            return
+            return None
         settled_rounds = head.record.settled_rounds + 1
         self._own_step = _OwnStep(self._groups[-1], settled_rounds, descriptor.digest)
         log.info("outer step made", round=roster.record.round, state=descriptor.digest.hex()[:16])
-        if self.reports:
-            await self._report(roster, descriptor.digest)
+        return descriptor.digest
 
     async def _report(self, roster: Signed[wire.Roster], digest: bytes) -> None:
         record = wire.Report(

@@ -6,8 +6,8 @@ A transaction is named by what is done in it (``turn``): the function that the e
 * ``commit.after``: committed; nobody was told, no head is signed.
 * ``published``: watchers were told; no head is signed over the leaves that the turn added.
 * ``migration.statement``: a statement of a migration is done; the migration is not.
-* ``file.written`` / ``file.named`` / ``file.removed``: a state's file under its temporary name, under
-  its own, gone.
+* ``file.written`` / ``file.named`` / ``file.removed``: a state's file under its temporary name,
+  under its own, gone.
 * ``state.saved``, ``mean.saved``, ``pruned``: the store is done, the database does not know.
 * ``inclusion.signing``: in the transaction that signs an inclusion set.
 * ``result.kept``: in the transaction that keeps results, which the last one makes a settle.

@@ -1,10 +1,10 @@
 """A coordinator's engine in a process of its own, driven by members that always do the same.
 
-``chaos_scripted_run.py FOLDER ROUNDS`` reads orders from its input, one JSON object a line, and plays
-each in a forked child: one life of the coordinator. A life looks at the database and goes on from
-there, as the members of a run do after a restart. If it is told to, it kills itself (SIGKILL) at
-the first point at which no life before it was killed. The answer is the child's wait status. Forking
-saves the imports; what is killed is a real process.
+``chaos_scripted_run.py FOLDER ROUNDS`` reads orders from its input, one JSON object a line, and
+plays each in a forked child: one life of the coordinator. A life looks at the database and goes on
+from there, as the members of a run do after a restart. If it is told to, it kills itself (SIGKILL)
+at the first point at which no life before it was killed. The answer is the child's wait status.
+Forking saves the imports; what is killed is a real process.
 
 What the outside has heard is kept as it is heard: signed heads in ``heads.jsonl``, published
 records in ``told.jsonl``; points in ``points.jsonl``, kills in ``kills.jsonl``.
@@ -47,8 +47,11 @@ from protocol.update import encode_update
 from protocol.wire import records_pb2 as wire
 
 TESTS = Path(__file__).parents[1]
-ABSENCE_S = 600.0
+ABSENCE_S = 45.0
+"""Longer than the silence that ends a lease; not so long that a signed roster expires meanwhile."""
+
 LOSS_NATS = 3.0
+RECORDS = {"roster": wire.Roster, "inclusion_set": wire.InclusionSet, "run_head": wire.RunHead}
 
 
 def load(path: Path) -> ModuleType:
@@ -103,9 +106,7 @@ class ScriptedRun(engine_rig.Rig):
         )
         await self.engine.start()
         policy = AdmissionPolicy(self.run_id, "0", [self.identity(1).peer_id])
-        self.admission = Admission(
-            self.database, self.log, self.keys.round, policy, clock
-        )
+        self.admission = Admission(self.database, self.log, self.keys.round, policy, clock)
 
     async def loss(self, _: Any) -> float:
         return LOSS_NATS
@@ -258,9 +259,11 @@ class Recorder:
             publish(hub, events)
             for event in events:
                 kind = event.WhichOneof("event")
-                if kind != "notice":
+                if kind in RECORDS:
                     payload = getattr(event, kind).payload
-                    self.write("told.jsonl", [kind, hashlib.sha256(payload).hexdigest()])
+                    record = RECORDS[kind].FromString(payload)
+                    what = [kind, record.round, getattr(record, "attempt", 0)]
+                    self.write("told.jsonl", [*what, hashlib.sha256(payload).hexdigest()])
 
         Database._once, Hub.publish = committed, told  # type: ignore[method-assign]
 

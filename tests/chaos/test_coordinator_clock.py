@@ -19,7 +19,7 @@ from sqlalchemy import select
 from coordinator.database import Database
 from coordinator.requests import Rate, RequestGuard
 from coordinator.round_state import Phase, load
-from coordinator.schema import TRAINING, AssignmentRow, RoundRow
+from coordinator.schema import TRAINING, AssignmentRow, RoundRow, WorkerRow
 from coordinator.steady_clock import SteadyClock
 from ledger.log import read_leaves
 from ledger.records import parse_leaf
@@ -177,3 +177,19 @@ def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log:
     while not ready():
         assert process.poll() is None and time.monotonic() < deadline_s, log.read_text()[-4000:]
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("away_s", [0.0, TEN_MINUTES_S])
+async def test_an_absence_is_not_counted_as_slowness(two: Any, away_s: float) -> None:
+    run, machine = two
+    ada, _ = run.workers
+    machine.passes(4.0)
+    await run.engine.keep_time()
+    machine.passes(away_s)
+    await run.engine.keep_time()
+    machine.passes(4.0)
+    await run.engine.keep_time()
+    await ada.commit()
+    tokens = ada.assignment.steps * run.manifest.tokens_per_step
+    speed = run.read(lambda session: session.get_one(WorkerRow, ada.name).measured_tokens_per_s)
+    assert speed == pytest.approx(tokens / 8.0, rel=0.4)  # known to two seconds

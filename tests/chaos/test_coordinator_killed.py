@@ -38,7 +38,7 @@ ROUNDS = 8
 MOST_LIVES = 250
 ROOT = Identity.from_seed(bytes(32)).peer_id
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 class Lives:
@@ -129,10 +129,10 @@ def check_what_was_told(folder: Path) -> None:
 def outcome(folder: Path) -> dict[str, Any]:
     """What a run came to; also what no run may come to is asserted here."""
     check_what_was_told(folder)
-    # One roster and one inclusion set were told of each round, and one head of each and the next.
-    told = Counter(kind for kind, _ in {tuple(line) for line in lines(folder / "told.jsonl")})
-    assert told["roster"] <= ROUNDS and told["inclusion_set"] <= ROUNDS
-    assert told["run_head"] <= ROUNDS
+    # Two different records were never told under one key, and no round took a second attempt.
+    told = {tuple(line) for line in lines(folder / "told.jsonl")}
+    keys = [(kind, round_) for kind, round_, _, _ in told]
+    assert len(keys) == len(set(keys)), sorted(told)
     with session(folder) as opened:
         report = verify(
             DatabaseSource(opened),
