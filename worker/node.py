@@ -122,7 +122,13 @@ async def open_node(
         outbox = Outbox(session, journal)
         sources.anchor_ids = tuple(peer.rsplit("/p2p/", 1)[-1] for peer in peers)
         reachability = Reachability(
-            config.client_mode, session, swarm, board, config.announce, anchor
+            config.client_mode,
+            session,
+            swarm,
+            board,
+            announce=config.announce,
+            nat_port_map=config.nat_port_map,
+            anchor=anchor,
         )
         await reachability.start()
 
@@ -242,6 +248,7 @@ async def _join_swarm(
                 listen=config.listen,
                 announce=config.announce,
                 clock_ms=session.now_ms,
+                nat_port_map=config.nat_port_map,
                 in_dht=config.client_mode is False,  # else as is measured
             ), peers
         except TransientError as error:

@@ -9,8 +9,8 @@ Invariants:
 
 * With ``client_mode = "auto"`` an address is told to others only after somebody reached it; as long
   as nobody could say, this machine counts as one that nobody reaches.
-* It is measured at the start, when this machine's addresses change, when the coordinator was lost
-  and is back, and now and then.
+* It is measured at the start, when this machine's addresses change, when a router gave it a port,
+  when the coordinator was lost and is back, and now and then.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ class Reachability:
     swarm: Swarm
     board: Board
     announce: Sequence[str] = ()
+    nat_port_map: bool = False  # a router's answer comes seconds after the start
     anchor: bool = False
     reach: Reach = UNKNOWN
 
@@ -138,6 +139,8 @@ class Reachability:
                 return
             except TimeoutError:
                 here = own_hosts()
+            if self.nat_port_map and self.board.ports != ports_of(await self.swarm.multiaddrs()):
+                return
             if here != self._here:
                 self._here = here
                 log.info("this machine's addresses changed", addresses=sorted(here))
