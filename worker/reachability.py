@@ -209,14 +209,19 @@ def told_to_others(
     """
     kind = "ip6" if ":" in reach.address else "ip4"
     reached = [f"/{kind}/{reach.address}/tcp/{port}/p2p/{peer_id}" for port in reach.ports]
-    alone = not reached or ip_address(reach.address).is_loopback
-    own = [address for address in seen if _worth_telling(address, here, alone)]
+    loopback = not reached or ip_address(reach.address).is_loopback
+
+    def worth_telling(host: str) -> bool:
+        if host in here:
+            return loopback or not ip_address(host).is_loopback
+        return not reached and ip_address(host).is_global  # a router's, not measured
+
+    own = [address for address in seen if all(map(worth_telling, _hosts(address)))]
     return list(dict.fromkeys([*reached, *own]))
 
 
-def _worth_telling(address: str, here: frozenset[str], loopback: bool) -> bool:
-    hosts = [host for kind in ("ip4", "ip6") for host in _values(address, kind)]
-    return all(host in here and (loopback or not ip_address(host).is_loopback) for host in hosts)
+def _hosts(address: str) -> list[str]:
+    return [host for kind in ("ip4", "ip6") for host in _values(address, kind)]
 
 
 def _values(address: str, protocol: str) -> list[str]:
