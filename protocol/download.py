@@ -17,7 +17,7 @@ from pathlib import Path
 
 import grpc
 
-from protocol.channel import CHANNEL_LEFT, backoff_s, channel_was_left, hinted_s, translate
+from protocol.channel import backoff_s, hinted_s, translate
 from protocol.digest import file_sha256
 from protocol.errors import BadDigest, BadRecord, TransientError
 from protocol.limits import MAX_PIECE_BYTES
@@ -71,12 +71,6 @@ async def _collect(source: PieceSource, target: Path, bound: int, total_bytes: i
             if not isinstance(problem, TransientError) or failures + 1 == _ATTEMPTS:
                 raise problem from error
             hint_s = hinted_s(problem)
-        except asyncio.CancelledError as error:
-            if not channel_was_left():
-                raise
-            if failures + 1 == _ATTEMPTS:
-                raise TransientError(CHANNEL_LEFT) from error
-            hint_s = None
         await asyncio.sleep((hint_s or 0.0) + backoff_s(failures))
 
 

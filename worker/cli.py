@@ -57,6 +57,7 @@ def cli() -> None:
     help="Never/always tell others to connect to this machine [default: as measured].",
 )
 @click.option("--listen", multiple=True, help="Multiaddress to listen on; may be repeated.")
+@click.option("--nat-port-map", is_flag=True, help="Ask the router for a port (UPnP, NAT-PMP).")
 @click.option("--invite", metavar="TOKEN", help="The organiser's invitation, if it takes one.")
 @click.option("--yes", is_flag=True, help="Agree without being asked.")
 def join(
@@ -67,6 +68,7 @@ def join(
     device: str,
     client_mode: bool | None,
     listen: tuple[str, ...],
+    nat_port_map: bool,
     invite: str | None,
     yes: bool,
 ) -> None:
@@ -79,7 +81,11 @@ def join(
     from worker.join import describe, look_at_run
 
     config = WorkerConfig(link=link, threads=threads or default_threads(), name=name).with_options(
-        device=device, client_mode=client_mode, listen=listen or None, invite=invite
+        device=device,
+        client_mode=client_mode,
+        listen=listen or None,
+        nat_port_map=nat_port_map,
+        invite=invite,
     )
     offer = _run(look_at_run(home, config))
     click.echo(describe(offer, home))

@@ -118,6 +118,7 @@ class WorkerConfig:
     micro_batch_sequences: int = 0  # 0: a whole batch at once
     autocast_bf16: bool = False
     client_mode: ClientMode = "auto"  # true: no inbound port; false: has one, whatever is measured
+    nat_port_map: bool = False  # ask the router for a port (UPnP, NAT-PMP)
     listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/0",)
     announce: tuple[str, ...] = ()
     invite: str = ""  # where the organiser admits by invitation

@@ -191,7 +191,11 @@ def how_to_be_reached(config: WorkerConfig, ports: Sequence[int], public: str) -
     here = _address_towards(config)
     if public != here:
         steps.append(f"forward TCP port {port} of your router to {here or 'this machine'}")
-    return f"to be reached: {'; '.join(steps)}; then start the worker again"
+    by_hand = f"{'; '.join(steps)}; then start the worker again"
+    if public == here or config.nat_port_map:
+        return f"to be reached: {by_hand}"
+    asking = "set nat_port_map = true in worker.toml, if your router knows UPnP"
+    return f"to be reached: {asking}; else {by_hand}"
 
 
 def _address_towards(config: WorkerConfig) -> str:

@@ -121,7 +121,13 @@ async def open_node(
         swarm.membership.on_change = swarm_changed
         outbox = Outbox(session, journal)
         reachability = Reachability(
-            config.client_mode, session, swarm, board, config.announce, anchor
+            config.client_mode,
+            session,
+            swarm,
+            board,
+            announce=config.announce,
+            nat_port_map=config.nat_port_map,
+            anchor=anchor,
         )
         await reachability.start()
 
@@ -241,6 +247,7 @@ async def _join_swarm(
                 listen=config.listen,
                 announce=config.announce,
                 clock_ms=session.now_ms,
+                nat_port_map=config.nat_port_map,
                 in_dht=config.client_mode is False,  # else as is measured
             ), peers
         except TransientError as error:

@@ -9,8 +9,8 @@ Invariants:
 
 * With ``client_mode = "auto"`` an address is told to others only after somebody reached it; as long
   as nobody could say, this machine counts as one that nobody reaches.
-* It is measured at the start, when this machine's addresses change, when the coordinator was lost
-  and is back, and now and then.
+* It is measured at the start, when this machine's addresses change, when a router gave it a port,
+  when the coordinator was lost and is back, and now and then.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ class Reachability:
     swarm: Swarm
     board: Board
     announce: Sequence[str] = ()
+    nat_port_map: bool = False  # a router's answer comes seconds after the start
     anchor: bool = False
     reach: Reach = UNKNOWN
 
@@ -138,6 +139,8 @@ class Reachability:
                 return
             except TimeoutError:
                 here = own_hosts()
+            if self.nat_port_map and self.board.ports != ports_of(await self.swarm.multiaddrs()):
+                return
             if here != self._here:
                 self._here = here
                 log.info("this machine's addresses changed", addresses=sorted(here))
@@ -206,14 +209,19 @@ def told_to_others(
     """
     kind = "ip6" if ":" in reach.address else "ip4"
     reached = [f"/{kind}/{reach.address}/tcp/{port}/p2p/{peer_id}" for port in reach.ports]
-    alone = not reached or ip_address(reach.address).is_loopback
-    own = [address for address in seen if _worth_telling(address, here, alone)]
+    loopback = not reached or ip_address(reach.address).is_loopback
+
+    def worth_telling(host: str) -> bool:
+        if host in here:
+            return loopback or not ip_address(host).is_loopback
+        return not reached and ip_address(host).is_global  # a router's, not measured
+
+    own = [address for address in seen if all(map(worth_telling, _hosts(address)))]
     return list(dict.fromkeys([*reached, *own]))
 
 
-def _worth_telling(address: str, here: frozenset[str], loopback: bool) -> bool:
-    hosts = [host for kind in ("ip4", "ip6") for host in _values(address, kind)]
-    return all(host in here and (loopback or not ip_address(host).is_loopback) for host in hosts)
+def _hosts(address: str) -> list[str]:
+    return [host for kind in ("ip4", "ip6") for host in _values(address, kind)]
 
 
 def _values(address: str, protocol: str) -> list[str]:

@@ -389,5 +389,9 @@ class Session:
                 yield piece
         except grpc.aio.AioRpcError as error:
             raise translate(error) from error
+        except asyncio.CancelledError as error:
+            if not channel_was_left():
+                raise
+            raise TransientError(CHANNEL_LEFT) from error
         finally:
             stream.cancel()

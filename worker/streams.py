@@ -60,7 +60,6 @@ STARTUP_TIMEOUT_S = 30.0
 DIAL_TIMEOUT_S = 15.0
 _ANSWER_TIMEOUT_S = 10.0  # of the daemon itself, on this machine
 _KILL_AFTER_S = 3.0
-_LOOPBACK = ("127.0.0.1", "::1")
 
 Reply = TypeVar("Reply", bound=Message)
 
@@ -255,9 +254,11 @@ class BoundedP2P(P2P):  # type: ignore[misc]
         """Hang up on a peer that has moved: it is told of elsewhere, and the daemon would use the
         old connection, where nobody is, for most of a minute."""
         told = {_host(address) for address in addresses}
+        if not told or "" in told:
+            return
         for peer in await self.list_peers():
-            hosts = {_host(address) for address in peer.addrs} - set(_LOOPBACK)
-            if str(peer.peer_id) == peer_id and told and not hosts <= told:
+            hosts = {_host(address) for address in peer.addrs} - {"127.0.0.1", "::1"}
+            if str(peer.peer_id) == peer_id and not hosts <= told:
                 await self._hang_up(peer.peer_id)
 
     async def _hang_up(self, peer: PeerID) -> None:
@@ -356,8 +357,9 @@ def passing_failures() -> Iterator[None]:
 
 
 def _host(address: Multiaddr) -> str:
-    """``/ip4/10.0.0.1/tcp/4001`` -> ``10.0.0.1``."""
-    return str(address).split("/")[2]
+    """``/ip4/10.0.0.1/tcp/4001`` -> ``10.0.0.1``; empty for a name."""
+    _, kind, host, *_ = str(address).split("/")
+    return host if kind in ("ip4", "ip6") else ""
 
 
 def _connect_request(peer_id: str, addresses: list[Multiaddr]) -> p2pd_pb2.Request:

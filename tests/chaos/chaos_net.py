@@ -21,10 +21,13 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from protocol.leash import leashed
 
 _PREFIX = "barnraise"
 _FOLDER = Path("/run/netns")
@@ -126,6 +129,19 @@ class Home:
             *("-j", "DNAT", "--to-destination", f"{host.address}:{port}"),
         )
         self.router.iptables("-A", "FORWARD", "-i", "eth0", *to, "-j", "ACCEPT")
+
+    @contextmanager
+    def giving_ports(self) -> Iterator[None]:
+        """The router lets programs behind it ask for a port."""
+        script = str(Path(__file__).with_name("chaos_net_router.py"))
+        command = leashed(self.router.command(sys.executable, script, self.address))
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+            try:
+                assert server.stdout is not None
+                assert server.stdout.readline() == "serving\n"
+                yield
+            finally:
+                server.kill()
 
     def move_to(self, address: str) -> None:
         """The provider gives the router another address; what was translated before is dead."""

@@ -30,14 +30,19 @@ def test_everybody_finds_out_what_they_are_and_all_are_merged(run: NetRun) -> No
     opened = run.internet.home("home3")
     tower = opened.computer("tower")
     opened.forward(PORT, tower)
-    run.init(max_rounds=2, min_members=4)
+    obliging = run.internet.home("home4")
+    box = obliging.computer("box")
+    run.init(max_rounds=2, min_members=5)
     run.serve()
     run.join("ada", laptop)
     run.join("bob", desktop, "--client-mode")
     run.join("cy", tower, "--listen", f"/ip4/0.0.0.0/tcp/{PORT}")
     run.join("dee", run.internet.host("server"))
-    workers = [run.work(name) for name in ("ada", "bob", "cy", "dee")]
-    run.coordinator.wait_for(event("round_settled"))
+    run.join("eve", box, "--nat-port-map")
+    with obliging.giving_ports():
+        run.work("eve").wait_for(event("reachability", mode="direct"))
+        workers = [run.work(name) for name in ("ada", "bob", "cy", "dee")]
+        run.finish()
 
     # Nobody told ada: she found out that nobody reaches her, and says so once.
     ada, bob, cy, dee = (events(worker.text(), "reachability") for worker in workers)
@@ -51,33 +56,37 @@ def test_everybody_finds_out_what_they_are_and_all_are_merged(run: NetRun) -> No
     client_mode, addresses = run.known("cy")
     assert not client_mode
     assert addresses[0].startswith(f"/ip4/{tower.public}/tcp/{PORT}/p2p/")
-    run.finish()
-    assert run.reducers() == {0: {"anchor", "cy", "dee"}, 1: {"anchor", "cy", "dee"}}
-    run.check(members=4, rounds=2)
+    # The port that her router gave her.
+    client_mode, addresses = run.known("eve")
+    assert not client_mode
+    assert addresses[0].startswith(f"/ip4/{box.public}/tcp/")
+    assert run.reducers()[1] == {"anchor", "cy", "dee", "eve"}
+    run.check(members=5, rounds=2)
 
 
 def test_nothing_but_laptops_behind_routers_and_one_anchor(run: NetRun) -> None:
-    hosts = {
-        "ada": run.internet.home("home1").computer("laptop"),
-        "bob": run.internet.home("home2", random_ports=True).computer("desktop"),
-    }
-    run.init(max_rounds=2, min_members=2)
+    home = run.internet.home("home1")
+    laptop, desktop = home.computer("laptop"), home.computer("desktop")
+    other = run.internet.home("home2", random_ports=True).computer("other")
+    run.init(max_rounds=2, min_members=3)
     run.serve()
-    for name, host in hosts.items():
+    for name, host in {"ada": laptop, "bob": desktop, "cy": other}.items():
         run.join(name, host)
-        run.work(name)
-    run.workers["ada"].wait_for(event("training"))
+    ada = run.work("ada")
+    ada.wait_for(event("training"))
     status = json.loads(run.command("ada", "status", "--json").stdout)
     assert status["reachability"] == "client-mode"
-    assert hosts["ada"].public in status["reachability_reason"]
+    assert home.address in status["reachability_reason"]
     doctor = run.command("ada", "doctor").stdout
     # About the port of the worker that runs, with what its owner could do.
-    assert f"client-mode: nobody can connect to {hosts['ada'].public}" in doctor
-    assert f"on TCP port {status['ports'][0]}" in doctor
-    assert f"forward TCP port 31337 of your router to {hosts['ada'].address}" in doctor
+    why = f"nobody can connect to {home.address} on TCP port {status['ports'][0]}"
+    assert f"client-mode: {why}" in doctor
+    assert f"forward TCP port {PORT} of your router to {laptop.address}" in doctor
+    for name in ("bob", "cy"):
+        run.work(name)
     run.finish()
     assert run.reducers() == {0: {"anchor"}, 1: {"anchor"}}
-    run.check(members=2, rounds=2)
+    run.check(members=3, rounds=2)
 
 
 def test_addresses_change_in_the_middle_of_a_round(run: NetRun) -> None:

@@ -13,7 +13,15 @@ from protocol.identity import Identity
 from protocol.wire import service_pb2 as api
 from worker import reachability
 from worker.config import WorkerConfig
-from worker.reachability import Mode, Reach, Reachability, measure, ports_of, told_to_others
+from worker.reachability import (
+    TRUSTED,
+    Mode,
+    Reach,
+    Reachability,
+    measure,
+    ports_of,
+    told_to_others,
+)
 from worker.status import Board
 
 LINK = f"barnraise://localhost:7443/{'0' * 64}#root={Identity.from_seed(bytes(32)).peer_id}"
@@ -158,6 +166,12 @@ def test_addresses_that_are_gone_are_not_told() -> None:
     seen = ["/ip4/192.168.1.2/tcp/4001/p2p/me", "/ip4/192.168.1.3/tcp/4001/p2p/me"]
     told = told_to_others(seen, reach, frozenset({"192.168.1.3"}), "me")
     assert told == ["/ip6/2001:db8::7/tcp/4001/p2p/me", seen[1]]
+
+
+def test_what_was_not_measured_may_be_a_routers() -> None:
+    router, gone = "/ip4/1.2.3.4/tcp/4001/p2p/me", "/ip4/192.168.1.9/tcp/4001/p2p/me"
+    told = told_to_others([router, gone, *HERE], TRUSTED, frozenset({"192.168.1.2"}), "me")
+    assert told == [router, HERE[0]]
 
 
 def test_on_one_machine_the_loopback_address_is_told() -> None:
