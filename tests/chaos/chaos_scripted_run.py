@@ -103,9 +103,7 @@ class ScriptedRun(engine_rig.Rig):
         )
         await self.engine.start()
         policy = AdmissionPolicy(self.run_id, "0", [self.identity(1).peer_id])
-        self.admission = Admission(
-            self.database, self.log, self.keys.round, policy, clock
-        )
+        self.admission = Admission(self.database, self.log, self.keys.round, policy, clock)
 
     async def loss(self, _: Any) -> float:
         return LOSS_NATS

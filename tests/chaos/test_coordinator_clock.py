@@ -172,9 +172,7 @@ def test_a_stopped_process_goes_on_where_it_was(tmp_path: Path) -> None:
             process.kill()
 
 
-def wait_until(
-    ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path
-) -> None:
+def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
     deadline_s = time.monotonic() + 100.0
     while not ready():
         assert process.poll() is None and time.monotonic() < deadline_s, log.read_text()[-4000:]
