@@ -42,7 +42,9 @@ def take(
     model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], losses: Sequence[float]
 ) -> Snapshot:
     """A copy of where training is, between two steps."""
-    tensors = {f"{_PARAMETER}/{name}": value for name, value in model.named_parameters()}
+    tensors: dict[str, Tensor] = {
+        f"{_PARAMETER}/{name}": value for name, value in model.named_parameters()
+    }
     for number, optimizer in enumerate(optimizers):
         for index, held in optimizer.state_dict()["state"].items():
             for name, value in held.items():
