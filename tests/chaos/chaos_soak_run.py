@@ -84,8 +84,8 @@ class Shape:
     """How large a soak is."""
 
     workers: int = 12
-    round_s: float = 25.0
-    grace_s: float = 5.0
+    round_s: float = 35.0
+    grace_s: float = 8.0
     max_steps: int = 80  # of a unit: trained well within a round
     min_members: int = 2
     sequences: int = 32768
