@@ -26,11 +26,11 @@ from chaos_soak_checks import (
     nothing_left,
     trends,
 )
-from chaos_soak_driver import Driver, Fired
+from chaos_soak_driver import Driver
 from chaos_soak_facts import losses, outcomes
 from chaos_soak_goodput import Goodput, measure
 from chaos_soak_meter import Meter
-from chaos_soak_plan import make_plan
+from chaos_soak_plan import Fired, make_plan
 from chaos_soak_replay import Replay, again, in_peace, settled_rounds
 from chaos_soak_run import Run, Shape
 
@@ -82,7 +82,7 @@ def soak(folder: Path, seed: int, minutes: float, shape: Shape, *, calm_runs: in
         wrong += again(replay, rounds)
         calm = [in_peace(replay, rounds, number)[-1][1] for number in range(calm_runs)]
     loss = losses(run.database)[-1][2]
-    goodput = measure(run)
+    goodput = measure(run, driver.fired)
     found = trends(meter)
     wrong += enough_is_merged(goodput) + learns_as_in_peace(loss, calm) + nothing_grows(found)
     return Outcome(

@@ -20,7 +20,7 @@ import psutil
 from chaos_soak_checks import weights_agree
 from chaos_soak_facts import NOT_BEGUN, Now, look, rows
 from chaos_soak_meter import Meter
-from chaos_soak_plan import Do, Planned, of
+from chaos_soak_plan import Do, Fired, Planned, of
 from chaos_soak_points import FIRED
 from chaos_soak_run import Member, Run, call
 
@@ -32,15 +32,6 @@ _RECOVERY_S = 240.0
 
 class Stuck(AssertionError):
     """The run did not do in time what it has to."""
-
-
-@dataclass
-class Fired:
-    """A fault that has happened."""
-
-    fault: Planned
-    round: int  # in which it did
-    over: bool = False
 
 
 class Tail:

@@ -15,6 +15,7 @@ from typing import Any
 import chaos_soak_points
 import chaos_soak_run
 from chaos_soak_facts import Unit, outcomes, units
+from chaos_soak_plan import Fired
 from chaos_soak_run import Run, events
 
 
@@ -39,8 +40,17 @@ class Work:
     lives: int
 
 
-def measure(run: Run) -> Goodput:
-    """Count; call it when the run has ended."""
+def measure(run: Run, fired: Iterable[Fired]) -> Goodput:
+    """Count; call it when the run has ended.
+
+    Args:
+        run: the run.
+        fired: the faults that happened: a unit was lost to its worker's, in its round.
+    """
+    faults = {
+        (happened.fault.who, happened.round): f"{happened.fault.do} in {happened.fault.place}"
+        for happened in fired
+    }
     known = {unit.assignment: unit for unit in units(run.database)}
     ended = outcomes(run.database)
     trained, merged, lost = 0, 0, Counter[str]()
@@ -53,7 +63,8 @@ def measure(run: Run) -> Goodput:
             merged += kept
             rest = work.computed + cut_short - kept
             if rest > 0:
-                lost[_cause(unit, ended, work)] += rest
+                fault = faults.get((name, unit.round if unit is not None else -1), "")
+                lost[_cause(unit, ended, fault)] += rest
     return Goodput(trained, merged, dict(lost))
 
 
@@ -78,13 +89,13 @@ def works(lines: Iterable[dict[str, Any]]) -> dict[str, Work]:
     return {unit: Work(computed[unit], len(lives[unit])) for unit in lives}
 
 
-def _cause(unit: Unit | None, ended: dict[int, tuple[str, str, int]], work: Work) -> str:
+def _cause(unit: Unit | None, ended: dict[int, tuple[str, str, int]], fault: str) -> str:
     if unit is None:
         return "lease rolled back"
     if unit.status == "merged":
-        return "trained again after a kill" if work.lives > 1 else "trained again"
+        return f"done again after {fault or 'a fault of another'}"
     if ended.get(unit.round, ("", "", 0))[0] == "SKIPPED":
         return "round skipped"
-    if unit.steps:
-        return "committed, not merged"
-    return "killed in training" if work.lives > 1 else "never committed"
+    if fault:
+        return fault
+    return "committed, not merged" if unit.steps else "never committed"

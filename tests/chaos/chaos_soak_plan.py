@@ -73,6 +73,15 @@ class Planned:
         return asdict(self)
 
 
+@dataclass
+class Fired:
+    """A fault that has happened."""
+
+    fault: Planned
+    round: int  # in which it did
+    over: bool = False
+
+
 _DEATHS: Sequence[tuple[Place, float]] = (
     # Nearly as long as a worker is there: training takes most of a round.
     (Place.TRAIN, 0.74),
