@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Tests that run at once, a file each. Many of them are small swarms that mostly wait.
 JOBS ?= 2
 
-.PHONY: demo test lint format proto bench adversary clean
+.PHONY: demo test lint format proto bench adversary soak clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): takes some minutes, once."
@@ -41,6 +41,14 @@ bench: $(VENV)/.installed
 # Every known way of cheating against real runs, about half an hour; a part of it is in `make test`.
 adversary: $(VENV)/.installed
 	$(BIN)/python tests/adversary/table.py
+
+# Half an hour of a whole run under random faults; three minutes of it are in `make test`.
+SEED ?= 1
+MINUTES ?= 30
+WORKERS ?= 12
+
+soak: $(VENV)/.installed
+	$(BIN)/python tests/chaos/chaos_soak.py --seed $(SEED) --minutes $(MINUTES) --workers $(WORKERS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

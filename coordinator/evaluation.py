@@ -158,7 +158,11 @@ def _serve(folder: Path) -> None:
         weights = np.load(folder / "weights.npy", allow_pickle=False)
         loss = evaluate(manifest, weights, sequences)
         # JSON has no infinity.
-        print(json.dumps({"loss": loss if math.isfinite(loss) else None}), flush=True)
+        answer = json.dumps({"loss": loss if math.isfinite(loss) else None})
+        try:
+            print(answer, flush=True)
+        except BrokenPipeError:  # the server was killed meanwhile
+            os._exit(0)  # its buffer would be flushed again at an ordinary end
 
 
 if __name__ == "__main__":

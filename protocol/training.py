@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Literal, Protocol
 
 import numpy as np
@@ -28,11 +30,15 @@ from torch import Tensor, nn
 from protocol.errors import Diverged
 from protocol.manifest import InnerSpec, RunManifest
 from protocol.model import build_model, flatten, load_flat
+from protocol.snapshot import Snapshot, restore, take
 
 FloatVector = NDArray[np.float32]
 Device = Literal["cpu", "cuda", "mps"]
 OnStep = Callable[[int, float], bool]
 """``(steps_done, loss) -> go on?``, called after every inner step."""
+
+Keep = Callable[[Callable[[], Snapshot]], None]
+"""Called after every inner step with what takes a snapshot, should one be wanted now."""
 
 # Newton-Schulz coefficients and floor of Muon, as published (kellerjordan.github.io/posts/muon).
 _NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -83,6 +89,9 @@ def train(
     sequences: SequenceSource,
     execution: Execution = Execution(),
     on_step: OnStep | None = None,
+    *,
+    resume: Snapshot | None = None,
+    keep: Keep | None = None,
 ) -> UnitResult:
     """Do one unit of work.
 
@@ -93,6 +102,8 @@ def train(
         sequences: gives the token ids.
         execution: device and memory choices of this machine.
         on_step: called after each inner step; returning False ends the unit there.
+        resume: of this very unit, computed in the same way: go on from there.
+        keep: may take snapshots to resume from.
 
     Returns:
         The update of the steps done.
@@ -108,10 +119,34 @@ def train(
     losses: list[float] = []
     with _seeded(unit.seed):
         model = _load(manifest, weights, execution.device).train()
-        for loss in _steps(manifest, model, unit, sequences, execution):
+        optimizers = make_optimizers(model, inner)
+        if resume is not None:
+            restore(resume, model, optimizers)
+            losses += resume.losses
+        for loss in _steps(manifest, model, optimizers, unit, sequences, execution, len(losses)):
             losses.append(loss)
+            if keep is not None:
+                keep(partial(take, model, optimizers, losses))
             if on_step is not None and not on_step(len(losses), loss):
                 break
+    return _result(manifest, weights, model, losses)
+
+
+def concluded(manifest: RunManifest, weights: FloatVector, snapshot: Snapshot) -> UnitResult:
+    """The unit as it is in a snapshot, for want of time to do more of it.
+
+    Raises:
+        Diverged: the update is not finite.
+    """
+    model = _load(manifest, weights, "cpu")
+    with _seeded(0):
+        restore(snapshot, model, ())
+    return _result(manifest, weights, model, snapshot.losses)
+
+
+def _result(
+    manifest: RunManifest, weights: FloatVector, model: nn.Module, losses: Sequence[float]
+) -> UnitResult:
     update = np.subtract(weights, flatten(model))
     norm = float(np.sqrt(np.sum(np.square(update, dtype=np.float64))))
     if not math.isfinite(norm):
@@ -209,16 +244,17 @@ def _split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Par
 def _steps(
     manifest: RunManifest,
     model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
     unit: Unit,
     sequences: SequenceSource,
     execution: Execution,
+    done: int,
 ) -> Iterator[float]:
-    """Do inner steps one at a time, yielding each one's loss."""
+    """Do the inner steps that are left, one at a time, yielding each one's loss."""
     inner = manifest.inner
-    optimizers = make_optimizers(model, inner)
     parameters = list(model.parameters())
-    start = unit.start_sequence
-    for rate in learning_rates(manifest, unit):
+    start = unit.start_sequence + done * inner.sequences_per_batch
+    for rate in islice(learning_rates(manifest, unit), done, None):
         batch = sequences.batch(start, start + inner.sequences_per_batch)
         if batch.shape != (inner.sequences_per_batch, manifest.sequence_length):
             raise ValueError(f"a batch of shape {batch.shape} is not the manifest's")

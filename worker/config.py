@@ -63,6 +63,11 @@ class Home:
         return self.path / "updates"
 
     @property
+    def unit(self) -> Path:
+        """The unit under way, as it was a moment ago: what a kill leaves to go on from."""
+        return self.path / "unit"
+
+    @property
     def inputs(self) -> Path:
         """What was reduced here, as long as audits may ask for it."""
         return self.path / "inputs"
@@ -97,7 +102,7 @@ class Home:
                 "give a shorter folder with --home"
             )
         try:
-            data = (self.blobs, self.updates, self.inputs, self.answers, self.scratch)
+            data = (self.blobs, self.updates, self.unit, self.inputs, self.answers, self.scratch)
             for folder in (self.path, *data):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:

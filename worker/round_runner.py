@@ -5,6 +5,7 @@
 Invariants:
 
 * The Contribution says what was really done: the first h steps of the lease.
+* A unit that a kill cut short goes on from its snapshot, and comes to the same update.
 * A lease that the journal calls trained is never trained again: its record is signed already, and
   a second one for the same assignment would be equivocation.
 * Whatever ends a round here (refusal, deadline, abandonment), the lease ends in the journal.
@@ -14,7 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -34,7 +36,7 @@ from worker.session import Session
 from worker.state_cache import StateCache
 from worker.status import Board, Phase
 from worker.taking_part import Outcome, Reduction
-from worker.trainer import Device, Job, Progress, Trained, Trainer, WarmUp
+from worker.trainer import Device, Job, Progress, Trained, Trainer, TrainerDied, WarmUp
 from worker.updates import UpdateName, adopt_update, read_update
 from worker.watch import Watch
 
@@ -43,6 +45,7 @@ log = structlog.get_logger()
 RECEIPT_PATIENCE_S = 7 * 24 * 3600
 _COMMIT_MARGIN_S = 0.5
 _DISK_AGAIN_S = 5.0
+_TRAINERS = 3  # started for one unit
 
 
 class Abandoned(Exception):
@@ -163,7 +166,8 @@ class RoundRunner:
             raise Abandoned("the assignment starts from another state than the run's head")
         self.board.at_work(Phase.FETCHING)
         job = await self.job(record, head, self._seconds_left(record))
-        if job.stop_after_s <= 0:
+        begun = await asyncio.to_thread(Path(job.snapshot).exists)
+        if job.stop_after_s <= 0 and not begun:
             raise Abandoned("the round's deadline passed before training could begin")
         self.board.at_work(Phase.TRAINING)
         log.info("training", round=record.round, steps=record.steps, assignment=_short(record))
@@ -185,6 +189,32 @@ class RoundRunner:
             raise Abandoned("the round went on before the update could be written down")
         return kept
 
+    async def _train_on(self, job: Job) -> Trained:
+        """Train; a trainer that dies is started again and goes on from the unit's snapshot.
+
+        Raises:
+            TrainerDied: again and again, so it will die of this unit the next time, too.
+            ProtocolError: what the job reads is damaged, or it was stopped before one step.
+        """
+        ends_s = time.monotonic() + job.stop_after_s
+        for _ in range(_TRAINERS):
+            try:
+                left_s = ends_s - time.monotonic()
+                return await self.trainer.train(replace(job, stop_after_s=left_s), self.on_progress)
+            except TrainerDied as error:
+                log.warning("trainer died", problem=str(error))
+                died = error
+        raise died
+
+    def _snapshot(self, assignment_id: bytes) -> Path:
+        return self.home.unit / assignment_id.hex()
+
+    def _forget_snapshots(self, but: bytes = b"") -> None:
+        """Of units that are over; blocking."""
+        for path in self.home.unit.iterdir():
+            if path != self._snapshot(but):
+                path.unlink(missing_ok=True)
+
     async def job(
         self, record: wire.Assignment, head: Signed[wire.RunHead], seconds_left: float
     ) -> Job:
@@ -195,6 +225,7 @@ class RoundRunner:
             head: of the round whose state it starts from.
             seconds_left: until it must be committed.
         """
+        await asyncio.to_thread(self._forget_snapshots, record.assignment_id)
         weights = await self.states.file(head, "weights", anew=True)
         shards = await self.data.shards(record.start_sequence, record.end_sequence)
         dataset = await self.data.dataset_file()
@@ -213,6 +244,7 @@ class RoundRunner:
             round=record.round,
             worker=record.worker,
             output=str(self.home.scratch / f"{record.assignment_id.hex()}.encoding"),
+            snapshot=str(self._snapshot(record.assignment_id)),
             threads=self.config.threads,
             device=self.device,
             micro_batch_sequences=self.config.micro_batch_sequences,
@@ -227,7 +259,7 @@ class RoundRunner:
             TransientError: they are not, the process died, or was stopped before one step.
             ProtocolError: what the job read is damaged.
         """
-        trained = await self.trainer.train(job, self.on_progress)
+        trained = await self._train_on(job)
         if await asyncio.to_thread(self.data.has_changed, job.shards):
             raise TransientError("the data changed on the disk while it was trained from")
         return trained
@@ -273,7 +305,8 @@ class RoundRunner:
         final = self.adopt(output, record, trained)
         contribution = self.contribution(record, trained)
         self.journal.trained(lease.assignment_id, contribution, final)
-        self.journal.put(self._speed_key, repr(trained.tokens_per_s))
+        if trained.tokens_per_s > 0:  # else all of it was done before a restart
+            self.journal.put(self._speed_key, repr(trained.tokens_per_s))
         kept = self.journal.lease(lease.assignment_id)
         assert kept is not None and kept.state == LeaseState.TRAINED
         return kept
@@ -363,6 +396,7 @@ class RoundRunner:
                 patience_s=RECEIPT_PATIENCE_S,
             )
         await asyncio.to_thread(self.journal.end, lease.assignment_id)
+        await asyncio.to_thread(self._forget_snapshots)
         self.board.peers = outcome.peers
         self.board.assignment_id, self.board.steps, self.board.steps_done = "", 0, 0
 

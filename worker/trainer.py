@@ -6,7 +6,7 @@ Invariants:
   before anything else) and is always reaped: by :meth:`Trainer.close`, or by itself when the
   daemon's pipe closes.
 * A stop is honoured at a step boundary: the first h steps are a valid unit. A kill leaves nothing
-  but a file in the scratch folder.
+  but a file in the scratch folder, and the unit's snapshot, from which it can be gone on with.
 """
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ _ERRORS = error_family()
 Device = Literal["cpu", "cuda", "mps"]
 
 
+class TrainerDied(TransientError):
+    """The process ended in the middle of a job."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One unit with everything it reads, by file."""
@@ -47,6 +51,7 @@ class Job:
     round: int
     worker: str
     output: str  # where the encoded chunks go, concatenated
+    snapshot: str  # where the unit is kept now and then while it is trained
     threads: int
     device: Device
     stop_after_s: float  # the step that is under way then is the last one
@@ -143,7 +148,7 @@ class Trainer:
             None when it had done so before.
 
         Raises:
-            TransientError: it died.
+            TrainerDied: out of memory?
             ProtocolError: a batch does not fit into memory, or the model does not train at all.
         """
         await self.start()
@@ -160,7 +165,8 @@ class Trainer:
         """Run a job to its end or to a :meth:`stop`.
 
         Raises:
-            TransientError: the process died (out of memory?), or was stopped before one step.
+            TrainerDied: out of memory?
+            TransientError: it was stopped before one step.
             ProtocolError: what the job read is damaged.
         """
         self.progress = Progress(steps=job.unit["steps"])
@@ -189,7 +195,10 @@ class Trainer:
                 return event
             if event["event"] == "failed":
                 raise _ERRORS.get(event["reason"], TransientError)(event["message"])
-            if event["event"] == "blocked":
+            if event["event"] == "resumed":
+                self.progress.steps_done = event["steps"]
+                log.info("training resumed", steps=event["steps"])
+            elif event["event"] == "blocked":
                 self.progress.problem = event["reason"]
             else:
                 self.progress.steps_done = event["steps"]
@@ -203,7 +212,7 @@ class Trainer:
         line = await process.stdout.readline()
         if not line:
             code = await self._reap()
-            raise TransientError(
+            raise TrainerDied(
                 f"the trainer process died (exit code {code}); "
                 "if it was out of memory, set micro_batch_sequences in the configuration"
             )
@@ -230,7 +239,7 @@ class Trainer:
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
             await self._process.stdin.drain()
         except (BrokenPipeError, ConnectionResetError) as error:
-            raise TransientError("the trainer process died") from error
+            raise TrainerDied("the trainer process died") from error
 
     async def _reap(self) -> int | None:
         process, self._process, self._warm = self._process, None, False

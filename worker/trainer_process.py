@@ -175,28 +175,49 @@ def run(job: dict[str, Any], control: Control, events: Events) -> dict[str, Any]
     from protocol.manifest import RunManifest
     from protocol.model import parameter_spec
     from protocol.state import read_vector
-    from protocol.training import Unit, train
+    from protocol.training import Unit, concluded, train
+    from worker.unit_snapshots import UnitSnapshots
 
     torch.set_num_threads(job["threads"])
     manifest = RunManifest.parse(Path(job["manifest"]).read_bytes())
     dataset = DatasetManifest.parse(Path(job["dataset"]).read_bytes())
     blobs = {digest: Path(path) for digest, path in job["shards"].items()}
     weights = read_vector(Path(job["weights"]), parameter_spec(manifest.model_config_json))
+    snapshots = UnitSnapshots(job)
+    begun = snapshots.read()
+    steps_before = 0 if begun is None else begun.steps
     trains_since_s = time.monotonic()
 
-    def on_step(steps_done: int, loss: float) -> bool:
-        now_s = time.monotonic()
-        tokens_per_s = steps_done * manifest.tokens_per_step / max(now_s - trains_since_s, 1e-6)
-        events.send(event="step", steps=steps_done, loss=loss, tokens_per_s=tokens_per_s)
-        return not control.stop.is_set() and now_s - started_s < job["stop_after_s"]
+    def speed(steps_done: int) -> float:
+        tokens = (steps_done - steps_before) * manifest.tokens_per_step
+        return tokens / max(time.monotonic() - trains_since_s, 1e-6)
 
-    if control.stop.is_set():
+    def time_left() -> bool:
+        return not control.stop.is_set() and time.monotonic() - started_s < job["stop_after_s"]
+
+    def on_step(steps_done: int, loss: float) -> bool:
+        events.send(event="step", steps=steps_done, loss=loss, tokens_per_s=speed(steps_done))
+        return time_left()
+
+    if begun is not None:
+        events.send(event="resumed", steps=begun.steps)
+    if begun is not None and (begun.steps == job["unit"]["steps"] or not time_left()):
+        result = concluded(manifest, weights, begun)
+    elif control.stop.is_set():
         raise TransientError("stopped before the first step")
-    reader = SequenceReader(dataset, blobs.__getitem__)
-    result = train(manifest, weights, Unit(**job["unit"]), reader, _execution(job), on_step)
-    if result.steps == 0:
-        raise TransientError("stopped before the first step")
-    tokens_per_s = result.tokens / max(time.monotonic() - trains_since_s, 1e-6)
+    else:
+        reader = SequenceReader(dataset, blobs.__getitem__)
+        unit, execution = Unit(**job["unit"]), _execution(job)
+        result = train(
+            manifest,
+            weights,
+            unit,
+            reader,
+            execution,
+            on_step,
+            resume=begun,
+            keep=snapshots.keep,
+        )
     encoded = _encode(job, manifest, result.update)
     _write(Path(job["output"]), encoded.chunks, control, events)
     return {
@@ -204,7 +225,7 @@ def run(job: dict[str, Any], control: Control, events: Events) -> dict[str, Any]
         "tokens": result.tokens,
         "mean_loss": result.mean_loss,
         "update_norm": result.update_norm,
-        "tokens_per_s": tokens_per_s,
+        "tokens_per_s": speed(result.steps),
         "root": encoded.root.hex(),
         "chunks": len(encoded.chunks),
         "elements": int(result.update.size),

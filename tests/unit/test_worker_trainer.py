@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from protocol.manifest import RunManifest
 from protocol.model import initial_weights, parameter_spec
 from protocol.state import write_vector
 from protocol.update import ChunkLayout, EncodedUpdate
-from worker.trainer import Job, Progress, Trainer, WarmUp
+from worker.trainer import Job, Progress, Trainer, TrainerDied, WarmUp
+from worker.unit_snapshots import LEAST_S
 
 STEPS = 200
 
@@ -65,6 +67,7 @@ def job(tmp_path: Path, make_manifest: Callable[..., RunManifest]) -> Job:
         round=0,
         worker="worker",
         output=str(tmp_path / "output"),
+        snapshot=str(tmp_path / "unit.snapshot"),
         threads=1,
         device="cpu",
         stop_after_s=1000.0,
@@ -109,7 +112,7 @@ async def test_units_stop_at_a_step_boundary_and_the_process_is_reaped(
 
     # 2. The same process goes on with the next; out of time, it does one step and ends.
     pid = trainer.pid
-    short = await trainer.train(changed(job, stop_after_s=0.0))
+    short = await trainer.train(changed(job, stop_after_s=0.0, snapshot=job.snapshot + "2"))
     assert (short.steps, trainer.pid) == (1, pid)
 
     # 3. The first h steps are the same unit whether or not the rest is done.
@@ -177,3 +180,38 @@ async def test_the_first_warm_up_measures_and_a_second_one_costs_nothing(
     # Rough is good enough, for the machine may be busy with other things.
     assert 0 < warm.tokens_per_s < 100 * trained.tokens_per_s
     assert warm.spec == parameter_spec(manifest.model_config_json)
+
+
+async def test_a_unit_goes_on_in_the_next_process(job: Job, trainer: Trainer) -> None:
+    kept = Path(job.snapshot)
+
+    def kill_when_kept(now: Progress) -> None:
+        assert trainer.pid is not None
+        process = psutil.Process(trainer.pid)
+        if now.steps_done == 1:  # however fast it is: a snapshot is due at its next step
+            process.suspend()
+            time.sleep(LEAST_S)
+            process.resume()
+        if kept.exists():
+            process.kill()
+
+    with pytest.raises(TrainerDied):
+        await trainer.train(job, kill_when_kept)
+
+    # 1. No time is left: what the snapshot has is the unit.
+    told: list[int] = []
+    short = await trainer.train(
+        changed(job, stop_after_s=0.0), lambda now: told.append(now.steps_done)
+    )
+    assert told == [short.steps] and 1 <= short.steps < STEPS
+
+    # 2. There is: it goes on, and ends where it would have without the kill.
+    told.clear()
+    resumed = await trainer.train(job, lambda now: told.append(now.steps_done))
+    assert told == list(range(short.steps, STEPS + 1))
+    whole = await trainer.train(changed(job, snapshot=job.snapshot + "2"))
+    assert (resumed.root, resumed.mean_loss, resumed.update_norm) == (
+        whole.root,
+        whole.mean_loss,
+        whole.update_norm,
+    )

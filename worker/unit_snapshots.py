@@ -1,0 +1,78 @@
+"""The trainer's snapshots of the unit under way: a kill costs seconds of training, not the unit.
+
+Invariants:
+
+* What is read is of this very unit, computed in this very way, from files that nobody has written
+  to since: else training begins anew.
+* A snapshot that cannot be written costs nothing but the snapshot.
+* Little of the time and of the disk's life goes into them: large models get few or none.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from protocol import snapshot
+from protocol.snapshot import Snapshot
+
+LEAST_S = 0.5
+"""Between two snapshots, however small they are."""
+
+BYTES_PER_S = 2 << 20
+"""Written at most, on average: 180 GB in a day of nothing but training."""
+
+_TIME_SHARE = 0.02  # of the training time, at most
+_DISK_AGAIN_S = 60.0
+
+_DECIDES = (
+    *("unit", "round", "worker"),
+    *("threads", "device", "micro_batch_sequences", "autocast_bf16"),
+)
+"""Fields of a job that the update's bits depend on, besides the files."""
+
+
+class UnitSnapshots:
+    """Reads and writes the one snapshot of a job."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        """Args:
+        job: :class:`worker.trainer.Job` as the trainer gets it.
+        """
+        self._path = Path(job["snapshot"])
+        about = {name: job[name] for name in _DECIDES}
+        about["read"] = {path: _stamp(path) for path in (job["weights"], *job["shards"].values())}
+        self._of = json.dumps(about, sort_keys=True)
+        self._next_s = time.monotonic() + LEAST_S
+
+    def read(self) -> Snapshot | None:
+        """The newest one, if the unit was begun before."""
+        return snapshot.read(self._path, self._of)
+
+    def keep(self, take: Callable[[], Snapshot]) -> None:
+        """Take one and write it, if it is time to."""
+        begun_s = time.monotonic()
+        if begun_s < self._next_s:
+            return
+        try:
+            size_bytes = snapshot.write(self._path, take(), self._of)
+        except OSError:
+            self._path.with_name(self._path.name + ".new").unlink(missing_ok=True)
+            self._next_s = begun_s + _DISK_AGAIN_S
+            return
+        now_s = time.monotonic()
+        pause_s = max(LEAST_S, size_bytes / BYTES_PER_S, (now_s - begun_s) / _TIME_SHARE)
+        self._next_s = now_s + pause_s
+
+
+def _stamp(path: str) -> list[int]:
+    """Another one when the file is another, or was written to: what was trained may be worthless.
+
+    Raises:
+        OSError: it is gone.
+    """
+    found = Path(path).stat()
+    return [found.st_ino, found.st_size, found.st_mtime_ns]
