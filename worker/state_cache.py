@@ -13,6 +13,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -78,6 +79,7 @@ class StateCache:
         self._blobs = blobs
         self._journal = journal
         self._spec: ParameterSpec | None = None
+        self._spec_lock = threading.Lock()
         self._checked_roots: dict[bytes, bytes] = {}  # sha256 of a file -> root of its values
 
     async def file(self, head: Signed[wire.RunHead], part: Part, *, anew: bool = False) -> Path:
@@ -149,11 +151,13 @@ class StateCache:
         return await asyncio.to_thread(self._confirm, head.record)
 
     def _spec_now(self) -> ParameterSpec:
-        if self._spec is None:
-            from protocol.model import parameter_spec  # loads torch: seconds
+        # Two threads that load the model library at once see each other's half of it, and fail.
+        with self._spec_lock:
+            if self._spec is None:
+                from protocol.model import parameter_spec  # loads torch: seconds
 
-            self._spec = parameter_spec(self._manifest.model_config_json)
-        return self._spec
+                self._spec = parameter_spec(self._manifest.model_config_json)
+            return self._spec
 
     # ---- blocking parts: in a thread ---------------------------------------------------
 

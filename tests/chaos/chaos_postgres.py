@@ -13,6 +13,12 @@ from pathlib import Path
 _USER = "postgres"
 
 
+def _program(name: str) -> str:
+    """Debian keeps the server's programs off the path."""
+    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+    return shutil.which(name) or str(found[-1] if found else name)
+
+
 class Postgres:
     """A cluster in a folder; the server refuses to be root, so it runs as its own user."""
 
@@ -33,10 +39,10 @@ class Postgres:
         self._do("pg_ctl", "-w", "-D", str(self._data), "-m", mode, "stop")
 
     def _do(self, *command: str) -> None:
-        whole = list(command)
+        whole = [_program(command[0]), *command[1:]]
         if os.geteuid() == 0:
             given = ("--reuid", _USER, "--regid", _USER, "--init-groups")
-            whole = ["setpriv", *given, *command]
+            whole = ["setpriv", *given, *whole]
         done = subprocess.run(
             whole,
             stdin=subprocess.DEVNULL,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import BadRecord, TransientError
+from protocol.model import parameter_spec
 from protocol.state import StateDescriptor
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2 as service
@@ -246,3 +248,26 @@ async def test_a_run_that_was_restored_from_a_backup_goes_back_and_the_worker_wi
     # Nothing is left of the rounds that were lost.
     assert all(member.journal.state(state.digest) is None for state in lost[1:])
     assert blobs_of(member) <= 4
+
+
+async def test_threads_that_need_the_model_at_once_load_it_once(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An anchor that starts in the middle of a round asks for it from several threads."""
+    loads = []
+
+    def counted(config: dict[str, Any]) -> Any:
+        loads.append(threading.get_ident())
+        return parameter_spec(config)
+
+    monkeypatch.setattr("protocol.model.parameter_spec", counted)
+    states = Member(tmp_path / "member", session).states
+    ready = threading.Barrier(4)
+
+    def elements() -> int:
+        ready.wait()
+        return states.elements()
+
+    found = await asyncio.gather(*(asyncio.to_thread(elements) for _ in range(4)))
+    assert len(set(found)) == 1
+    assert len(loads) == 1
