@@ -5,8 +5,8 @@ Two questions are answered in this way:
 * *Is it the right state?* Every merged unit is trained again from the weights of its round; its
   commitment must be the one that was merged, and the states that follow must have the digests that
   the coordinator signed. Units that were resumed after a kill are among them.
-* *How well would it have learnt in peace?* As many rounds, each with as many merged tokens, shared
-  by all workers evenly, and nobody ever failing.
+* *How well would it have learnt in peace?* As many rounds, each with as many members and merged
+  tokens, which these share evenly: nobody was cut short.
 """
 
 from __future__ import annotations
@@ -156,29 +156,26 @@ def again(replay: Replay, rounds: Iterable[Settled]) -> list[str]:
 
 
 def in_peace(replay: Replay, rounds: Iterable[Settled], seed: int) -> list[tuple[int, float]]:
-    """Merged tokens and loss of a run in which nobody failed: as many rounds and tokens.
+    """Merged tokens and loss of a run in which nobody failed: as many rounds, members and tokens.
 
     Args:
         seed: where in the data it begins, and the seeds of its units.
     """
     state, losses = replay.first(), []
-    names = replay.run.shape.names
     batches = replay.run.shape.sequences // replay.batch
     at = np.random.default_rng(seed).integers(0, batches)
     for settled in rounds:
+        members = len(settled.tasks)
         total = sum(task.steps for task in settled.tasks)
         tasks = []
-        for number, name in enumerate(names):
-            steps = total // len(names) + (number < total % len(names))
-            steps = min(steps, replay.manifest.inner.max_steps)
-            if not steps:
-                continue
+        for number, member in enumerate(settled.tasks):
+            steps = total // members + (number < total % members)
             if at + steps > batches:
                 at = 0
             tasks.append(
                 Task(
                     settled.round,
-                    name,
+                    member.worker,
                     int(at),
                     steps,
                     seed=int(at),

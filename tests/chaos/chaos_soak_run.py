@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,6 @@ class Member:
     kind: str  # worker | coordinator
     popen: subprocess.Popen[bytes] | None = None
     lives: int = 0
-    left: set[psutil.Process] = field(default_factory=set)  # children of lives that have ended
 
     @property
     def running(self) -> bool:
@@ -155,18 +154,21 @@ class Member:
             except psutil.NoSuchProcess:
                 continue  # it has ended meanwhile
 
-    def end(self) -> int | None:
-        """SIGTERM as a service manager sends it; the exit code."""
-        if self.popen is None:
-            return None
-        if self.popen.poll() is None:
+    def ask_to_end(self) -> None:
+        """SIGTERM as a service manager sends it, once."""
+        if self.popen is not None and self.popen.poll() is None:
             self.wake()
             self.popen.send_signal(signal.SIGTERM)
-            try:
-                self.popen.wait(_END_S)
-            except subprocess.TimeoutExpired:
-                os.killpg(self.popen.pid, signal.SIGKILL)
-                self.popen.wait()
+
+    def wait(self) -> int | None:
+        """The exit code, of a process that was asked to end; None if it was never started."""
+        if self.popen is None:
+            return None
+        try:
+            self.popen.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.popen.pid, signal.SIGKILL)
+            self.popen.wait()
         return self.popen.returncode
 
 
@@ -244,15 +246,11 @@ class Run:
 
     def close(self) -> dict[str, int | None]:
         """End everything, workers first; exit codes by name."""
-        codes: dict[str, int | None] = {}
         for member in self.workers:
-            if member.running:
-                member.wake()
-                assert member.popen is not None
-                member.popen.send_signal(signal.SIGTERM)
-        for member in [*self.workers, self.coordinator]:
-            codes[member.name] = member.end()
-        return codes
+            member.ask_to_end()
+        codes = {member.name: member.wait() for member in self.workers}
+        self.coordinator.ask_to_end()
+        return codes | {COORDINATOR: self.coordinator.wait()}
 
 
 def call(*arguments: str, timeout_s: float = 300.0) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 NOTE = (
     "real processes on loopback, faults at named places from the seed; goodput: tokens merged of "
-    "tokens trained; loss: against the mean of runs in peace with as many rounds and merged tokens"
+    "tokens trained; loss: against runs in peace with as many rounds, members and merged tokens"
 )
 
 

@@ -20,6 +20,6 @@ pytestmark = [pytest.mark.swarm, pytest.mark.timeout(1200)]
 
 
 def test_nothing_is_lost_in_minutes_of_faults(tmp_path: Path) -> None:
-    outcome = soak(tmp_path / "soak", SEED, 2.0, SHAPE, calm_runs=2)
+    outcome = soak(tmp_path / "soak", SEED, 2.0, SHAPE)
     assert not outcome.wrong, as_text(outcome)
     assert len(outcome.fired) >= 6, as_text(outcome)
