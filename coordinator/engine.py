@@ -53,14 +53,10 @@ from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
 
 _PIECES_PER_TURN = 16
-_ALIVE_EVERY_S = 2.0
-"""How often the time is noted, to know after a restart for how long the coordinator was away."""
-
+_ALIVE_EVERY_S = 2.0  # how often the time is noted, to know for how long we were away
 _ABSENT_AFTER_S = 5.0  # without a tick: the server was stopped, or without its database
-
 _QUIET_S = 5.0  # without a failure: a full disk may have room for one write and not for another
-_KEPT_STATES = 2
-"""States kept in memory for evaluation: a slow evaluation skips states, it never piles them up."""
+_KEPT_STATES = 2  # in memory: a slow evaluation skips states, it never piles them up
 
 _log = structlog.get_logger()
 
