@@ -58,7 +58,7 @@ async def test_restarted_under_a_round(run: Any, server: Postgres, mode: str) ->
     before = run.machine()
     server.stop(mode)
     # Whatever is asked for meanwhile is refused for now, and nothing ends the engine.
-    for asked in (run.engine.hello_head(), bob.commit(), ada.beat(), run.engine.tick()):
+    for asked in (bob.request(), bob.commit(), ada.beat(), run.engine.tick()):
         with pytest.raises(TransientError, match="database"):
             await asked
     driving = asyncio.create_task(run.engine.run())
@@ -66,7 +66,7 @@ async def test_restarted_under_a_round(run: Any, server: Postgres, mode: str) ->
     await asyncio.sleep(0)
     server.start()
     # The first request that comes through is answered: no connection of before is used again.
-    await run.engine.hello_head()
+    await ada.beat()
     driving.cancel()
     await asyncio.wait([driving])
     await run.engine.keep_time()
