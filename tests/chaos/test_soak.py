@@ -1,6 +1,6 @@
 """A whole run under faults, three minutes with its start and its end: nothing is lost.
 
-The same as ``make soak``, shorter and with fewer workers; see docs/resilience-soak.md.
+The same as ``make soak``, shorter and with fewer workers; see docs/resilience.md.
 """
 
 from __future__ import annotations
