@@ -13,21 +13,24 @@ Invariants:
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
-import os
 import secrets
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
+from coordinator.key_files import (
+    envelope_to_json,
+    read_delegations,
+    read_file,
+    read_seed,
+    write_private,
+)
 from protocol.certificate import (
     TlsCredentials,
     check_certificate,
@@ -98,7 +101,7 @@ class KeyRing:
         for name, identity in [(ROOT_KEY, root), *identities.items()]:
             identity.save(directory / name)
         seed = secrets.token_bytes(SEED_BYTES)
-        _write_private(directory, {DRAW_SEED: seed})
+        write_private(directory, {DRAW_SEED: seed})
         ring = cls(
             run_id=run_id,
             root_id=root.peer_id,
@@ -211,16 +214,18 @@ class KeyRing:
         Raises:
             UsageError: a file is missing or damaged, or a delegation has expired.
         """
-        delegations, revocations = _read_delegations(directory / DELEGATIONS)
+        delegations, revocations = read_delegations(directory / DELEGATIONS)
         anchor, root = directory / ANCHOR_KEY, directory / ROOT_KEY
         ring = cls(
             run_id=run_id,
             root_id=root_id,
             round=Identity.load(directory / ROUND_KEY),
             log=Identity.load(directory / LOG_KEY),
-            tls=TlsCredentials(_read(directory / TLS_CERTIFICATE), _read(directory / TLS_KEY)),
+            tls=TlsCredentials(
+                read_file(directory / TLS_CERTIFICATE), read_file(directory / TLS_KEY)
+            ),
             delegations=delegations,
-            draw_seed=_read_seed(directory / DRAW_SEED),
+            draw_seed=read_seed(directory / DRAW_SEED),
             revocations=revocations,
             anchor_id=Identity.load(anchor).peer_id if anchor.exists() else None,
             root=Identity.load(root) if root.exists() else None,
@@ -315,7 +320,7 @@ class KeyRing:
             "revocations": [envelope_to_json(e) for e in self.revocations],
         }
         # Delegations come first: they are of old keys and new ones, whichever are there at a kill.
-        _write_private(
+        write_private(
             directory,
             {
                 DELEGATIONS: json.dumps(document, indent=1).encode(),
@@ -341,61 +346,6 @@ def _delegate(
     )
 
 
-def envelope_to_json(envelope: wire.Envelope) -> dict[str, Any]:
-    """The JSON form of a DSSE envelope (DSSE envelope.md, "Standard JSON envelope")."""
-    return {
-        "payload": base64.b64encode(envelope.payload).decode(),
-        "payloadType": envelope.payload_type,
-        "signatures": [
-            {"keyid": s.keyid, "sig": base64.b64encode(s.sig).decode()} for s in envelope.signatures
-        ],
-    }
-
-
-def envelope_from_json(document: dict[str, Any]) -> wire.Envelope:
-    """Inverse of :func:`envelope_to_json`.
-
-    Raises:
-        UsageError: not such a document.
-    """
-    try:
-        return wire.Envelope(
-            payload=base64.b64decode(document["payload"], validate=True),
-            payload_type=document["payloadType"],
-            signatures=[
-                wire.Signature(sig=base64.b64decode(s["sig"], validate=True), keyid=s["keyid"])
-                for s in document["signatures"]
-            ],
-        )
-    except (KeyError, TypeError, ValueError, binascii.Error) as error:
-        raise UsageError(f"not a DSSE envelope: {error}") from error
-
-
-def _read_delegations(
-    path: Path,
-) -> tuple[tuple[wire.Envelope, ...], tuple[wire.Envelope, ...]]:
-    try:
-        document = json.loads(_read(path))
-        delegations, revocations = document["delegations"], document["revocations"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} is damaged: {error}; restore it from a backup") from error
-    return _envelopes(delegations), _envelopes(revocations)
-
-
-def _read_seed(path: Path) -> bytes:
-    seed = _read(path)
-    if len(seed) != SEED_BYTES:
-        raise UsageError(
-            f"{path} has {len(seed)} bytes instead of {SEED_BYTES}: restore it from a backup; no "
-            "other seed continues the run's draws"
-        )
-    return seed
-
-
-def _envelopes(documents: Iterable[dict[str, Any]]) -> tuple[wire.Envelope, ...]:
-    return tuple(envelope_from_json(document) for document in documents)
-
-
 def _check_tls_key(private_key_pem: bytes, certificate: x509.Certificate) -> None:
     try:
         key = serialization.load_pem_private_key(private_key_pem, password=None)
@@ -416,34 +366,3 @@ def _not_after_s(envelope: wire.Envelope) -> int:
 def _serial() -> int:
     # Random, so that a root key kept on another machine needs no counter.
     return secrets.randbits(63)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UsageError(
-            f"cannot read {path}: {error.strerror}; restore it from a backup"
-        ) from error
-
-
-def _write_private(directory: Path, files: dict[str, bytes]) -> None:
-    """Replace files that belong together, readable by their owner only.
-
-    None is replaced before all are written: a full disk must not leave a key without its
-    certificate.
-    """
-    new = {directory / name: directory / f"{name}.new" for name in files}
-    try:
-        for temporary, data in zip(new.values(), files.values(), strict=True):
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-    except OSError:
-        for temporary in new.values():
-            temporary.unlink(missing_ok=True)
-        raise
-    for path, temporary in new.items():
-        temporary.replace(path)

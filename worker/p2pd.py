@@ -41,7 +41,6 @@ class HowToStart:
     client_mode: bool
     listen: tuple[str, ...]
     announce: tuple[str, ...] = ()
-    relay: bool = False
     nat_port_map: bool = False
 
 
@@ -104,7 +103,6 @@ class P2pd:
             client_mode=how.client_mode,
             listen=listen,
             announce=how.announce,
-            relay=how.relay,
             nat_port_map=how.nat_port_map,
         )
 

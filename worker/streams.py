@@ -25,7 +25,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,20 +41,14 @@ from hivemind.p2p.p2p_daemon_bindings.utils import (
 from hivemind.proto import p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr
 
-from protocol.errors import ProtocolError, TransientError, UsageError
+from protocol.errors import TransientError, UsageError
 from protocol.leash import leashed
+from worker.answering import answer_stream
 from worker.callers import Callers
-from worker.messages import Stream, read_message, write_message
+from worker.messages import Stream
 from worker.race import to_the_end
 
 log = structlog.get_logger()
-
-LINGER_S = 5.0
-"""How long an answered stream waits for its caller to hang up, so that the answer arrives."""
-
-STALL_S = 60.0
-"""A caller that neither sends what is due nor takes what it asked for is given up after this: it
-would hold a stream, and with it a place among those served, for as long as it likes."""
 
 STARTUP_TIMEOUT_S = 30.0
 DIAL_TIMEOUT_S = 15.0
@@ -103,7 +97,6 @@ class BoundedP2P(P2P):  # type: ignore[misc]
         client_mode: bool,
         listen: Sequence[str],
         announce: Sequence[str] = (),
-        relay: bool = False,
         nat_port_map: bool = False,
     ) -> BoundedP2P:
         """Start p2pd with this identity and wait until it answers.
@@ -140,9 +133,9 @@ class BoundedP2P(P2P):  # type: ignore[misc]
                 announce_maddrs=list(announce) or None,
                 no_listen=client_mode,
                 dht_mode="client" if client_mode else "server",
-                use_relay=relay,
-                use_auto_relay=relay and client_mode,
-                auto_nat=relay,
+                use_relay=False,  # what relays do for a home: docs/adr/0023
+                use_auto_relay=False,
+                auto_nat=False,
                 nat_port_map=nat_port_map,
                 startup_timeout=STARTUP_TIMEOUT_S,
             )
@@ -339,7 +332,7 @@ class BoundedP2P(P2P):  # type: ignore[misc]
                 context = P2PContext(handle_name=name, local_id=self.peer_id, remote_id=remote)
                 with self.callers.serving(caller) as within_s, suppress(TimeoutError):
                     async with asyncio.timeout(within_s):
-                        await _serve(reader, writer, handler, input_protobuf_type, context)
+                        await answer_stream(reader, writer, handler, input_protobuf_type, context)
             finally:
                 writer.close()
                 self._serving.discard(task)
@@ -367,64 +360,3 @@ def _connect_request(peer_id: str, addresses: list[Multiaddr]) -> p2pd_pb2.Reque
         peer=PeerID.from_base58(peer_id).to_bytes(), addrs=[a.to_bytes() for a in addresses]
     )
     return p2pd_pb2.Request(type=p2pd_pb2.Request.CONNECT, connect=connect)
-
-
-async def _serve(
-    reader: asyncio.StreamReader,
-    writer: asyncio.StreamWriter,
-    handler: Callable[[Any, P2PContext], AsyncIterator[Message]],
-    kind: type[Message],
-    context: P2PContext,
-) -> None:
-    """Answer one stream, or stop when its caller has hung up."""
-    ended = asyncio.Event()
-
-    async def requests() -> AsyncIterator[Message]:
-        while True:
-            async with asyncio.timeout(STALL_S):
-                message = await read_message(reader, kind)
-            if message is None:
-                break
-            yield message
-        ended.set()
-
-    async def hang_up() -> None:
-        await ended.wait()
-        with suppress(OSError):  # a caller that was killed closes by a reset
-            await reader.read(1)  # nothing may follow the end: returns when the caller closes
-
-    async with asyncio.TaskGroup() as tasks:
-        answering = tasks.create_task(_answer(writer, handler, requests(), context))
-        leaving = tasks.create_task(hang_up())
-        await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        answering.cancel()
-        leaving.cancel()
-    # Closing with unread input would reset the connection and lose our last words.
-    with suppress(OSError, TimeoutError):
-        async with asyncio.timeout(LINGER_S):
-            while await reader.read(1 << 16):
-                pass
-
-
-async def _answer(
-    writer: asyncio.StreamWriter,
-    handler: Callable[[Any, P2PContext], AsyncIterator[Message]],
-    requests: AsyncIterator[Message],
-    context: P2PContext,
-) -> None:
-    problem = p2pd_pb2.RPCError()  # empty: the end of the answers
-    try:
-        async with aclosing(handler(requests, context)) as replies:  # type: ignore[type-var]
-            async for reply in replies:
-                async with asyncio.timeout(STALL_S):
-                    await write_message(writer, reply)
-    except (OSError, asyncio.IncompleteReadError):  # a TimeoutError is an OSError
-        return  # the caller is gone, or might as well be
-    except ProtocolError as error:
-        log.debug("stream_refused", peer=str(context.remote_id), why=str(error))
-        problem.message = str(error)[:500]
-    except Exception:  # the boundary: a bug in one handler must not take the peer down
-        log.exception("stream_failed", handler=context.handle_name, peer=str(context.remote_id))
-        problem.message = "internal error"
-    with suppress(OSError):
-        await write_message(writer, problem)

@@ -99,7 +99,6 @@ class Swarm:
         listen: Sequence[str] = LOOPBACK,
         announce: Sequence[str] = (),
         clock_ms: Callable[[], int] = local_clock_ms,
-        relay: bool = False,
         nat_port_map: bool = False,
         in_dht: bool = True,
     ) -> Swarm:
@@ -112,7 +111,6 @@ class Swarm:
             listen: multiaddrs to listen on; ignored in client mode.
             announce: multiaddrs by which others reach us, when they differ from ``listen``.
             clock_ms: the coordinator's clock, in milliseconds since the epoch.
-            relay: use libp2p's circuit relays and AutoNAT; slower to start.
             nat_port_map: ask the router for a port (UPnP).
             in_dht: serve a part of the DHT from the start; else see :meth:`serve_dht`.
 
@@ -129,7 +127,6 @@ class Swarm:
             client_mode=client_mode,
             listen=tuple(listen),
             announce=tuple(announce),
-            relay=relay,
             nat_port_map=nat_port_map,
         )
         self = cls(how, identity, run_id, trust, clock_ms)

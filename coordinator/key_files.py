@@ -1,0 +1,101 @@
+"""The files that keys and delegations lie in: read with advice, replaced together."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from protocol.draw import SEED_BYTES
+from protocol.errors import UsageError
+from protocol.wire import records_pb2 as wire
+
+
+def envelope_to_json(envelope: wire.Envelope) -> dict[str, Any]:
+    """The JSON form of a DSSE envelope (DSSE envelope.md, "Standard JSON envelope")."""
+    return {
+        "payload": base64.b64encode(envelope.payload).decode(),
+        "payloadType": envelope.payload_type,
+        "signatures": [
+            {"keyid": s.keyid, "sig": base64.b64encode(s.sig).decode()} for s in envelope.signatures
+        ],
+    }
+
+
+def envelope_from_json(document: dict[str, Any]) -> wire.Envelope:
+    """Inverse of :func:`envelope_to_json`.
+
+    Raises:
+        UsageError: not such a document.
+    """
+    try:
+        return wire.Envelope(
+            payload=base64.b64decode(document["payload"], validate=True),
+            payload_type=document["payloadType"],
+            signatures=[
+                wire.Signature(sig=base64.b64decode(s["sig"], validate=True), keyid=s["keyid"])
+                for s in document["signatures"]
+            ],
+        )
+    except (KeyError, TypeError, ValueError, binascii.Error) as error:
+        raise UsageError(f"not a DSSE envelope: {error}") from error
+
+
+def read_delegations(
+    path: Path,
+) -> tuple[tuple[wire.Envelope, ...], tuple[wire.Envelope, ...]]:
+    try:
+        document = json.loads(read_file(path))
+        delegations, revocations = document["delegations"], document["revocations"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} is damaged: {error}; restore it from a backup") from error
+    return _envelopes(delegations), _envelopes(revocations)
+
+
+def read_seed(path: Path) -> bytes:
+    seed = read_file(path)
+    if len(seed) != SEED_BYTES:
+        raise UsageError(
+            f"{path} has {len(seed)} bytes instead of {SEED_BYTES}: restore it from a backup; no "
+            "other seed continues the run's draws"
+        )
+    return seed
+
+
+def _envelopes(documents: Iterable[dict[str, Any]]) -> tuple[wire.Envelope, ...]:
+    return tuple(envelope_from_json(document) for document in documents)
+
+
+def read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"cannot read {path}: {error.strerror}; restore it from a backup"
+        ) from error
+
+
+def write_private(directory: Path, files: dict[str, bytes]) -> None:
+    """Replace files that belong together, readable by their owner only.
+
+    None is replaced before all are written: a full disk must not leave a key without its
+    certificate.
+    """
+    new = {directory / name: directory / f"{name}.new" for name in files}
+    try:
+        for temporary, data in zip(new.values(), files.values(), strict=True):
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError:
+        for temporary in new.values():
+            temporary.unlink(missing_ok=True)
+        raise
+    for path, temporary in new.items():
+        temporary.replace(path)
