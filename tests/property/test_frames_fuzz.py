@@ -373,10 +373,10 @@ def test_the_dht_validator_never_fails_and_lets_no_stranger_in(
 
 
 async def test_a_caller_that_stalls_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    from worker import streams
+    from worker import answering
 
-    monkeypatch.setattr(streams, "STALL_S", 0.05)
-    monkeypatch.setattr(streams, "LINGER_S", 0.05)
+    monkeypatch.setattr(answering, "STALL_S", 0.05)
+    monkeypatch.setattr(answering, "LINGER_S", 0.05)
     served = asyncio.Event()
 
     async def echo(requests: AsyncIterator[Any], _: P2PContext) -> AsyncIterator[Any]:
@@ -385,7 +385,7 @@ async def test_a_caller_that_stalls_is_given_up(monkeypatch: pytest.MonkeyPatch)
                 yield frames.chunk(GID, 0, 1, bytes(1 << 16))
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await streams._serve(reader, writer, echo, frames.Frame, context(EVE))
+        await answering.answer_stream(reader, writer, echo, frames.Frame, context(EVE))
         writer.close()
         served.set()
 
