@@ -45,7 +45,7 @@ class Run:
 
 
 def count(peer: Peer, pattern: str) -> int:
-    return peer.text().count(pattern)
+    return int(peer.text().count(pattern))
 
 
 @pytest.fixture(scope="module")
