@@ -105,7 +105,9 @@ async def open_node(
         await asyncio.to_thread(home.manifest.write_bytes, manifest.canonical())
         blobs = BlobStore(home.blobs, home.scratch)
         peers = await _anchors(session, identity.peer_id, board, patient=not anchor)
-        swarm, _ = await _join_swarm(config, identity, identity_path, session, board, peers)
+        swarm = await _join_swarm(
+            config, identity, identity_path, session, board, peers, anchor=anchor
+        )
         stack.push_async_callback(swarm.shutdown)
         swarm.serve_blobs(blobs.known)
         watch, sources = Watch(session), Sources(session)
@@ -227,8 +229,13 @@ async def _join_swarm(
     session: Session,
     board: Board,
     peers: list[str],
-) -> tuple[Swarm, list[str]]:
-    """Enter by the anchors, however long it takes until one answers; returns those it was.
+    *,
+    anchor: bool,
+) -> Swarm:
+    """Enter by the anchors, however long it takes until one answers.
+
+    An anchor is an entrance itself: if no other answers it begins without them, and looks for them
+    later (:mod:`worker.reentry`).
 
     Raises:
         UsageError: this machine cannot listen as it should.
@@ -249,7 +256,7 @@ async def _join_swarm(
                 clock_ms=session.now_ms,
                 nat_port_map=config.nat_port_map,
                 in_dht=config.client_mode is False,  # else as is measured
-            ), peers
+            )
         except TransientError as error:
             if board.reason != str(error):
                 log.warning("waiting for the swarm", problem=str(error))
@@ -258,7 +265,8 @@ async def _join_swarm(
         failures += 1
         # A restarted anchor has other addresses.
         greeting = await _patiently(session.hello, board)
-        peers = [peer for peer in greeting.anchors if not peer.endswith(identity.peer_id)]
+        others = [peer for peer in greeting.anchors if not peer.endswith(identity.peer_id)]
+        peers = [] if anchor else others
 
 
 async def _enrolment(

@@ -45,7 +45,7 @@ class Run:
 
 
 def count(peer: Peer, pattern: str) -> int:
-    return peer.text().count(pattern)
+    return int(peer.text().count(pattern))
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +87,11 @@ def test_the_anchor_is_lost_and_another_address_or_another_anchor_found(
     run: Run, successor: str
 ) -> None:
     """First the same one comes back at another port, then one that nobody knew."""
-    lost, found = (count(run.ada, LOST), count(run.ada, FOUND))
+    lost = [count(worker, LOST) for worker in run.workers]
     anchor_of(run).kill()
-    for worker in run.workers:
-        worker.wait_for(LOST, count=lost + 1)
+    for worker, known in zip(run.workers, lost, strict=True):
+        worker.wait_for(LOST, count=known + 1)
+    found = [count(worker, FOUND) for worker in run.workers]
     # The workers reduce among themselves.
     run.rig.wait_settled(run.rig.settled() + 1)
     assert run.ada.popen.poll() is None
@@ -98,8 +99,8 @@ def test_the_anchor_is_lost_and_another_address_or_another_anchor_found(
     lives = len(events(log.read_text(), "anchor serves")) if log.exists() else 0
     anchor = run.rig.anchor(successor)
     anchor.wait_for("anchor serves", count=lives + 1)
-    for worker in run.workers:
-        worker.wait_for(FOUND, count=found + 1)
+    for worker, known in zip(run.workers, found, strict=True):
+        worker.wait_for(FOUND, count=known + 1)
     identity = Identity.load(run.rig.key(successor)).peer_id
     assert [events(w.text(), FOUND)[-1]["anchors"] for w in run.workers] == [[identity]] * 2
 
