@@ -64,8 +64,11 @@ class Events:
         self._stream = stream
 
     def send(self, **event: Any) -> None:
-        self._stream.write(json.dumps(event) + "\n")
-        self._stream.flush()
+        try:
+            self._stream.write(json.dumps(event) + "\n")
+            self._stream.flush()
+        except BrokenPipeError:  # the daemon was killed: noticed here before the commands' end is
+            os._exit(_PEER_GONE_EXIT_CODE)
 
 
 def main() -> None:
