@@ -31,7 +31,6 @@ from coordinator.invites import MAX_TOKEN_CHARS
 from coordinator.newcomers import NewcomerPolicy, address_key, is_let_in, require_room
 from coordinator.requests import Buckets, Clock, Rate, address_of
 from coordinator.schema import WorkerRow
-from coordinator.uncancelled import to_the_end
 from ledger.donors import clean_name, set_profile
 from ledger.log import Log
 from ledger.records import EnrolLeaf
@@ -39,6 +38,7 @@ from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import BadRecord, BadSignature, UpgradeNeeded, UsageError
 from protocol.identity import Identity, PeerId
 from protocol.limits import MAX_DISPLAY_NAME_CHARS, MAX_MULTIADDR_CHARS, MAX_MULTIADDRS
+from protocol.uncancelled import to_the_end
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
 

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
-from coordinator.uncancelled import to_the_end
+from protocol.uncancelled import to_the_end
 
 T = TypeVar("T")
 

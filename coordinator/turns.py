@@ -25,8 +25,8 @@ from coordinator.database import Database, OutcomeUnknown
 from coordinator.events import Hub
 from coordinator.queries import snapshot_events
 from coordinator.turn import Turn
-from coordinator.uncancelled import to_the_end
 from protocol.errors import ProtocolError, TransientError
+from protocol.uncancelled import to_the_end
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
 

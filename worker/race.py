@@ -1,4 +1,4 @@
-"""Work that another event may make pointless, and work that nothing may interrupt."""
+"""Work that another event may make pointless."""
 
 from __future__ import annotations
 
@@ -30,25 +30,6 @@ async def unless(
     except BaseExceptionGroup as group:
         raise _first(group) from None
     return None if working.cancelled() else working.result()
-
-
-async def to_the_end(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run a coroutine to its end; a cancellation meanwhile takes effect after it.
-
-    For what must not be left half-done: a process that is being reaped, say.
-    """
-    task = asyncio.ensure_future(work)  # owned here: it has ended when this returns
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        if not task.cancelled():
-            task.exception()  # seen: nobody is left to hear of it
-        raise cancelled
-    return task.result()
 
 
 def _first(error: BaseException) -> BaseException:

@@ -355,27 +355,16 @@ class Session:
                 await self._learn_clock_again(error)
         raise TransientError("the coordinator ended the event stream")
 
-    async def _watch_once(self) -> AsyncGenerator[api.RunEvent]:
+    def _watch_once(self) -> AsyncGenerator[api.RunEvent]:
         request = wire.WatchRequest(
             run_id=self.link.run_id, worker=self.identity.peer_id, freshness=self.freshness()
         )
         # No deadline: the stream is meant to stay. Keepalive pings notice a dead way.
-        stream = self._stub.Watch(seal(request, self.identity))
-        try:
-            async for event in stream:
-                yield event
-        except grpc.aio.AioRpcError as error:
-            raise translate(error) from error
-        except asyncio.CancelledError as error:
-            if not channel_was_left():
-                raise
-            raise TransientError(CHANNEL_LEFT) from error
-        finally:
-            stream.cancel()
+        return _received(lambda: self._stub.Watch(seal(request, self.identity)))
 
     # ---- blobs -------------------------------------------------------------------------
 
-    async def blob_pieces(self, sha256: bytes, offset: int) -> AsyncIterator[api.Piece]:
+    def blob_pieces(self, sha256: bytes, offset: int) -> AsyncGenerator[api.Piece]:
         """A public blob of the run (state, shard, dataset manifest) from ``offset`` on, unchecked.
 
         Raises:
@@ -383,15 +372,20 @@ class Session:
             NotFound: it does not have it (any more).
         """
         request = api.GetShardRequest(run_id=self.link.run_id, sha256=sha256, offset=offset)
-        stream = self._stub.GetShard(request, timeout=_STREAM_TIMEOUT_S)
-        try:
-            async for piece in stream:
-                yield piece
-        except grpc.aio.AioRpcError as error:
-            raise translate(error) from error
-        except asyncio.CancelledError as error:
-            if not channel_was_left():
-                raise
-            raise TransientError(CHANNEL_LEFT) from error
-        finally:
-            stream.cancel()
+        return _received(lambda: self._stub.GetShard(request, timeout=_STREAM_TIMEOUT_S))
+
+
+async def _received(begin: Callable[[], grpc.aio.UnaryStreamCall]) -> AsyncGenerator[Any]:
+    """What a stream brings until it ends or breaks; it is closed with this generator."""
+    stream = begin()
+    try:
+        async for message in stream:
+            yield message
+    except grpc.aio.AioRpcError as error:
+        raise translate(error) from error
+    except asyncio.CancelledError as error:
+        if not channel_was_left():
+            raise
+        raise TransientError(CHANNEL_LEFT) from error
+    finally:
+        stream.cancel()

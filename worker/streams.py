@@ -43,10 +43,10 @@ from hivemind.utils.multiaddr import Multiaddr
 
 from protocol.errors import TransientError, UsageError
 from protocol.leash import leashed
+from protocol.uncancelled import to_the_end
 from worker.answering import answer_stream
 from worker.callers import Callers
 from worker.messages import Stream
-from worker.race import to_the_end
 
 log = structlog.get_logger()
 

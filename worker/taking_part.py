@@ -273,9 +273,8 @@ class Reduction:
             await asyncio.sleep(_LAST_MOMENT_S)
 
     async def _submit_own(self, group: GroupReduce, inclusion: wire.InclusionSet) -> None:
-        """As soon as they are there, and for as long as the round waits for them."""
-        over = self.watch.until(partial(self.watch.head_beyond, inclusion.round))
-        await unless(self._submit_range(group, len(inclusion.members)), over)
+        """As soon as they are there, and for as long as the attempt waits for them."""
+        await unless(self._submit_range(group, len(inclusion.members)), self._over(inclusion))
 
     async def _submit_range(self, group: GroupReduce, members: int) -> None:
         pieces = await group.own_results()

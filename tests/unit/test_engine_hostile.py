@@ -16,13 +16,13 @@ from coordinator.admission import dismiss_anchors
 from coordinator.requests import NonceCache
 from coordinator.roster import MAX_REDUCERS, Candidate, choose_reducers
 from coordinator.schema import EvidenceRow, ReducerReportRow, WorkerRow
-from coordinator.uncancelled import to_the_end
 from ledger.log import latest_head
 from ledger.tree import tree_size
 from protocol.envelope import open_envelope, seal
 from protocol.errors import BadRecord, Conflict, TransientError, UsageError
 from protocol.identity import Identity
 from protocol.limits import MAX_MULTIADDR_CHARS, MAX_MULTIADDRS, MAX_RECORD_BYTES
+from protocol.uncancelled import to_the_end
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
 

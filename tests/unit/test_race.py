@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from worker.race import to_the_end, unless
+from protocol.uncancelled import to_the_end
+from worker.race import unless
 
 
 async def test_what_was_begun_is_ended_however_often_it_is_cancelled() -> None:

@@ -12,8 +12,8 @@ T = TypeVar("T")
 async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end; a cancellation meanwhile takes effect after it.
 
-    A client may hang up between the commit of what it asked for and the news of it to everybody
-    else: the news must go out all the same.
+    For what must not be left half-done: a client may hang up between the commit of what it asked
+    for and the news of it to everybody else; a process may just be being reaped.
 
     Raises:
         asyncio.CancelledError: the caller was cancelled; the work is done nevertheless.
