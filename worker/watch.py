@@ -66,7 +66,8 @@ class Watch:
                     self._take(event)
             except (TransientError, PeerFault, UsageError) as error:
                 self._connection(False, str(error))
-            await self._ask_swarm()
+            if failures:  # the first time only be quick: a reduce may be waiting for us
+                await self._ask_swarm()
             await asyncio.sleep(backoff_s(failures, base_s=0.5, limit_s=RECONNECT_S))
             failures += 1
             await self._greet_again()
