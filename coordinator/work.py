@@ -38,6 +38,9 @@ from protocol.errors import NotEnrolled, UsageError
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
 
+_LEAST_LEASE_S = 1.0
+"""A unit that is given up before its first step would hold the round open for its whole grace."""
+
 _log = structlog.get_logger()
 
 
@@ -158,6 +161,8 @@ def _steps(turn: Turn, worker: WorkerRow, request: wire.WorkRequest) -> int:
     duration_s = turn.machine.policy.duration_s
     deadline_s = turn.machine.deadline_s
     time_left_s = duration_s if deadline_s is None else deadline_s - turn.now_s
+    if time_left_s < min(_LEAST_LEASE_S, duration_s / 2):
+        return 0
     steps = leases.steps_for(
         speed_tokens_per_s=worker.measured_tokens_per_s or finite_speed(request.tokens_per_s),
         time_left_s=time_left_s,

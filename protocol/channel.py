@@ -120,7 +120,9 @@ def open_channel(link: JoinLink, pem: bytes) -> grpc.aio.Channel:
             ("grpc.max_send_message_length", MAX_GRPC_MESSAGE_BYTES),
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 10_000),
-            ("grpc.max_reconnect_backoff_ms", 5_000),
+            # In step again within seconds of a coordinator's return: a round may be waiting.
+            ("grpc.initial_reconnect_backoff_ms", 250),
+            ("grpc.max_reconnect_backoff_ms", 2_000),
         ],
     )
 

@@ -32,7 +32,7 @@ log = structlog.get_logger()
 Found = TypeVar("Found")
 _KEPT_ROUNDS = 2
 
-RECONNECT_S = 5.0
+RECONNECT_S = 3.0
 """Longest wait between two attempts to reach a coordinator that is away: well within a round's
 grace, so that what was trained meanwhile still counts."""
 
