@@ -28,7 +28,7 @@ def program(points: str, **fault: Any) -> tuple[str, ...]:
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[Any]:
     with worker_rig.open_rig(tmp_path) as opened:
-        opened.init(max_steps=200, min_members=2, max_rounds=2, duration_s=4.0, grace_s=20.0)
+        opened.init(max_steps=200, min_members=2, max_rounds=2, duration_s=10.0, grace_s=20.0)
         yield opened
 
 
