@@ -160,7 +160,7 @@ def install_worker(armed: Armed) -> None:
             lambda _, head, update, **__: head.record.round if update else None,
         ),
         (Reduction, "_gather", Place.GATHER, lambda _, __, roster: roster.record.round),
-        (Reduction, "_finish", Place.BROADCAST, lambda _, __, included: included.record.round),
+        (Reduction, "_finish", Place.BROADCAST, lambda _, __, head, *___: head.record.round),
         (Reduction, "_report", Place.REPORT, lambda _, roster, __: roster.record.round),
     ):
         before(owner, name, at(place, round_of))(_ignore)

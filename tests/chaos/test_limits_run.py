@@ -34,14 +34,21 @@ async def test_a_run_settles_its_rounds_under_every_flood(tmp_path: Path) -> Non
         rig.init(max_rounds=ROUNDS, duration_s=20.0, grace_s=6.0, min_members=2)
         coordinator = rig.serve()
         await asyncio.to_thread(coordinator.wait_for, "Join link")
+        # Known before the floods begin, as most devices are; no round begins before all of them stand.
+        pause = ("coordinator", "pause", "--run-dir", str(rig.run))
+        await asyncio.to_thread(rigs.barnraise, *pause)
         for name in WORKERS:
             await asyncio.to_thread(rig.join, name)
+        workers = [rig.work(name, "--until-finished") for name in WORKERS]
+        for worker in workers:
+            await asyncio.to_thread(worker.wait_for, "paused")
         async with AsyncExitStack() as floods:
             link = JoinLink.parse(rig.link)
             for attack, *options in FLOODS:
                 flood = flooding(link, attack, *options, "--seconds", FLOOD_S)
                 await (await floods.enter_async_context(flood)).hear("standing")
-            workers = [rig.work(name, "--until-finished") for name in WORKERS]
+            resume = ("coordinator", "resume", "--run-dir", str(rig.run))
+            await asyncio.to_thread(rigs.barnraise, *resume)
             for worker in workers:
                 assert await asyncio.to_thread(worker.wait, 400) == 0, worker.text()[-3000:]
         assert coordinator.popen.poll() is None

@@ -44,7 +44,8 @@ _POLL_S = 0.1
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with open_rig(tmp_path_factory.mktemp("losses")) as opened:
-        opened.init(max_steps=3, duration_s=60.0, grace_s=60.0, min_members=3, max_rounds=10_000)
+        # Long enough for everybody to be leased a unit before anybody commits.
+        opened.init(max_steps=40, duration_s=60.0, grace_s=60.0, min_members=2, max_rounds=10_000)
         opened.coordinator = opened.serve()
         opened.coordinator.wait_for("Serving")
         for name in HONEST:
