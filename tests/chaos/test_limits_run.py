@@ -34,7 +34,7 @@ async def test_a_run_settles_its_rounds_under_every_flood(tmp_path: Path) -> Non
         rig.init(max_rounds=ROUNDS, duration_s=20.0, grace_s=6.0, min_members=2)
         coordinator = rig.serve()
         await asyncio.to_thread(coordinator.wait_for, "Join link")
-        # Known before the floods begin, as most devices are; no round begins before all of them stand.
+        # Known before the floods, as most devices are; no round begins before all of these stand.
         pause = ("coordinator", "pause", "--run-dir", str(rig.run))
         await asyncio.to_thread(rigs.barnraise, *pause)
         for name in WORKERS:
