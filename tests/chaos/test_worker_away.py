@@ -87,6 +87,9 @@ def test_the_anchor_is_lost_and_another_address_or_another_anchor_found(
     run: Run, successor: str
 ) -> None:
     """First the same one comes back at another port, then one that nobody knew."""
+    for worker in run.workers:  # they may still look for it since its daemon died
+        if looked := count(worker, LOST):
+            worker.wait_for(FOUND, count=looked)
     lost = [count(worker, LOST) for worker in run.workers]
     anchor_of(run).kill()
     for worker, known in zip(run.workers, lost, strict=True):
