@@ -6,6 +6,7 @@ Nothing heavy is imported before a command runs: ``--help`` answers at once.
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,6 +165,9 @@ def serve(
     with folder.hold():  # said at once, not after the imports
         require_free(*split_address(listen or settings.listen))
     configure_logging(verbose=verbose)
+    # Before gRPC loads: its own log has a line for each failed handshake, and a stranger could fill
+    # the disk with them.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from coordinator.serve import serve_run
 
     asyncio.run(

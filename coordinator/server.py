@@ -16,7 +16,6 @@ Nothing needs this order to be safe: after kill -9 the next start finds the same
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,8 +111,6 @@ async def start_server(
     host, port = split_address(listen)
     require_free(host, port)
     limits = limits or LimitsSection()
-    # The library's own log has a line for each failed handshake: a stranger could fill the disk.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     allowed = allow_many_connections()
     connections = min(allowed, limits.connections or allowed)
     server = grpc.aio.server(
