@@ -125,6 +125,7 @@ class Engine:
         await self._database.run(self.context.log.sign_head)
         await self.resume()
         self._evaluation_due.set()
+        self._troubles.begin_anew()
 
     async def resume(self) -> None:
         """Go on after an absence: nobody loses time or a lease by it."""

@@ -30,7 +30,7 @@ class Troubles:
     """The server's own; thread-safe."""
 
     def __init__(self, note: Path | None = None, clock: Callable[[], float] = time.time) -> None:
-        """Forget what an earlier process noted.
+        """Touches nothing yet.
 
         Args:
             note: file for ``coordinator status``; None keeps none.
@@ -40,7 +40,11 @@ class Troubles:
         self._lock = threading.Lock()
         self._failed_at_s: dict[str, float] = {}
         self._open: dict[str, dict[str, Any]] = {}
-        self._write()
+
+    def begin_anew(self) -> None:
+        """Forget what an earlier process noted, and take the note's space while there is some."""
+        with self._lock:
+            self._write()
 
     def begin(self, doing: str, error: Exception) -> None:
         """Something failed, and will be tried again.

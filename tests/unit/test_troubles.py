@@ -19,6 +19,8 @@ def test_a_trouble_is_told_when_it_begins_and_when_it_is_over(tmp_path: Path) ->
     now_s = [100.0]
     note = tmp_path / "troubles.json"
     troubles = Troubles(note, lambda: now_s[0])
+    assert not note.exists(), "a start that is refused changes nothing"
+    troubles.begin_anew()
     assert read_note(note) == [] and note.stat().st_size == 4096
     with structlog.testing.capture_logs() as told:
         for second in range(10):
@@ -48,7 +50,7 @@ def test_a_trouble_is_told_when_it_begins_and_when_it_is_over(tmp_path: Path) ->
 def test_a_note_of_an_earlier_process_is_forgotten(tmp_path: Path) -> None:
     note = tmp_path / "troubles.json"
     Troubles(note).begin("settle", TransientError("no space"))
-    Troubles(note)
+    Troubles(note).begin_anew()
     assert read_note(note) == []
     note.write_text("[{")
     assert read_note(note) == []
