@@ -242,11 +242,11 @@ def test_a_worker_meets_everything_that_can_go_wrong(
         assert worker.popen.poll() is None
         end(worker, signal.SIGTERM)
 
-        # Damaged caches here are fetched again; a damaged shard there is sent to nobody.
-        for path in (home / "blobs").iterdir():
-            damage(path)
+        # Damaged caches here are fetched again; a damaged shard there, or at the anchor, is sent to
+        # nobody.
         good = {path: path.read_bytes() for path in (rig.folder / "data" / "shards").iterdir()}
-        for path in good:
+        copies = [rig.run / "anchor" / "blobs" / path.name for path in good]
+        for path in (*(home / "blobs").iterdir(), *good, *filter(Path.exists, copies)):
             damage(path)
         worker = rig.work("ada")
         worker.wait_for("the organiser must restore the dataset folder")
