@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -230,7 +230,7 @@ class Rig:
         self.now_s += downtime_s
         await self.boot()
 
-    async def pass_time(self, seconds: float, *, heard: Sequence[Member] = ()) -> None:
+    async def pass_time(self, seconds: float, *, heard: Iterable[Member] = ()) -> None:
         """Let time go by; of all members only these are heard of afterwards."""
         self.now_s += seconds
         for member in heard:

@@ -355,9 +355,7 @@ async def test_two_withheld_reduces_suspend_a_member_but_no_anchor(boot: Any) ->
         assert rig.phase() == "BROADCAST"
         withheld = [p for p in rig.results() if _reducer_of(p) != bob.name]
         await rig.submit(withheld)
-        rig.now_s += 1000
-        await anchor.beat(client_mode=False, multiaddrs=["/ip4/127.0.0.1/tcp/4001"])
-        await rig.engine.tick()
+        await rig.pass_time(1000, heard=[anchor, bob])
         roster, _ = rig.roster()
         assert (roster.round, roster.attempt) == (number, 2)
         assert {share.reducer for share in roster.reducers} == {anchor.name}

@@ -381,7 +381,7 @@ async def test_a_reducer_that_shows_no_inputs_reduces_no_more_for_ever_longer(st
     left_out = []
     for _ in range(2):
         await play(rig, 1, ada)
-        rig.now_s += AuditOptions().patience_s
+        await rig.pass_time(AuditOptions().patience_s, heard=rig.members.values())
 
         def give_up(turn: Turn) -> int:
             rows = select(ReducerAuditRow).where(ReducerAuditRow.phase != DECIDED)
