@@ -65,7 +65,6 @@ min_members = {members}
 probation_steps = 0
 probation_passes = 0
 reducer_passes = 0
-p_min = 0.0001
 [server]
 listen = "127.0.0.1:{port}"
 public_address = "127.0.0.1:{port}"
