@@ -138,16 +138,19 @@ def _measure(swarm: _Swarm, rounds: int) -> list[Row]:
         swarm.work(name)
     members = len(swarm.names)
     rows: list[Row] = []
-    undisturbed: list[float] = []
+    undisturbed: dict[int, float] = {}  # seconds by round
+    killed_in: set[int] = set()
     for case, death in DEATHS.items():
         victim = swarm.work(VICTIM, program=program("chaos_points_reduce", _later(swarm, death)))
         died_in = _wait_for_death(victim)
+        killed_in.add(died_in)
         times = {number: (size, took_s) for number, size, took_s in _until(swarm, died_in)}
-        undisturbed += [s for n, (size, s) in times.items() if size == members and n != died_in]
+        whole = {n: took_s for n, (size, took_s) in times.items() if size == members}
+        undisturbed |= {n: took_s for n, took_s in whole.items() if n not in killed_in}
         size, took_s = times[died_in]
         rows.append({"case": case, "members_merged": size, "seconds": took_s})
         victim.log.unlink()
-    base_s = statistics.median(undisturbed)
+    base_s = statistics.median(undisturbed.values())
     rows.insert(
         0,
         {
