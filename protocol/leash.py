@@ -5,6 +5,9 @@ for SIGTERM at its parent's death and then becomes the command (the request surv
 see prctl(2)). Elsewhere the command runs without it; the next start finds the old one's lock, or
 its end of idle time. It is a program of its own because code that runs between fork and exec in
 a process with gRPC's threads may deadlock.
+
+A child in a group of its own does not get the Ctrl-C that a terminal sends to its parent's. To have
+it ignore SIGINT would not do: p2pd takes it in hand again.
 """
 
 from __future__ import annotations
@@ -16,23 +19,31 @@ import sys
 from collections.abc import Sequence
 
 _PR_SET_PDEATHSIG = 1
+_OWN_GROUP, _SAME_GROUP = "own-group", "same-group"
 
 
-def leashed(command: Sequence[str]) -> list[str]:
+def leashed(command: Sequence[str], *, own_group: bool = False) -> list[str]:
     """The command that runs ``command`` on a leash to this process.
 
     Start it from the main thread: the kernel takes the end of the thread that started it for the
     parent's.
+
+    Args:
+        own_group: in a process group of its own.
     """
-    if sys.platform != "linux":
+    if sys.platform != "linux" and not own_group:
         return list(command)
+    group = _OWN_GROUP if own_group else _SAME_GROUP
     # Isolated and without site: it starts within a few hundredths of a second.
-    return [sys.executable, "-I", "-S", __file__, str(os.getpid()), *command]
+    return [sys.executable, "-I", "-S", __file__, str(os.getpid()), group, *command]
 
 
 def _main() -> None:
-    parent, command = int(sys.argv[1]), sys.argv[2:]
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    parent, group, command = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
+    if group == _OWN_GROUP:
+        os.setpgid(0, 0)
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it died before we asked
         sys.exit(1)
     os.execvp(command[0], command)  # noqa: S606

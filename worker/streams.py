@@ -8,8 +8,8 @@ Invariants:
 * Every task that serves a stream belongs to a TaskGroup, and :meth:`BoundedP2P.shutdown` ends
   them all, reaps the daemon and removes its sockets, whatever state it is in and whoever stops
   waiting for that.
-* The daemon ignores Ctrl-C, which a terminal sends to the whole process group: only the worker
-  decides what it means.
+* The daemon is in a process group of its own, so that Ctrl-C, which a terminal sends to the whole
+  group, does not reach it: only the worker decides what it means.
 * The daemon's sockets live in a directory that only this user can enter; its name follows
   from the identity, so that a start after ``kill -9`` removes what was left.
 
@@ -21,9 +21,7 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
-import signal
 import tempfile
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -70,14 +68,6 @@ def socket_directory(peer_id: str) -> Path:
     return path
 
 
-def _deaf_in_this_step() -> None:
-    """What is spawned in this step of the event loop ignores Ctrl-C: a signal that is ignored
-    stays so over exec. We ignore it ourselves for no longer than that."""
-    if threading.current_thread() is threading.main_thread():
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        asyncio.get_running_loop().call_soon(signal.signal, signal.SIGINT, before)
-
-
 class BoundedP2P(P2P):  # type: ignore[misc]
     """A libp2p daemon and its streams; start with :meth:`start`, end with :meth:`shutdown`."""
 
@@ -119,9 +109,8 @@ class BoundedP2P(P2P):  # type: ignore[misc]
 
             @staticmethod
             def _make_process_args(*args: Any, **options: Any) -> list[str]:
-                _deaf_in_this_step()  # hivemind spawns it right after this
                 # p2pd itself would notice a daemon killed with -9 only after half a minute.
-                return leashed(P2P._make_process_args(*args, **options))
+                return leashed(P2P._make_process_args(*args, **options), own_group=True)
 
         started: BoundedP2P | None = None
         try:
