@@ -78,7 +78,6 @@ def configure_logging(
         processors=shared,
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(_Lossy(sys.stderr)),
-        cache_logger_on_first_use=True,
     )
 
 

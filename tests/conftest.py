@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
+import structlog
 
 from protocol.identity import Identity
 from protocol.manifest import RunManifest
@@ -57,6 +58,14 @@ def manifest_mapping() -> dict[str, Any]:
         "update": {"codec": "int8", "chunk_elements": 4096},
         "campaign": {"title": "A tiny run", "goal_microcredits": 1},
     }
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """A command that runs inside the test process configures logging for that test alone."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
 
 
 @pytest.fixture(scope="session")

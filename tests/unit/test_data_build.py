@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import structlog
 import tokenizers
 
 import barnraise
@@ -424,8 +423,7 @@ def command(
         printed = capsys.readouterr()
         return int(ended.value.code or 0), printed.out, printed.err
 
-    yield run
-    structlog.reset_defaults()
+    return run
 
 
 GOOD_TEXT = "All the world's a stage, and all the men and women merely players.\n" * 50
