@@ -4,8 +4,8 @@ Invariants:
 
 * ``log_leaf`` and ``log_node`` are written by :mod:`ledger.log` only, and never changed.
 * ``log_node`` holds complete subtrees only, so a node never changes once it is written.
-* Names live in ``profile`` and nowhere else: deleting a row there erases a person, and the
-  log still verifies.
+* Names live in ``profile`` and ``team_profile`` and nowhere else: deleting a row there erases a
+  person, and the log still verifies.
 """
 
 from __future__ import annotations
@@ -88,6 +88,22 @@ class DelegationRow(Base):
     envelope: Mapped[bytes] = mapped_column(LargeBinary, comment="barnraise.v1.Envelope")
 
 
+class ActRow(Base):
+    """The signed act behind a leaf (:mod:`ledger.crowd_records`)."""
+
+    __tablename__ = "act"
+
+    leaf_index: Mapped[int] = mapped_column(
+        BigInteger, primary_key=True, autoincrement=False, comment="its leaf"
+    )
+    digest: Mapped[str] = mapped_column(
+        String(64), unique=True, comment="SHA-256 of the signed payload, hex: its leaf names it"
+    )
+    signer: Mapped[str] = mapped_column(String(KEY_ID_CHARS), index=True, comment="PeerID")
+    public: Mapped[bool] = mapped_column(comment="whether anybody may read the envelope")
+    envelope: Mapped[bytes] = mapped_column(LargeBinary, comment="barnraise.v1.Envelope")
+
+
 class Profile(Base):
     """What a donor chose to show. Outside the log, and erasable."""
 
@@ -97,7 +113,33 @@ class Profile(Base):
         String(KEY_ID_CHARS), primary_key=True, comment="PeerID of the donor's key"
     )
     display_name: Mapped[str] = mapped_column(String(64), comment="as given; hostile until escaped")
+    url: Mapped[str] = mapped_column(String(256), default="", comment="likewise; http or https")
+    about: Mapped[str] = mapped_column(String(512), default="", comment="likewise")
+    show_devices: Mapped[bool] = mapped_column(default=False, comment="on the donor's page")
     updated_at_s: Mapped[int] = mapped_column(BigInteger, comment="Unix seconds")
+
+
+class TeamProfile(Base):
+    """What a team's founder chose to show of it. Outside the log, and erasable."""
+
+    __tablename__ = "team_profile"
+
+    team: Mapped[str] = mapped_column(String(32), primary_key=True, comment="id of the team, hex")
+    display_name: Mapped[str] = mapped_column(String(64), comment="as given; hostile until escaped")
+    url: Mapped[str] = mapped_column(String(256), default="", comment="likewise; http or https")
+    about: Mapped[str] = mapped_column(String(512), default="", comment="likewise")
+    updated_at_s: Mapped[int] = mapped_column(BigInteger, comment="Unix seconds")
+
+
+class ErasedProfile(Base):
+    """A profile was erased: copies of the record that still have it are told to forget it."""
+
+    __tablename__ = "erased_profile"
+
+    subject: Mapped[str] = mapped_column(
+        String(KEY_ID_CHARS), primary_key=True, comment="PeerID of a donor, or id of a team"
+    )
+    erased_at_s: Mapped[int] = mapped_column(BigInteger, comment="Unix seconds")
 
 
 class RunPage(Base):

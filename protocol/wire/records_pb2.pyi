@@ -13,6 +13,8 @@ class KeyPurpose(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     KEY_PURPOSE_ROUND: _ClassVar[KeyPurpose]
     KEY_PURPOSE_LOG: _ClassVar[KeyPurpose]
     KEY_PURPOSE_TLS: _ClassVar[KeyPurpose]
+    KEY_PURPOSE_CAMPAIGN: _ClassVar[KeyPurpose]
+    KEY_PURPOSE_TREASURER: _ClassVar[KeyPurpose]
 
 class WorkerPhase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -24,10 +26,19 @@ class WorkerPhase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     WORKER_PHASE_REDUCING: _ClassVar[WorkerPhase]
     WORKER_PHASE_PAUSED: _ClassVar[WorkerPhase]
     WORKER_PHASE_FINISHING: _ClassVar[WorkerPhase]
+
+class Visibility(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    VISIBILITY_UNSPECIFIED: _ClassVar[Visibility]
+    VISIBILITY_PUBLIC: _ClassVar[Visibility]
+    VISIBILITY_PRIVATE: _ClassVar[Visibility]
+    VISIBILITY_SECRET: _ClassVar[Visibility]
 KEY_PURPOSE_UNSPECIFIED: KeyPurpose
 KEY_PURPOSE_ROUND: KeyPurpose
 KEY_PURPOSE_LOG: KeyPurpose
 KEY_PURPOSE_TLS: KeyPurpose
+KEY_PURPOSE_CAMPAIGN: KeyPurpose
+KEY_PURPOSE_TREASURER: KeyPurpose
 WORKER_PHASE_UNSPECIFIED: WorkerPhase
 WORKER_PHASE_WAITING: WorkerPhase
 WORKER_PHASE_FETCHING: WorkerPhase
@@ -36,6 +47,10 @@ WORKER_PHASE_COMMITTING: WorkerPhase
 WORKER_PHASE_REDUCING: WorkerPhase
 WORKER_PHASE_PAUSED: WorkerPhase
 WORKER_PHASE_FINISHING: WorkerPhase
+VISIBILITY_UNSPECIFIED: Visibility
+VISIBILITY_PUBLIC: Visibility
+VISIBILITY_PRIVATE: Visibility
+VISIBILITY_SECRET: Visibility
 
 class Signature(_message.Message):
     __slots__ = ("sig", "keyid")
@@ -612,3 +627,217 @@ class Appeal(_message.Message):
     assignment_id: bytes
     freshness: Freshness
     def __init__(self, run_id: _Optional[bytes] = ..., worker: _Optional[str] = ..., assignment_id: _Optional[bytes] = ..., freshness: _Optional[_Union[Freshness, _Mapping]] = ...) -> None: ...
+
+class CampaignTerms(_message.Message):
+    __slots__ = ("run_id", "campaign", "revision", "title", "purpose", "goal_microcredits", "goal_minor", "currency", "starts_s", "ends_s", "when_reached", "when_missed", "organisers", "reference_device", "reference_microcredits_per_hour")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    CAMPAIGN_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    TITLE_FIELD_NUMBER: _ClassVar[int]
+    PURPOSE_FIELD_NUMBER: _ClassVar[int]
+    GOAL_MICROCREDITS_FIELD_NUMBER: _ClassVar[int]
+    GOAL_MINOR_FIELD_NUMBER: _ClassVar[int]
+    CURRENCY_FIELD_NUMBER: _ClassVar[int]
+    STARTS_S_FIELD_NUMBER: _ClassVar[int]
+    ENDS_S_FIELD_NUMBER: _ClassVar[int]
+    WHEN_REACHED_FIELD_NUMBER: _ClassVar[int]
+    WHEN_MISSED_FIELD_NUMBER: _ClassVar[int]
+    ORGANISERS_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_DEVICE_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_MICROCREDITS_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    run_id: bytes
+    campaign: bytes
+    revision: int
+    title: str
+    purpose: str
+    goal_microcredits: int
+    goal_minor: int
+    currency: str
+    starts_s: int
+    ends_s: int
+    when_reached: str
+    when_missed: str
+    organisers: _containers.RepeatedScalarFieldContainer[str]
+    reference_device: str
+    reference_microcredits_per_hour: int
+    def __init__(self, run_id: _Optional[bytes] = ..., campaign: _Optional[bytes] = ..., revision: _Optional[int] = ..., title: _Optional[str] = ..., purpose: _Optional[str] = ..., goal_microcredits: _Optional[int] = ..., goal_minor: _Optional[int] = ..., currency: _Optional[str] = ..., starts_s: _Optional[int] = ..., ends_s: _Optional[int] = ..., when_reached: _Optional[str] = ..., when_missed: _Optional[str] = ..., organisers: _Optional[_Iterable[str]] = ..., reference_device: _Optional[str] = ..., reference_microcredits_per_hour: _Optional[int] = ...) -> None: ...
+
+class CampaignEnd(_message.Message):
+    __slots__ = ("run_id", "campaign", "outcome", "at_s")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    CAMPAIGN_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    AT_S_FIELD_NUMBER: _ClassVar[int]
+    run_id: bytes
+    campaign: bytes
+    outcome: str
+    at_s: int
+    def __init__(self, run_id: _Optional[bytes] = ..., campaign: _Optional[bytes] = ..., outcome: _Optional[str] = ..., at_s: _Optional[int] = ...) -> None: ...
+
+class CampaignNews(_message.Message):
+    __slots__ = ("run_id", "campaign", "news", "title", "text", "at_s")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    CAMPAIGN_FIELD_NUMBER: _ClassVar[int]
+    NEWS_FIELD_NUMBER: _ClassVar[int]
+    TITLE_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    AT_S_FIELD_NUMBER: _ClassVar[int]
+    run_id: bytes
+    campaign: bytes
+    news: bytes
+    title: str
+    text: str
+    at_s: int
+    def __init__(self, run_id: _Optional[bytes] = ..., campaign: _Optional[bytes] = ..., news: _Optional[bytes] = ..., title: _Optional[str] = ..., text: _Optional[str] = ..., at_s: _Optional[int] = ...) -> None: ...
+
+class Pledge(_message.Message):
+    __slots__ = ("run_id", "campaign", "pledge", "revision", "donor", "microcredits", "until_s", "visibility", "salt")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    CAMPAIGN_FIELD_NUMBER: _ClassVar[int]
+    PLEDGE_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    DONOR_FIELD_NUMBER: _ClassVar[int]
+    MICROCREDITS_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_S_FIELD_NUMBER: _ClassVar[int]
+    VISIBILITY_FIELD_NUMBER: _ClassVar[int]
+    SALT_FIELD_NUMBER: _ClassVar[int]
+    run_id: bytes
+    campaign: bytes
+    pledge: bytes
+    revision: int
+    donor: str
+    microcredits: int
+    until_s: int
+    visibility: Visibility
+    salt: bytes
+    def __init__(self, run_id: _Optional[bytes] = ..., campaign: _Optional[bytes] = ..., pledge: _Optional[bytes] = ..., revision: _Optional[int] = ..., donor: _Optional[str] = ..., microcredits: _Optional[int] = ..., until_s: _Optional[int] = ..., visibility: _Optional[_Union[Visibility, str]] = ..., salt: _Optional[bytes] = ...) -> None: ...
+
+class Pool(_message.Message):
+    __slots__ = ("run_id", "campaign", "pool", "currency", "at_s")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    CAMPAIGN_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    CURRENCY_FIELD_NUMBER: _ClassVar[int]
+    AT_S_FIELD_NUMBER: _ClassVar[int]
+    run_id: bytes
+    campaign: bytes
+    pool: str
+    currency: str
+    at_s: int
+    def __init__(self, run_id: _Optional[bytes] = ..., campaign: _Optional[bytes] = ..., pool: _Optional[str] = ..., currency: _Optional[str] = ..., at_s: _Optional[int] = ...) -> None: ...
+
+class Donation(_message.Message):
+    __slots__ = ("run_id", "campaign", "donation", "donor", "pool", "amount_minor", "currency", "received_s", "reference", "visibility", "salt")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    CAMPAIGN_FIELD_NUMBER: _ClassVar[int]
+    DONATION_FIELD_NUMBER: _ClassVar[int]
+    DONOR_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    AMOUNT_MINOR_FIELD_NUMBER: _ClassVar[int]
+    CURRENCY_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_S_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    VISIBILITY_FIELD_NUMBER: _ClassVar[int]
+    SALT_FIELD_NUMBER: _ClassVar[int]
+    run_id: bytes
+    campaign: bytes
+    donation: bytes
+    donor: str
+    pool: str
+    amount_minor: int
+    currency: str
+    received_s: int
+    reference: str
+    visibility: Visibility
+    salt: bytes
+    def __init__(self, run_id: _Optional[bytes] = ..., campaign: _Optional[bytes] = ..., donation: _Optional[bytes] = ..., donor: _Optional[str] = ..., pool: _Optional[str] = ..., amount_minor: _Optional[int] = ..., currency: _Optional[str] = ..., received_s: _Optional[int] = ..., reference: _Optional[str] = ..., visibility: _Optional[_Union[Visibility, str]] = ..., salt: _Optional[bytes] = ...) -> None: ...
+
+class Voiding(_message.Message):
+    __slots__ = ("run_id", "leaf", "reason", "salt")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    LEAF_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    SALT_FIELD_NUMBER: _ClassVar[int]
+    run_id: bytes
+    leaf: int
+    reason: str
+    salt: bytes
+    def __init__(self, run_id: _Optional[bytes] = ..., leaf: _Optional[int] = ..., reason: _Optional[str] = ..., salt: _Optional[bytes] = ...) -> None: ...
+
+class TeamFounding(_message.Message):
+    __slots__ = ("run_id", "team", "founder")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    TEAM_FIELD_NUMBER: _ClassVar[int]
+    FOUNDER_FIELD_NUMBER: _ClassVar[int]
+    run_id: bytes
+    team: bytes
+    founder: str
+    def __init__(self, run_id: _Optional[bytes] = ..., team: _Optional[bytes] = ..., founder: _Optional[str] = ...) -> None: ...
+
+class TeamMembership(_message.Message):
+    __slots__ = ("run_id", "donor", "team", "freshness")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    DONOR_FIELD_NUMBER: _ClassVar[int]
+    TEAM_FIELD_NUMBER: _ClassVar[int]
+    FRESHNESS_FIELD_NUMBER: _ClassVar[int]
+    run_id: bytes
+    donor: str
+    team: bytes
+    freshness: Freshness
+    def __init__(self, run_id: _Optional[bytes] = ..., donor: _Optional[str] = ..., team: _Optional[bytes] = ..., freshness: _Optional[_Union[Freshness, _Mapping]] = ...) -> None: ...
+
+class KeyChange(_message.Message):
+    __slots__ = ("run_id", "old", "new", "consent")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    OLD_FIELD_NUMBER: _ClassVar[int]
+    NEW_FIELD_NUMBER: _ClassVar[int]
+    CONSENT_FIELD_NUMBER: _ClassVar[int]
+    run_id: bytes
+    old: str
+    new: str
+    consent: Envelope
+    def __init__(self, run_id: _Optional[bytes] = ..., old: _Optional[str] = ..., new: _Optional[str] = ..., consent: _Optional[_Union[Envelope, _Mapping]] = ...) -> None: ...
+
+class AccountMerge(_message.Message):
+    __slots__ = ("run_id", "donor", "into", "consent")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    DONOR_FIELD_NUMBER: _ClassVar[int]
+    INTO_FIELD_NUMBER: _ClassVar[int]
+    CONSENT_FIELD_NUMBER: _ClassVar[int]
+    run_id: bytes
+    donor: str
+    into: str
+    consent: Envelope
+    def __init__(self, run_id: _Optional[bytes] = ..., donor: _Optional[str] = ..., into: _Optional[str] = ..., consent: _Optional[_Union[Envelope, _Mapping]] = ...) -> None: ...
+
+class KeyConsent(_message.Message):
+    __slots__ = ("run_id", "of", "into")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    OF_FIELD_NUMBER: _ClassVar[int]
+    INTO_FIELD_NUMBER: _ClassVar[int]
+    run_id: bytes
+    of: str
+    into: str
+    def __init__(self, run_id: _Optional[bytes] = ..., of: _Optional[str] = ..., into: _Optional[str] = ...) -> None: ...
+
+class ProfileUpdate(_message.Message):
+    __slots__ = ("run_id", "donor", "team", "display_name", "url", "about", "show_devices", "erase", "freshness")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    DONOR_FIELD_NUMBER: _ClassVar[int]
+    TEAM_FIELD_NUMBER: _ClassVar[int]
+    DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
+    URL_FIELD_NUMBER: _ClassVar[int]
+    ABOUT_FIELD_NUMBER: _ClassVar[int]
+    SHOW_DEVICES_FIELD_NUMBER: _ClassVar[int]
+    ERASE_FIELD_NUMBER: _ClassVar[int]
+    FRESHNESS_FIELD_NUMBER: _ClassVar[int]
+    run_id: bytes
+    donor: str
+    team: bytes
+    display_name: str
+    url: str
+    about: str
+    show_devices: bool
+    erase: bool
+    freshness: Freshness
+    def __init__(self, run_id: _Optional[bytes] = ..., donor: _Optional[str] = ..., team: _Optional[bytes] = ..., display_name: _Optional[str] = ..., url: _Optional[str] = ..., about: _Optional[str] = ..., show_devices: _Optional[bool] = ..., erase: _Optional[bool] = ..., freshness: _Optional[_Union[Freshness, _Mapping]] = ...) -> None: ...

@@ -209,6 +209,16 @@ class AppealReply(_message.Message):
     message: str
     def __init__(self, message: _Optional[str] = ...) -> None: ...
 
+class ActReply(_message.Message):
+    __slots__ = ("recorded", "leaf_index", "message")
+    RECORDED_FIELD_NUMBER: _ClassVar[int]
+    LEAF_INDEX_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    recorded: bool
+    leaf_index: int
+    message: str
+    def __init__(self, recorded: _Optional[bool] = ..., leaf_index: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
+
 class RunEvent(_message.Message):
     __slots__ = ("sequence", "phase", "round", "run_head", "roster", "inclusion_set", "notice", "results_wanted", "server_time_ms", "deadline_ms")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]

@@ -95,6 +95,11 @@ class CoordinatorStub:
                 request_serializer=protocol_dot_wire_dot_records__pb2.Envelope.SerializeToString,
                 response_deserializer=protocol_dot_wire_dot_service__pb2.AppealReply.FromString,
                 _registered_method=True)
+        self.Act = channel.unary_unary(
+                '/barnraise.v1.Coordinator/Act',
+                request_serializer=protocol_dot_wire_dot_records__pb2.Envelope.SerializeToString,
+                response_deserializer=protocol_dot_wire_dot_service__pb2.ActReply.FromString,
+                _registered_method=True)
         self.GetState = channel.unary_stream(
                 '/barnraise.v1.Coordinator/GetState',
                 request_serializer=protocol_dot_wire_dot_service__pb2.GetStateRequest.SerializeToString,
@@ -206,6 +211,13 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Act(self, request, context):
+        """Pledge, Voiding, TeamFounding, TeamMembership, KeyChange, AccountMerge, ProfileUpdate
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetState(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -298,6 +310,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.Appeal,
                     request_deserializer=protocol_dot_wire_dot_records__pb2.Envelope.FromString,
                     response_serializer=protocol_dot_wire_dot_service__pb2.AppealReply.SerializeToString,
+            ),
+            'Act': grpc.unary_unary_rpc_method_handler(
+                    servicer.Act,
+                    request_deserializer=protocol_dot_wire_dot_records__pb2.Envelope.FromString,
+                    response_serializer=protocol_dot_wire_dot_service__pb2.ActReply.SerializeToString,
             ),
             'GetState': grpc.unary_stream_rpc_method_handler(
                     servicer.GetState,
@@ -649,6 +666,33 @@ class Coordinator:
             '/barnraise.v1.Coordinator/Appeal',
             protocol_dot_wire_dot_records__pb2.Envelope.SerializeToString,
             protocol_dot_wire_dot_service__pb2.AppealReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Act(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/barnraise.v1.Coordinator/Act',
+            protocol_dot_wire_dot_records__pb2.Envelope.SerializeToString,
+            protocol_dot_wire_dot_service__pb2.ActReply.FromString,
             options,
             channel_credentials,
             insecure,
