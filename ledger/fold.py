@@ -159,12 +159,12 @@ class Board:
             raise BadRecord("the log does not begin with its run")
         if leaf.run_id != self.run_id:
             raise BadRecord("speaks of another run")
-        if isinstance(leaf, EnrolLeaf):
+        if isinstance(leaf, CreditLeaf):  # nearly all are
+            self._take_credit(leaf)
+        elif isinstance(leaf, EnrolLeaf):
             self._take_enrol(leaf)
         elif isinstance(leaf, RoundLeaf):
             self._take_round(leaf)
-        elif isinstance(leaf, CreditLeaf):
-            self._take_credit(leaf)
         elif isinstance(leaf, ReleaseLeaf):
             self.releases.append((self.size, leaf))
         elif isinstance(leaf, RestoreLeaf):

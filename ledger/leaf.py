@@ -33,8 +33,8 @@ MAX_CREDITS_IN_LEAF = 2048
 _encode = json.JSONEncoder(
     sort_keys=True, separators=(",", ":"), ensure_ascii=False, check_circular=False
 ).encode
-"""RFC 8785 for what leaves are made of: ASCII, whole numbers, no nesting but lists of numbers. Other
-JSON may sort, escape or round differently."""
+"""RFC 8785 for what leaves are made of: ASCII, whole numbers, no nesting but lists of numbers.
+Other JSON may sort, escape or round differently."""
 
 
 def _hex(value: object) -> object:
