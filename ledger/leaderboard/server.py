@@ -48,7 +48,11 @@ def _watch(index: FolderIndex, ended: threading.Event) -> None:
     while not ended.wait(_LOOK_EVERY_S):
         try:
             index.refresh()
-        except (ProtocolError, DatabaseError, OSError) as error:  # what was shown before goes on being shown
+        except (
+            ProtocolError,
+            DatabaseError,
+            OSError,
+        ) as error:  # what was shown before goes on being shown
             logger.warning("the folder cannot be followed", error=str(error))
 
 
