@@ -60,6 +60,16 @@ def manifest_mapping() -> dict[str, Any]:
     }
 
 
+def _load(name: str) -> ModuleType:
+    """A module that lies beside this one: the folder is not on the path."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(autouse=True)
 def own_logging() -> Iterator[None]:
     """A command that runs inside the test process configures logging for that test alone."""
@@ -90,50 +100,37 @@ def manifest(make_manifest: Callable[..., RunManifest]) -> RunManifest:
 @pytest.fixture(scope="session")
 def engine_rig() -> ModuleType:
     """``tests/engine_rig.py``: an engine without a network, and real members."""
-    path = Path(__file__).with_name("engine_rig.py")
-    spec = importlib.util.spec_from_file_location("engine_rig", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return _load("engine_rig")
 
 
 @pytest.fixture(scope="session")
 def case_rig(engine_rig: ModuleType) -> ModuleType:
     """``tests/case_rig.py``: members that really train and answer, auditors that really replay."""
-    path = Path(__file__).with_name("case_rig.py")
-    spec = importlib.util.spec_from_file_location("case_rig", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return _load("case_rig")
 
 
 @pytest.fixture(scope="session")
 def ledger_history() -> ModuleType:
     """``tests/ledger_history.py``: writes a run's public record step by step."""
-    spec = importlib.util.spec_from_file_location(
-        "ledger_history", Path(__file__).with_name("ledger_history.py")
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return _load("ledger_history")
 
 
 @pytest.fixture(scope="session")
 def crowd_history() -> ModuleType:
     """``tests/crowd_history.py``: signs and records acts in a record of ``ledger_history``."""
-    path = Path(__file__).with_name("crowd_history.py")
-    spec = importlib.util.spec_from_file_location("crowd_history", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return _load("crowd_history")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A module that says ``BOTH_DATABASES = True`` is run over SQLite and over PostgreSQL."""
+    if "ledger_url" in metafunc.fixturenames and getattr(metafunc.module, "BOTH_DATABASES", False):
+        metafunc.parametrize("ledger_url", ["sqlite", "postgresql"], indirect=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_rig() -> ModuleType:
+    """``tests/postgres_rig.py``: a real PostgreSQL of the tests' own."""
+    return _load("postgres_rig")
 
 
 @pytest.fixture
@@ -142,11 +139,35 @@ def crowd(history: Any, crowd_history: ModuleType) -> Any:
     return crowd_history.CrowdHistory(history)
 
 
+@pytest.fixture(scope="session")
+def postgres_server(postgres_rig: ModuleType) -> Iterator[Any]:
+    """A server for all tests of this process; what it holds does not survive a crash."""
+    with postgres_rig.postgres(durable=False) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def ledger_template(postgres_server: Any) -> str:
+    """A PostgreSQL database with the record's tables, to be copied."""
+    return str(postgres_server.make_template())
+
+
+@pytest.fixture
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """URL of a database of the test's own: a SQLite file, unless PostgreSQL is asked for."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        yield f"sqlite:///{tmp_path}/ledger.db"
+        return
+    server = request.getfixturevalue("postgres_server")
+    with server.database(request.getfixturevalue("ledger_template")) as url:
+        yield url
+
+
 @pytest.fixture
 def history(
-    ledger_history: ModuleType, make_manifest: Callable[..., RunManifest], tmp_path: Path
+    ledger_history: ModuleType, make_manifest: Callable[..., RunManifest], ledger_url: str
 ) -> Iterator[Any]:
-    """A record in a SQLite file: the run, three devices of two donors, two rounds and a skip."""
+    """A record in a database: the run, three devices of two donors, two rounds and a skip."""
     manifest = make_manifest(
         # Only counted, never built: large enough that a step earns credit.
         model_config_json={
@@ -157,7 +178,7 @@ def history(
         },
         campaign={"goal_microcredits": 5000},
     )
-    written = ledger_history.History(manifest, f"sqlite:///{tmp_path}/ledger.db")
+    written = ledger_history.History(manifest, ledger_url)
     written.open()
     for name, donor in (("ada", "ada"), ("bob", "bob"), ("bob-laptop", "bob")):
         written.enrol(name, donor=donor, display_name=donor.title())

@@ -3,7 +3,7 @@
 Invariants:
 
 * Nothing is shown that the head on the page does not sign: leaves beyond it are not folded yet.
-* The database is only read; SQLite is told to refuse anything else.
+* The database is only read, and is told to refuse anything else.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sqlalchemy import Engine, create_engine, event
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy import Engine
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import ConnectionPoolEntry
 from starlette.exceptions import HTTPException
 
 from ledger.fold import Board
 from ledger.log import latest_head, read_leaves
+from ledger.read_only import read_only_engine
 from ledger.schema import RunPage
 from protocol.identity import PeerId
 from protocol.notes import Checkpoint, read_checkpoint
@@ -48,9 +47,7 @@ class Reader:
     """Folds what is new on every read; safe to share between threads."""
 
     def __init__(self, database_url: str) -> None:
-        self._engine: Engine = create_engine(database_url)
-        if self._engine.dialect.name == "sqlite":
-            event.listen(self._engine, "connect", _read_only)
+        self._engine: Engine = read_only_engine(database_url)
         self._lock = threading.Lock()
         self._board = Board()
         self._ranking: tuple[PeerId, ...] = ()
@@ -104,9 +101,3 @@ class Reader:
             credit = donors[key].tally.total_microcredits
             last_rank = last_rank if credit == last_credit else place
             self._ranks[key], last_credit = last_rank, credit
-
-
-def _read_only(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA query_only=ON")
-    cursor.close()
