@@ -9,7 +9,7 @@ Invariants:
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -42,6 +42,10 @@ class Order:
             keys += [entry[-1] for entry in part]
             at += 1
         return keys
+
+    def walk(self) -> Iterator[str]:
+        """All keys, in order."""
+        return (entry[-1] for chunk in self.chunks for entry in chunk)
 
     def before(self, entry: Entry) -> int:
         """How many entries come before this one, which need not be there."""

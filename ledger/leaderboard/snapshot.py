@@ -9,8 +9,9 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 from ledger.fold import Board
@@ -26,6 +27,9 @@ from protocol.notes import Checkpoint
 
 BoardName = Literal["all", "month", "day", "average"]
 Sort = Literal["credit", "tokens", "contributions", "sponsored", "since", "last", "name"]
+
+SORTED_DIRECTLY = 2_000
+"""People up to whom sorting them beats a walk over everybody."""
 
 _REBUILD_SHARE = 4
 """When more than one in so many changed, orders are sorted anew."""
@@ -81,7 +85,6 @@ class Snapshot:
     per_day: PerDay
     blocks: tuple[Block, ...]
     anonymous: AnonymousGivers
-    derived: dict[str, tuple[PeerId, ...]] = field(default_factory=dict)  # made when asked for
 
     @property
     def size(self) -> int:
@@ -102,19 +105,35 @@ class Snapshot:
         amount, _key = ENTRIES[board](person, None)
         return self.orders[board].before((amount,)) + 1
 
-    def keys(self, board: BoardName, sort: Sort) -> Order | tuple[PeerId, ...]:
+    def count(self, board: BoardName) -> int:
+        """How many are on a board."""
+        return len(self.orders[board])
+
+    def page(self, board: BoardName, sort: Sort, first: int, count: int) -> list[PeerId]:
+        """Who is at the places [first, first + count) of a board in an order."""
+        if sort == "credit":
+            return self.orders[board].page(first, count)
+        if board == "all":
+            return self.orders[sort].page(first, count)
+        return list(itertools.islice(self.walk(board, sort), first, first + count))
+
+    def place(self, board: BoardName, sort: Sort, person: Person) -> int:
+        """At which place somebody is who is on the board."""
+        if sort == "credit" or board == "all":
+            order = self.orders[board if sort == "credit" else sort]
+            return order.before(self.entry(board, sort, person))
+        return next(
+            place for place, key in enumerate(self.walk(board, sort)) if key == person.donor
+        )
+
+    def walk(self, board: BoardName, sort: Sort) -> Iterator[PeerId]:
         """Everybody on a board, in an order."""
         if sort == "credit":
-            return self.orders[board]
-        if board == "all":
-            return self.orders[sort]
-        name = f"{board} {sort}"
-        if name not in self.derived:
-            everyone = self.orders[sort].page(0, len(self.people))
-            self.derived[name] = tuple(
-                key for key in everyone if self.is_on(board, self.people[key])
-            )
-        return self.derived[name]
+            return self.orders[board].walk()
+        if self.count(board) <= SORTED_DIRECTLY:
+            return iter(self.sorted(self.orders[board].walk(), board, sort))
+        shows, people = _MEMBERS[board], self.people
+        return (key for key in self.orders[sort].walk() if shows(people[key]))
 
     def entry(self, board: BoardName, sort: Sort, person: Person) -> Entry:
         """What an order places somebody by."""
