@@ -10,7 +10,7 @@ from pydantic import Field
 from ledger.leaderboard.held import Held, Paged, held
 from ledger.leaderboard.names import find
 from ledger.leaderboard.person import Person
-from ledger.leaderboard.snapshot import BoardName, Snapshot, Sort
+from ledger.leaderboard.snapshot import BoardName, Snapshot, Sort, is_on
 from protocol.identity import PeerId
 
 
@@ -62,7 +62,8 @@ def donors(
         found = matches(snapshot, board, sort, search)
         total, keys = len(found), found[first : first + per_page]
     else:
-        total, keys = snapshot.count(board), snapshot.page(board, sort, first, per_page)
+        order = snapshot.order(board, sort)
+        total, keys = len(order), order.page(first, per_page)
     return Donors(
         size=snapshot.size,
         total=total,
@@ -88,7 +89,7 @@ def matches(snapshot: Snapshot, board: BoardName, sort: Sort, search: str) -> li
     keys: Iterable[PeerId] = find(snapshot.blocks, search)
     if snapshot.given_up:
         keys = (snapshot.given_up.get(key, key) for key in keys)
-    return list(snapshot.walk(board, sort, among=set(keys)))
+    return list(snapshot.among(set(keys), board, sort))
 
 
 def place_of(
@@ -100,8 +101,9 @@ def place_of(
     called = [
         key for key in found if (snapshot.names.donor(key) or "").casefold() == who.casefold()
     ]
-    key = next((key for key in called or found if key in snapshot.members(board)), None)
-    return None if key is None else (key, snapshot.place(board, sort, snapshot.people[key]))
+    people = (snapshot.people[key] for key in called or found)
+    person = next((person for person in people if is_on(board, person)), None)
+    return None if person is None else (person.donor, snapshot.place(board, sort, person))
 
 
 def donor_rows(
