@@ -206,9 +206,7 @@ def _shown(snapshot: Snapshot) -> dict[str, Any]:
         "averages": {key: snapshot.per_day(p.weighted) for key, p in snapshot.people.items()},
         "anonymous": snapshot.anonymous,
         "given up": dict(snapshot.given_up),
-        "found": {
-            word: matches(snapshot, "all", "name", word) for word in ("ada", "İST", "e", "zz")
-        },
+        "found": {word: matches(snapshot, "all", word) for word in ("ada", "İST", "e", "zz")},
         "newest": snapshot.newest_s,
     }
 
@@ -351,4 +349,4 @@ def _check_orders(snapshot: Snapshot, run: _Run) -> None:
         assert found[0] == owner
     for key, about in run.names.items():
         if key in snapshot.people:
-            assert key in matches(snapshot, "all", "credit", about.name)
+            assert key in matches(snapshot, "all", about.name)
