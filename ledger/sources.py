@@ -23,10 +23,19 @@ from ledger import tree
 from ledger.authority import MAX_DELEGATIONS_BYTES, Delegations, load_delegations
 from ledger.log import LOOKED_UP_BY, latest_head, read_leaves
 from ledger.records import Leaf
-from ledger.schema import LogLeaf
-from ledger.tiles import MAX_BUNDLE_BYTES, TILE_HEIGHT, TILE_WIDTH, Tile, tiles_of, unpack_entries
+from ledger.schema import ActRow, LogLeaf
+from ledger.tiles import (
+    MAX_BUNDLE_BYTES,
+    TILE_HEIGHT,
+    TILE_WIDTH,
+    Tile,
+    number_path,
+    tiles_of,
+    unpack_entries,
+)
 from protocol.errors import BadDigest, BadRecord, TransientError, UsageError
 from protocol.identity import PeerId
+from protocol.limits import MAX_RECORD_BYTES
 from protocol.merkle import HASH_BYTES
 from protocol.notes import MAX_NOTE_BYTES
 
@@ -35,6 +44,7 @@ Node = tuple[int, int, bytes]
 
 _HTTP_TIMEOUT_S = 30
 _ROWS = 1000
+_MAX_ACT_BYTES = MAX_RECORD_BYTES + 4096  # as protocol.envelope.parse_envelope takes
 _MAX_PAGE_BYTES = 4 << 20
 _PAGE_DONORS = 500
 _BOARD_ATTEMPTS = 5
@@ -92,6 +102,9 @@ class Source(Protocol):
 
     def entries(self, size: int) -> Iterator[bytes]: ...
 
+    def act(self, index: int) -> bytes | None:
+        """The envelope of the public act behind a leaf, or None where it is not published."""
+
     def check(self) -> Check: ...
 
 
@@ -117,6 +130,14 @@ class DatabaseSource:
 
     def entries(self, size: int) -> Iterator[bytes]:
         return read_leaves(self._session, 0, size)
+
+    def act(self, index: int) -> bytes | None:
+        row = self._session.get(ActRow, index)
+        if row is None or not row.public:
+            return None
+        if not isinstance(row.envelope, bytes):  # SQLite keeps any type in any column
+            raise BadRecord(f"the act of leaf {index} is not bytes: somebody edited the database")
+        return row.envelope
 
     def check(self) -> Check:
         return _StoredCheck(self._session)
@@ -149,6 +170,9 @@ class TileSource:
                 yield from unpack_entries(bundle, tile.width)
             except BadRecord as error:
                 raise BadRecord(f"{tile.path}: {error}") from error
+
+    def act(self, index: int) -> bytes | None:
+        return self._fetch(f"acts/{number_path(index)}", _MAX_ACT_BYTES)
 
     def check(self) -> Check:
         return _TileCheck(self.tile)

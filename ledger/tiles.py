@@ -42,12 +42,9 @@ class Tile:
     @property
     def path(self) -> str:
         """Relative path of the file."""
-        digits = f"{self.index:03d}"
-        digits = digits.zfill(-(-len(digits) // 3) * 3)
-        groups = [digits[first : first + 3] for first in range(0, len(digits), 3)]
-        number = "/".join([f"x{group}" for group in groups[:-1]] + groups[-1:])
+        level = ENTRIES if self.level is None else self.level
         partial = "" if self.width == TILE_WIDTH else f".p/{self.width}"
-        return f"tile/{ENTRIES if self.level is None else self.level}/{number}{partial}"
+        return f"tile/{level}/{number_path(self.index)}{partial}"
 
     @classmethod
     def parse(cls, path: str) -> Tile:
@@ -69,6 +66,14 @@ class Tile:
     def exists_at(self, size: int) -> bool:
         """Whether a tree of ``size`` leaves has all of this tile."""
         return self.index * TILE_WIDTH + self.width <= size >> (TILE_HEIGHT * (self.level or 0))
+
+
+def number_path(number: int) -> str:
+    """A number as a path: digits in groups of three, all but the last with an ``x``."""
+    digits = f"{number:03d}"
+    digits = digits.zfill(-(-len(digits) // 3) * 3)
+    groups = [digits[first : first + 3] for first in range(0, len(digits), 3)]
+    return "/".join([f"x{group}" for group in groups[:-1]] + groups[-1:])
 
 
 def tiles_of(size: int, level: int | None) -> Iterator[Tile]:
