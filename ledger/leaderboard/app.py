@@ -20,13 +20,17 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
 
 from ledger.leaderboard import api, record, views
 from ledger.leaderboard.middleware import ETags, SecurityHeaders
+from ledger.leaderboard.pictures import routes as pictures
+from ledger.leaderboard.pictures.gallery import Gallery
 from ledger.leaderboard.reader import Reader
 from protocol.errors import ProtocolError, TransientError
 
 _STATIC = Path(__file__).with_name("static")
+_WORTH_PACKING_BYTES = 1024
 
 
 def create_app(database_url: str) -> FastAPI:
@@ -50,8 +54,10 @@ def create_app(database_url: str) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.reader = Reader(database_url)
+    app.state.gallery = Gallery()
     app.include_router(api.router)
     app.include_router(record.router)
+    app.include_router(pictures.router)
     app.include_router(views.router)
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     app.add_exception_handler(HTTPException, _http_error)
@@ -59,6 +65,7 @@ def create_app(database_url: str) -> FastAPI:
     app.add_exception_handler(ProtocolError, _protocol_error)
     app.add_middleware(ETags)
     app.add_middleware(SecurityHeaders)
+    app.add_middleware(GZipMiddleware, minimum_size=_WORTH_PACKING_BYTES, compresslevel=5)
     return app
 
 

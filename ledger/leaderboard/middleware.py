@@ -11,7 +11,7 @@ CONTENT_SECURITY_POLICY = (
     "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; "
     "frame-ancestors 'none'"
 )
-_OPEN_TO_ALL = ("/api/", "/tile/", "/checkpoint", "/delegations", "/receipts/")
+_OPEN_TO_ALL = ("/api/", "/tile/", "/checkpoint", "/delegations", "/receipts/", "/pictures/")
 _NOT_MODIFIED = 304
 
 
@@ -71,9 +71,9 @@ def _is_static(scope: Scope) -> bool:
 
 async def _finish(scope: Scope, start: Message, body: bytes, send: Send) -> None:
     if start["status"] == 200:
-        tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+        tag = f'W/"{hashlib.sha256(body).hexdigest()[:32]}"'
         headers = MutableHeaders(scope=start)
-        headers["ETag"] = tag
+        headers["ETag"] = tag  # weak: the same page packed is other bytes
         headers.setdefault("Cache-Control", "no-cache")  # ask again, but get a 304
         if tag in Headers(scope=scope).get("if-none-match", ""):
             start["status"], body = _NOT_MODIFIED, b""

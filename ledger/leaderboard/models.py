@@ -156,15 +156,6 @@ def campaign(reading: Reading) -> Campaign:
     )
 
 
-def loss_points(reading: Reading) -> list[tuple[int, int, int]]:
-    """``(merged tokens, loss in micronats, round)`` of every settled round whose loss is known."""
-    return [
-        (leaf.merged_tokens, leaf.validation_loss_micronats, leaf.round)
-        for leaf in (entry.leaf for entry in reading.board.rounds.values())
-        if leaf.outcome == "settled" and leaf.validation_loss_micronats is not None
-    ]
-
-
 def donor_rows(reading: Reading, keys: Sequence[PeerId]) -> list[DonorRow]:
     """Board rows of these donors, in this order, with one query for their names."""
     names = names_of(reading.session, keys)

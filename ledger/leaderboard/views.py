@@ -21,8 +21,9 @@ from ledger.leaderboard import format as text
 from ledger.leaderboard import models
 from ledger.leaderboard import rounds as round_models
 from ledger.leaderboard.api import MAX_PAGE
-from ledger.leaderboard.chart import loss_chart
 from ledger.leaderboard.forms import checked_receipt, read_form
+from ledger.leaderboard.pictures.gallery import gallery_of
+from ledger.leaderboard.pictures.table import table_of
 from ledger.leaderboard.record import reader_of
 from ledger.log import read_leaves
 from ledger.records import parse_leaf
@@ -83,7 +84,7 @@ def campaign_page(request: Request) -> Response:
     with reader_of(request).read() as reading:
         campaign = models.campaign(reading)
         run_page = reading.run_page
-        points = models.loss_points(reading)
+        loss = gallery_of(request).series(reading, "loss")
         values: dict[str, Any] = {
             "campaign": campaign,
             "bar": _goal_bar(campaign),
@@ -94,11 +95,7 @@ def campaign_page(request: Request) -> Response:
             "notes": run_page.notes if run_page else "",
             "checkpoint": reading.note,
         }
-    charts = [
-        ("wide", loss_chart(points, width=760, height=430)),
-        ("narrow", loss_chart(points, width=380, height=260)),
-    ]
-    return _page("campaign.html", request, charts=charts, **values)
+    return _page("campaign.html", request, loss=loss, loss_table=table_of(loss), **values)
 
 
 @router.get("/donors")
