@@ -22,8 +22,18 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 
-from ledger.leaderboard import api, record, views
+from ledger.leaderboard import (
+    api,
+    campaign_pages,
+    crowd_api,
+    donor_pages,
+    record,
+    team_pages,
+    views,
+)
+from ledger.leaderboard.cache import PageCache
 from ledger.leaderboard.middleware import ETags, SecurityHeaders
+from ledger.leaderboard.pages import error_page
 from ledger.leaderboard.pictures import routes as pictures
 from ledger.leaderboard.pictures.gallery import Gallery
 from ledger.leaderboard.reader import Reader
@@ -55,8 +65,12 @@ def create_app(database_url: str) -> FastAPI:
     )
     app.state.reader = Reader(database_url)
     app.state.gallery = Gallery()
+    app.include_router(crowd_api.router)
     app.include_router(api.router)
     app.include_router(record.router)
+    app.include_router(campaign_pages.router)
+    app.include_router(donor_pages.router)
+    app.include_router(team_pages.router)
     app.include_router(pictures.router)
     app.include_router(views.router)
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
@@ -65,6 +79,8 @@ def create_app(database_url: str) -> FastAPI:
     app.add_exception_handler(ProtocolError, _protocol_error)
     app.add_middleware(ETags)
     app.add_middleware(SecurityHeaders)
+    app.add_middleware(PageCache, serial=app.state.reader.serial)
+    # Last is outermost.
     app.add_middleware(GZipMiddleware, minimum_size=_WORTH_PACKING_BYTES, compresslevel=5)
     return app
 
@@ -90,4 +106,4 @@ def _protocol_error(request: Request, error: Exception) -> Response:
 def _answer(request: Request, status: int, detail: str) -> Response:
     if request.url.path.startswith("/api/"):
         return JSONResponse({"detail": detail}, status_code=status)
-    return views.error_page(request, status, detail)
+    return error_page(request, status, detail)

@@ -14,7 +14,7 @@ from ledger.leaderboard.pictures.series import Series
 Shape = Literal["wide", "narrow"]
 
 _SIZES: dict[Shape, tuple[int, int]] = {"wide": (760, 400), "narrow": (360, 300)}
-_BAR_SIZES: dict[Shape, tuple[int, int]] = {"wide": (760, 120), "narrow": (360, 130)}
+_BAR_SIZES: dict[Shape, tuple[int, int]] = {"wide": (760, 120), "narrow": (360, 156)}
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 16, 50, 44
 _LEGEND_ROW = 18
 _LEGEND_COLUMNS: dict[Shape, int] = {"wide": 4, "narrow": 2}
@@ -55,7 +55,7 @@ def draw(series: Series, theme: Theme = "light", shape: Shape = "wide") -> str:
 
 
 def _chart(paper: Paper, series: Series, shape: Shape) -> None:
-    bottom = paper.height - _BOTTOM
+    bottom: float = paper.height - _BOTTOM
     if len(series.lines) > 1:
         bottom -= _legend(paper, series, shape)
     frame = _axes(paper, series, shape, bottom)
@@ -183,7 +183,7 @@ def _legend(paper: Paper, series: Series, shape: Shape) -> float:
     lines, columns = series.lines, _LEGEND_COLUMNS[shape]
     rows = -(-len(lines) // columns)
     each = (paper.width - _LEFT - _RIGHT) / columns
-    left = _LEFT
+    left: float = _LEFT
     if shape == "narrow":
         left, each = 16, (paper.width - 32) / columns
     top = paper.height - 14 - (rows - 1) * _LEGEND_ROW
@@ -218,7 +218,7 @@ def _progress(paper: Paper, series: Series) -> None:
 
 
 def _row_of_amounts(paper: Paper, rows: list[tuple[str, str]], y: float) -> None:
-    columns = 4 if paper.width > 500 else 2
+    columns = 4 if paper.width > 500 else 1
     each = (paper.width - 32) / columns
     for place, (text, tone) in enumerate(rows):
         x = 16 + place % columns * each

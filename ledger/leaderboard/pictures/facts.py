@@ -65,7 +65,7 @@ def goal(board: Board) -> Series:
     parts = (
         ("verified", "final", state.final_microcredits),
         ("pending", "pending", state.pending_microcredits),
-        ("pledged", "pledged", state.pledged_microcredits),
+        ("pledged, still to come", "pledged", state.outstanding_microcredits),
     )
     said = ", ".join(f"{credit(amount)} {label}" for label, _, amount in parts)
     share = percent(campaigns.permille(state.final_microcredits, state.goal_microcredits))

@@ -3,8 +3,8 @@
 Invariants:
 
 * Each form of a picture is drawn once for the numbers and names in it; one thread draws at a time.
-* The pass over all credit is made once for each head, or change of a profile. No name outlives
-  its erasure: a drawing is found by all that it shows.
+* The pass over all credit is made once for each snapshot, so for each head or change of a name.
+  No name outlives its erasure: a drawing is found by all that it shows.
 """
 
 from __future__ import annotations
@@ -13,17 +13,15 @@ import threading
 from collections import OrderedDict
 from typing import Literal
 
-from sqlalchemy import func, select
 from starlette.requests import Request
 
-from ledger.donors import all_names
 from ledger.leaderboard.pictures import facts, work
 from ledger.leaderboard.pictures.draw import Shape, draw
 from ledger.leaderboard.pictures.paper import Theme
 from ledger.leaderboard.pictures.png import to_png
 from ledger.leaderboard.pictures.series import Name, Series
+from ledger.leaderboard.pictures.work import Work
 from ledger.leaderboard.reader import Reading
-from ledger.schema import ErasedProfile, Profile
 
 Form = Literal["svg", "png"]
 
@@ -36,7 +34,7 @@ class Gallery:
     def __init__(self) -> None:
         self._drawing = threading.Lock()
         self._kept: OrderedDict[tuple[str, Theme, Shape, Form], bytes] = OrderedDict()
-        self._work: tuple[tuple[object, ...], work.Work] | None = None
+        self._work: tuple[int, Work] | None = None
 
     def series(self, reading: Reading, name: Name) -> Series:
         """The numbers of a picture. Call it inside the reading."""
@@ -63,15 +61,10 @@ class Gallery:
             self._kept.move_to_end(key)
             return self._kept[key]
 
-    def _work_of(self, reading: Reading) -> work.Work:
-        profiles = reading.session.execute(
-            select(func.count(), func.max(Profile.updated_at_s)).select_from(Profile)
-        ).one()
-        erased = reading.session.scalar(select(func.count()).select_from(ErasedProfile))
-        version = (reading.board.run_id, reading.board.size, *profiles, erased)
-        if self._work is None or self._work[0] != version:
-            names = all_names(reading.session)
-            self._work = version, work.Work(reading.board, names)
+    def _work_of(self, reading: Reading) -> Work:
+        snapshot = reading.snapshot
+        if self._work is None or self._work[0] != snapshot.serial:
+            self._work = snapshot.serial, Work(reading.board, snapshot.names)
         return self._work[1]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from ledger.leaderboard import views
+from ledger.leaderboard.pages import page
 from ledger.leaderboard.pictures.draw import Shape
 from ledger.leaderboard.pictures.gallery import Form, gallery_of
 from ledger.leaderboard.pictures.paper import Theme
@@ -28,7 +28,7 @@ def charts_page(request: Request) -> Response:
     gallery = gallery_of(request)
     with reader_of(request).read() as reading:
         shown = [gallery.series(reading, name) for name in _ALL]
-    return views._page("charts.html", request, shown=[(one, table_of(one)) for one in shown])
+    return page("charts.html", request, shown=[(one, table_of(one)) for one in shown])
 
 
 @router.get("/api/v1/series/{name}", tags=["v1"])

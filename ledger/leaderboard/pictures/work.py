@@ -6,13 +6,14 @@ are shown by name as far as they have one and are among the first; all others ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import accumulate
 
 from ledger.campaigns import permille
 from ledger.fold import Board
 from ledger.leaderboard.format import compact, credit, percent
+from ledger.leaderboard.names import Names
 from ledger.leaderboard.pictures.facts import settled
 from ledger.leaderboard.pictures.series import Line, Series, thinned
 from ledger.tally import Credit
@@ -63,7 +64,7 @@ class Group:
 class Work:
     """One pass over all credit of the record."""
 
-    def __init__(self, board: Board, names: Mapping[PeerId, str]) -> None:
+    def __init__(self, board: Board, names: Names) -> None:
         self.start_s = board.opened_s
         self.bin_s = (board.newest_s - board.opened_s) // _BINS + 1
         self.overhead: dict[int, Overhead] = {}  # by round
@@ -145,26 +146,21 @@ def audits(board: Board, work: Work) -> Series:
     )
 
 
-def _groups(board: Board, names: Mapping[PeerId, str]) -> dict[PeerId, Group]:
+def _groups(board: Board, names: Names) -> dict[PeerId, Group]:
     """Which line each donor's key counts in."""
-    given: dict[PeerId, int] = {}
+    given: Counter[PeerId] = Counter()
     for key, donor in board.donors.items():
-        person = _person(board, key)
-        given[person] = given.get(person, 0) + donor.tally.total_microcredits
-    named = sorted((p for p in given if p in names and given[p]), key=lambda p: (-given[p], p))
+        given[board.people.owner_of(key)] += donor.tally.total_microcredits
+    called = {person: name for person in given if (name := names.donor(person))}
+    named = sorted((p for p in called if given[p]), key=lambda p: (-given[p], p))
     group_of = {
-        person: Group(names[person], f"donor{n}") for n, person in enumerate(named[:_TOP], start=1)
+        person: Group(called[person], f"donor{n}") for n, person in enumerate(named[:_TOP], start=1)
     }
     others, anonymous = Group("others", "others"), Group("without a name", "anonymous")
     for person, amount in given.items():
-        group = group_of.setdefault(person, others if person in names else anonymous)
+        group = group_of.setdefault(person, others if person in called else anonymous)
         group.donors += amount > 0
-    return {key: group_of[_person(board, key)] for key in board.donors}
-
-
-def _person(board: Board, key: PeerId) -> PeerId:
-    """Who is shown for a key."""
-    return key
+    return {key: group_of[board.people.owner_of(key)] for key in board.donors}
 
 
 def _compute_summary(groups: list[Group]) -> str:
