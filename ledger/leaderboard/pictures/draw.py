@@ -144,9 +144,10 @@ def _stack(frame: Frame, series: Series) -> None:
                 (frame.x.start, edge[1][1]),
             ]
         frame.paper.area(edge, frame.paper.tone(line.tone))
-        high, low = frame.y.at(above[-1]), frame.y.at(below[-1])
+        inside = (len(series.x) - 1) * 24 // 25
+        high, low = frame.y.at(above[inside]), frame.y.at(below[inside])
         if low - high >= _BAND_WITH_NUMBER:
-            where = (frame.x.end - 16, (high + low) / 2 + 4)
+            where = (frame.x.at(series.x[inside]) - 4, (high + low) / 2 + 4)
             frame.paper.text(*where, str(place), fill=frame.paper.on(line.tone), size=11)
         below = above
 
