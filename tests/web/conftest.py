@@ -1,8 +1,4 @@
-"""The leaderboard under test, on a record whose donors have hostile names.
-
-``test_chromium.py`` needs a browser and is collected only where one is installed: the rest of
-this folder asserts the same pages without one, so a machine without Chromium still tests them.
-"""
+"""The leaderboard under test, on a record whose donors have hostile names, and a real browser."""
 
 from __future__ import annotations
 
@@ -14,12 +10,11 @@ from typing import Any
 
 import pytest
 import uvicorn
+from playwright.sync_api import Browser, sync_playwright
 from starlette.testclient import TestClient
 
 from ledger.leaderboard.app import create_app
 from protocol.audit_policy import Verdict, Why
-
-collect_ignore = [] if shutil.which("chromium") else ["test_chromium.py"]
 
 HOSTILE_NAMES = (
     "<script>document.title='owned'</script>",
@@ -75,3 +70,26 @@ def site(history: Any) -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         server.should_exit = True
         thread.join()
+
+
+_CHROMIUM_ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One Chromium for all tests of a module; each opens a context of its own."""
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.fail("these tests open the pages in Chromium: `apt-get install chromium`")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=_CHROMIUM_ARGUMENTS)
+        yield browser
+        browser.close()
