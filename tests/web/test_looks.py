@@ -121,7 +121,11 @@ def test_a_page_is_light_with_everything_that_it_loads(
     session.send("Network.enable")
     session.on("Network.loadingFinished", lambda event: packed.append(event["encodedDataLength"]))
     answers: list[Any] = []
-    page.on("response", lambda answer: answers.append(answer))
+
+    def take(answer: Any) -> None:
+        answers.append(answer)
+
+    page.on("response", take)
     page.goto(site + path)
     if path == "/":
         rig.wait_for_charts(page)
