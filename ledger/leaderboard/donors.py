@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -12,9 +12,6 @@ from ledger.leaderboard.names import find
 from ledger.leaderboard.person import Person
 from ledger.leaderboard.snapshot import BoardName, Snapshot, Sort
 from protocol.identity import PeerId
-
-_SORTED_DIRECTLY = 2_000
-"""Matches of a search up to which sorting them beats a walk over the whole order."""
 
 
 class DonorRow(Held):
@@ -60,15 +57,12 @@ def donors(
     snapshot: Snapshot, *, board: BoardName, sort: Sort, search: str, page: int, per_page: int
 ) -> Donors:
     """One page of a board. Ties are broken by key: the same on every page."""
-    everyone = snapshot.keys(board, sort)
     first = (page - 1) * per_page
     if search:
         found = matches(snapshot, board, sort, search)
-        total, keys = len(found), list(found[first : first + per_page])
-    elif isinstance(everyone, tuple):
-        total, keys = len(everyone), list(everyone[first : first + per_page])
+        total, keys = len(found), found[first : first + per_page]
     else:
-        total, keys = len(everyone), everyone.page(first, per_page)
+        total, keys = snapshot.count(board), snapshot.page(board, sort, first, per_page)
     return Donors(
         size=snapshot.size,
         total=total,
@@ -89,16 +83,12 @@ def anonymous_row(snapshot: Snapshot) -> Anonymous | None:
     return Anonymous(donations=found.donations, **held(found.sponsored))
 
 
-def matches(snapshot: Snapshot, board: BoardName, sort: Sort, search: str) -> Sequence[PeerId]:
+def matches(snapshot: Snapshot, board: BoardName, sort: Sort, search: str) -> list[PeerId]:
     """Who is on a board and has this in its name or in one of its keys, in an order."""
-    owners = {snapshot.given_up.get(key, key) for key in find(snapshot.blocks, search)}
-    people = snapshot.people
-    found = {key for key in owners if key in people and snapshot.is_on(board, people[key])}
-    if len(found) <= _SORTED_DIRECTLY:
-        return snapshot.sorted(found, board, sort)
-    everyone = snapshot.keys(board, sort)
-    keys = everyone if isinstance(everyone, tuple) else everyone.page(0, len(everyone))
-    return [key for key in keys if key in found]
+    keys: Iterable[PeerId] = find(snapshot.blocks, search)
+    if snapshot.given_up:
+        keys = (snapshot.given_up.get(key, key) for key in keys)
+    return list(snapshot.walk(board, sort, among=set(keys)))
 
 
 def place_of(
@@ -110,18 +100,8 @@ def place_of(
     called = [
         key for key in found if (snapshot.names.donor(key) or "").casefold() == who.casefold()
     ]
-    for key in called or found:
-        person = snapshot.people[key]
-        if snapshot.is_on(board, person):
-            return key, _place(snapshot, board, sort, person)
-    return None
-
-
-def _place(snapshot: Snapshot, board: BoardName, sort: Sort, person: Person) -> int:
-    everyone = snapshot.keys(board, sort)
-    if isinstance(everyone, tuple):
-        return everyone.index(person.donor)
-    return everyone.before(snapshot.entry(board, sort, person))
+    key = next((key for key in called or found if key in snapshot.members(board)), None)
+    return None if key is None else (key, snapshot.place(board, sort, snapshot.people[key]))
 
 
 def donor_rows(

@@ -10,11 +10,12 @@ Invariants:
 * A record of up to ``SMALL_LEAVES`` leaves is fresh with every request, which waits for the fold.
   A larger one is shown as it was a moment ago while the thread folds what is new; requests wait
   only for the first snapshot.
-* The database is only read; SQLite is told to refuse anything else.
+* The database is only read, and is told to refuse anything else.
 """
 
 from __future__ import annotations
 
+import gc
 import itertools
 import threading
 import time
@@ -23,11 +24,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import structlog
-from sqlalchemy import Engine, create_engine, event
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import ConnectionPoolEntry
 from starlette.exceptions import HTTPException
 
 from ledger.fold import Board
@@ -35,6 +34,7 @@ from ledger.leaderboard.names import Names, NamesReader
 from ledger.leaderboard.snapshot import Snapshot, Standings
 from ledger.leaderboard.watch import Watch
 from ledger.log import latest_head, read_leaves
+from ledger.read_only import read_only_engine
 from ledger.schema import LogHead
 from protocol.errors import ProtocolError, TransientError
 from protocol.notes import Checkpoint, read_checkpoint
@@ -45,6 +45,7 @@ SMALL_LEAVES = 20_000
 _MOST_WAIT_S = 20.0
 _LOOK_EVERY_S = 1.0  # when nobody asks, too: an erased name must not wait for a visitor
 _SHARE = 10  # of a large record's time, one part in so many may go into following it
+_SPARE_GROWTH = 1.2
 _SERVICE_UNAVAILABLE = 503
 _NOT_BEGUN = "The record of this run has not begun yet."
 
@@ -75,9 +76,7 @@ class Reader:
     """Owns the thread that folds; safe to share between threads."""
 
     def __init__(self, database_url: str) -> None:
-        self._engine: Engine = create_engine(database_url)
-        if self._engine.dialect.name == "sqlite":
-            event.listen(self._engine, "connect", _read_only)
+        self._engine: Engine = read_only_engine(database_url)
         self._watch = Watch(self._engine)
         self._fold = threading.Lock()  # held while the fold changes, and while it is read
         self._standings = Standings(Board())
@@ -90,6 +89,7 @@ class Reader:
         self._seen: object = object()
         self._snapshot: Snapshot | None = None
         self._failure: Exception | None = None
+        self._spared = 1  # leaves whose fold the garbage collector leaves alone
 
     def start(self) -> None:
         """Begin to fold; the first request would."""
@@ -196,6 +196,8 @@ class Reader:
                     self._snapshot = None
                 self._state.notify_all()
             small = self._standings.board.size <= SMALL_LEAVES
+            if not small:
+                self._spare_collector()
             pause_s = 0.0 if small else (_SHARE - 1) * (time.monotonic() - started)
 
     def _wait(self, pause_s: float) -> bool:
@@ -206,6 +208,13 @@ class Reader:
                 lambda: self._closing or self._asked > self._answered, _LOOK_EVERY_S
             )
             return not self._closing
+
+    def _spare_collector(self) -> None:
+        """Keep a large fold from the garbage collector: a look at all of it stops every request."""
+        size = self._standings.board.size
+        if size >= self._spared * _SPARE_GROWTH:
+            gc.freeze()
+            self._spared = size
 
     def _refresh(self) -> Exception | None:
         """Fold what is new; gives what went wrong."""
@@ -250,9 +259,3 @@ class Reader:
         """Fold from the first leaf again."""
         with self._fold:
             self._standings = Standings(Board())
-
-
-def _read_only(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA query_only=ON")
-    cursor.close()
