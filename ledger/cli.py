@@ -17,6 +17,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
 from sqlalchemy.orm import Session
 
 from ledger.credit import MICROCREDITS_PER_CREDIT
+from ledger.exports.cli import certificate_group
 from ledger.log import latest_head
 from ledger.receipts import verify_receipt
 from ledger.schema import LogLeaf
@@ -33,6 +34,9 @@ _DB_HELP = "Database URL, for example sqlite:///run/coordinator.db"
 @click.group()
 def cli() -> None:
     """Read and verify the public record; serve the leaderboard."""
+
+
+cli.add_command(certificate_group)
 
 
 @cli.command("verify")
