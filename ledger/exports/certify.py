@@ -77,8 +77,9 @@ def make_certificate(
         checkpoint=note,
         delegations=json.loads(delegations.log_only().dump()) if delegations else None,
         totals=totals_of(
-            (credit.leaf, credit.status)
-            for credit in (board.accounts.credits[index] for index in credits)
+            (leaf, board.accounts.credits[index].status)
+            for index, leaf in ((index, parse_leaf(leaves[index])) for index in credits)
+            if isinstance(leaf, CreditLeaf)
         ),
         claims=claims or {},
     )

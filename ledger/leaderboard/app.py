@@ -21,8 +21,8 @@ from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
-from ledger.leaderboard import api, record, views
-from ledger.leaderboard.middleware import ETags, SecurityHeaders
+from ledger.leaderboard import api, metrics, openapi, record, views
+from ledger.leaderboard.middleware import ETags, Heads, SecurityHeaders
 from ledger.leaderboard.reader import Reader
 from protocol.errors import ProtocolError, TransientError
 
@@ -52,19 +52,26 @@ def create_app(database_url: str) -> FastAPI:
     app.state.reader = Reader(database_url)
     app.include_router(api.router)
     app.include_router(record.router)
+    app.include_router(metrics.router)
     app.include_router(views.router)
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(ProtocolError, _protocol_error)
     app.add_middleware(ETags)
+    app.add_middleware(Heads)
     app.add_middleware(SecurityHeaders)
+    metrics.measure(app)
+    openapi.describe(app)
     return app
 
 
 def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _answer(request, error.status_code, error.detail)
+    headers = dict(error.headers or {})
+    if "Allow" in headers:  # what Heads and CORS add to GET
+        headers["Allow"] += ", HEAD, OPTIONS"
+    return _answer(request, error.status_code, error.detail, headers)
 
 
 def _invalid(request: Request, error: Exception) -> Response:
@@ -80,7 +87,11 @@ def _protocol_error(request: Request, error: Exception) -> Response:
     return _answer(request, status, f"The record is damaged: {error}")
 
 
-def _answer(request: Request, status: int, detail: str) -> Response:
+def _answer(
+    request: Request, status: int, detail: str, headers: dict[str, str] | None = None
+) -> Response:
     if request.url.path.startswith("/api/"):
-        return JSONResponse({"detail": detail}, status_code=status)
-    return views.error_page(request, status, detail)
+        return JSONResponse({"detail": detail}, status_code=status, headers=headers)
+    answer = views.error_page(request, status, detail)
+    answer.headers.update(headers or {})
+    return answer
