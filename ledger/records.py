@@ -9,7 +9,8 @@ Invariants:
   two programs never read one leaf differently.
 * A leaf carries what is needed to recompute its credit, given the run leaf.
 
-What audits leave is in :mod:`ledger.audit_records`; every kind can be imported from here.
+What audits leave is in :mod:`ledger.audit_records`, what people do besides training in
+:mod:`ledger.crowd_records`; every kind can be imported from here.
 """
 
 from __future__ import annotations
@@ -22,6 +23,22 @@ import rfc8785
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from ledger.audit_records import BlockLeaf, DrawLeaf, FinalLeaf, ReversalLeaf, VerdictLeaf
+from ledger.crowd_records import (
+    ActLeaf,
+    CampaignEndLeaf,
+    CampaignLeaf,
+    CrowdLeaf,
+    DelegationLeaf,
+    DonationLeaf,
+    KeyRotationLeaf,
+    MembershipLeaf,
+    MergeLeaf,
+    NewsLeaf,
+    PledgeLeaf,
+    PoolLeaf,
+    TeamLeaf,
+    VoidLeaf,
+)
 from ledger.leaf import (
     MAX_CREDITS_IN_LEAF,
     MAX_SAFE_INTEGER,
@@ -42,18 +59,32 @@ from protocol.manifest import RunManifest, explain_validation
 __all__ = [
     "MAX_CREDITS_IN_LEAF",
     "MAX_SAFE_INTEGER",
+    "ActLeaf",
     "BlockLeaf",
+    "CampaignEndLeaf",
+    "CampaignLeaf",
     "CreditLeaf",
+    "CrowdLeaf",
+    "DelegationLeaf",
+    "DonationLeaf",
     "DrawLeaf",
     "EnrolLeaf",
     "FinalLeaf",
+    "KeyRotationLeaf",
     "Leaf",
+    "MembershipLeaf",
+    "MergeLeaf",
+    "NewsLeaf",
+    "PledgeLeaf",
+    "PoolLeaf",
     "ReleaseLeaf",
     "RestoreLeaf",
     "ReversalLeaf",
     "RoundLeaf",
     "RunLeaf",
+    "TeamLeaf",
     "VerdictLeaf",
+    "VoidLeaf",
     "parse_leaf",
 ]
 
@@ -71,6 +102,10 @@ class RunLeaf(BaseLeaf):
         if hashlib.sha256(rfc8785.dumps(self.manifest)).hexdigest() != self.run_id:
             raise ValueError("run_id is not the digest of the manifest")
         return self
+
+    def canonical(self) -> bytes:
+        """RFC 8785 bytes; a manifest is any JSON, with fractions too."""
+        return rfc8785.dumps(self.model_dump(mode="json"))
 
     @classmethod
     def of(cls, manifest: RunManifest, *, at_s: int, draw_tip: bytes) -> RunLeaf:
@@ -188,6 +223,7 @@ Leaf = (
     | BlockLeaf
     | ReleaseLeaf
     | RestoreLeaf
+    | CrowdLeaf
 )
 
 _ANY: TypeAdapter[Leaf] = TypeAdapter(Annotated[Leaf, Field(discriminator="kind")])
@@ -202,11 +238,7 @@ def parse_leaf(data: bytes) -> Leaf:
     if len(data) > MAX_LEAF_BYTES:
         raise BadRecord(f"leaf of {len(data)} bytes is over {MAX_LEAF_BYTES}")
     try:
-        raw = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise BadRecord(f"leaf is not JSON: {error}") from error
-    try:
-        leaf = _ANY.validate_python(raw)
+        leaf = _ANY.validate_json(data)
     except ValidationError as error:
         raise BadRecord(explain_validation("leaf", error)) from error
     if leaf.canonical() != data:

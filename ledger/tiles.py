@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from ledger import tree
 from ledger.authority import load_delegations
 from ledger.log import latest_head, read_leaves
-from ledger.schema import LogNode
 from protocol.errors import BadDigest, BadRecord, UsageError
 from protocol.notes import read_checkpoint
 
@@ -95,15 +94,7 @@ def read_tile(session: Session, tile: Tile) -> bytes:
     start, end = tile.index * TILE_WIDTH, tile.index * TILE_WIDTH + tile.width
     if tile.level is None:
         return pack_entries(read_leaves(session, start, end))
-    hashes = session.scalars(
-        select(LogNode.hash)
-        .where(
-            LogNode.level == TILE_HEIGHT * tile.level,
-            LogNode.position >= start,
-            LogNode.position < end,
-        )
-        .order_by(LogNode.position)
-    ).all()
+    hashes = tree.load_row(session, TILE_HEIGHT * tile.level, start, end)
     if len(hashes) != tile.width:
         raise BadDigest(f"{tile.path} is not whole: the log is damaged")
     return b"".join(hashes)

@@ -172,7 +172,7 @@ def _replay(
     progress: Progress,
 ) -> tuple[Board, int]:
     """The fold of all leaves, and the time of the newest leaf under the earlier head."""
-    board, edge, nodes = Board(), tree.Frontier(0, []), source.node_check()
+    board, edge, check = Board(), tree.Frontier(0, []), source.check()
     old_at_s = 0
 
     def at_this_size() -> None:
@@ -186,16 +186,17 @@ def _replay(
 
     at_this_size()
     for data in source.entries(head.size):
-        nodes.add(edge.push(merkle.leaf_hash(data)))
-        board.apply(data)
+        made = edge.push(merkle.leaf_hash(data))
+        check.add(board.apply(data), made)
         at_this_size()
         if old is not None and edge.size == max(1, old.size):
             old_at_s = board.newest_s
         progress(edge.size, head.size)
-    nodes.finish()
+    check.finish()
     if edge.root() != head.root:
         raise BadDigest(f"the {head.size} leaves do not hash to the root of the signed head")
     board.check_merged()
+    board.check_sums()
     return board, old_at_s
 
 
