@@ -17,7 +17,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
 from sqlalchemy.orm import Session
 
 from ledger.credit import MICROCREDITS_PER_CREDIT
-from ledger.exports.cli import certificate_group
+from ledger.exports.cli import certificate_group, dump_command
 from ledger.log import latest_head
 from ledger.receipts import verify_receipt
 from ledger.schema import LogLeaf
@@ -37,6 +37,7 @@ def cli() -> None:
 
 
 cli.add_command(certificate_group)
+cli.add_command(dump_command)
 
 
 @cli.command("verify")
@@ -132,7 +133,12 @@ def check_command(proof: Path, leaf: Path, root: str | None, vkey: str | None) -
 @cli.command("serve")
 @click.option("--db", metavar="URL", required=True, help=_DB_HELP)
 @click.option("--listen", default="127.0.0.1:8080", show_default=True, metavar="HOST:PORT")
-def serve_command(db: str, listen: str) -> None:
+@click.option(
+    "--dumps",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder that `ledger dump` writes to; the newest dump in it is offered.",
+)
+def serve_command(db: str, listen: str, dumps: Path | None) -> None:
     """Serve the leaderboard; reads only."""
     from ledger.leaderboard.server import serve
 
@@ -141,7 +147,7 @@ def serve_command(db: str, listen: str) -> None:
         raise UsageError(f"--listen is HOST:PORT, not {listen!r}")
     with _open_session(db):
         pass  # a wrong URL should fail here, in a sentence
-    serve(db, host.strip("[]"), int(port))
+    serve(db, host.strip("[]"), int(port), dumps=dumps)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""``barnraise ledger certificate``: check a certificate with nothing but the file."""
+"""``barnraise ledger certificate`` and ``dump``: what others take from the record, and keep."""
 
 from __future__ import annotations
 
@@ -45,6 +45,37 @@ def check_command(files: tuple[Path, ...], root: str, as_json: bool) -> None:
     proven = [check_certificate(_read(path), root) for path in files]
     report = _report(proven)
     click.echo(json.dumps(report, indent=2) if as_json else _describe(report))
+
+
+@click.command("dump")
+@click.option("--db", metavar="URL", help="Database URL, for example sqlite:///run/coordinator.db")
+@click.option("--dir", "folder", type=click.Path(path_type=Path), help="Folder of a mirror.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Where dumps are kept; the newest two stay.",
+)
+def dump_command(db: str | None, folder: Path | None, out: Path) -> None:
+    """Write the record's numbers as tables, and BOINC's statistics; run it every night.
+
+    The leaderboard shows the newest one: barnraise ledger serve --dumps OUT.
+    """
+    from ledger.exports.dumps import write_dump
+    from ledger.exports.loading import from_database, from_folder
+
+    if (db is None) == (folder is None):
+        raise UsageError("give exactly one of --db and --dir")
+    if db is not None:
+        from ledger.cli import _open_session
+
+        with _open_session(db) as session:
+            board, profiles, note = from_database(session)
+    else:
+        assert folder is not None
+        board, profiles, note = from_folder(folder)
+    written = write_dump(board, profiles, note, out)
+    click.echo(f"{board.size} leaves are dumped in {written}")
 
 
 def _report(proven: Sequence[Proven]) -> dict[str, object]:

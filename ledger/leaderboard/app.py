@@ -21,7 +21,7 @@ from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
-from ledger.leaderboard import api, metrics, openapi, record, views
+from ledger.leaderboard import api, exports, metrics, openapi, record, views
 from ledger.leaderboard.middleware import ETags, Heads, SecurityHeaders
 from ledger.leaderboard.reader import Reader
 from protocol.errors import ProtocolError, TransientError
@@ -29,11 +29,12 @@ from protocol.errors import ProtocolError, TransientError
 _STATIC = Path(__file__).with_name("static")
 
 
-def create_app(database_url: str) -> FastAPI:
+def create_app(database_url: str, *, dumps: Path | None = None) -> FastAPI:
     """Build the site.
 
     Args:
         database_url: SQLAlchemy URL of the database that holds the log; it is only read.
+        dumps: where ``ledger dump`` keeps its dumps.
     """
 
     @asynccontextmanager
@@ -50,9 +51,11 @@ def create_app(database_url: str) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.reader = Reader(database_url)
+    app.state.dumps = dumps
     app.include_router(api.router)
     app.include_router(record.router)
     app.include_router(metrics.router)
+    app.include_router(exports.router)
     app.include_router(views.router)
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     app.add_exception_handler(HTTPException, _http_error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import click
 import uvicorn
@@ -11,7 +12,7 @@ from ledger.leaderboard.app import create_app
 from protocol.errors import UsageError
 
 
-def serve(database_url: str, host: str, port: int) -> None:
+def serve(database_url: str, host: str, port: int, *, dumps: Path | None = None) -> None:
     """Serve until interrupted.
 
     Raises:
@@ -29,6 +30,9 @@ def serve(database_url: str, host: str, port: int) -> None:
         shown = f"[{host}]" if family == socket.AF_INET6 else host
         click.echo(f"leaderboard at http://{shown}:{port}/; Ctrl-C ends it", err=True)
         config = uvicorn.Config(
-            create_app(database_url), log_level="warning", server_header=False, access_log=False
+            create_app(database_url, dumps=dumps),
+            log_level="warning",
+            server_header=False,
+            access_log=False,
         )
         uvicorn.Server(config).run(sockets=[listener])
