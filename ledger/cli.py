@@ -12,13 +12,14 @@ from pathlib import Path
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from sqlalchemy import create_engine, inspect
-from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
+from sqlalchemy import inspect
+from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
 from ledger.credit import MICROCREDITS_PER_CREDIT
 from ledger.exports.cli import certificate_group, dump_command
 from ledger.log import latest_head
+from ledger.read_only import URL_HELP, read_only_engine
 from ledger.receipts import verify_receipt
 from ledger.schema import LogLeaf
 from ledger.sources import DatabaseSource, HttpSource, Source, directory_source
@@ -27,8 +28,6 @@ from ledger.verify import Report, verify
 from protocol.errors import BadRecord, UsageError
 from protocol.identity import PublicKey
 from protocol.tlog import MAX_PROOF_BYTES
-
-_DB_HELP = "Database URL, for example sqlite:///run/coordinator.db"
 
 
 @click.group()
@@ -41,7 +40,7 @@ cli.add_command(dump_command)
 
 
 @cli.command("verify")
-@click.option("--db", metavar="URL", help=_DB_HELP)
+@click.option("--db", metavar="URL", help=URL_HELP)
 @click.option("--dir", "folder", type=click.Path(path_type=Path), help="Folder of tiles.")
 @click.option("--url", help="Leaderboard, or any web host with the tiles.")
 @click.option("--root", metavar="FINGERPRINT", help="Root key of the run, from the join link.")
@@ -79,7 +78,7 @@ def verify_command(
 
 
 @cli.command("head")
-@click.option("--db", metavar="URL", required=True, help=_DB_HELP)
+@click.option("--db", metavar="URL", required=True, help=URL_HELP)
 def head_command(db: str) -> None:
     """Print the newest signed head."""
     with _open_session(db) as session:
@@ -90,7 +89,7 @@ def head_command(db: str) -> None:
 
 
 @cli.command("export-tiles")
-@click.option("--db", metavar="URL", required=True, help=_DB_HELP)
+@click.option("--db", metavar="URL", required=True, help=URL_HELP)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 def export_command(db: str, out: Path) -> None:
     """Write the record as static files (C2SP tlog-tiles) that any web host can mirror."""
@@ -131,7 +130,7 @@ def check_command(proof: Path, leaf: Path, root: str | None, vkey: str | None) -
 
 
 @cli.command("serve")
-@click.option("--db", metavar="URL", required=True, help=_DB_HELP)
+@click.option("--db", metavar="URL", required=True, help=URL_HELP)
 @click.option("--listen", default="127.0.0.1:8080", show_default=True, metavar="HOST:PORT")
 @click.option(
     "--dumps",
@@ -153,10 +152,7 @@ def serve_command(db: str, listen: str, dumps: Path | None) -> None:
 @contextmanager
 def _open_session(url: str) -> Iterator[Session]:
     """A session on a database that holds a log."""
-    try:
-        engine = create_engine(url)
-    except (ArgumentError, NoSuchModuleError) as error:
-        raise UsageError(f"not a database URL: {url!r}; {_DB_HELP.lower()}") from error
+    engine = read_only_engine(url)
     file = engine.url.database
     if engine.dialect.name == "sqlite" and (not file or not Path(file).is_file()):
         raise UsageError(f"there is no database at {file or url}")
@@ -166,9 +162,10 @@ def _open_session(url: str) -> Iterator[Session]:
                 raise UsageError(f"{engine.url.render_as_string()} holds no public record")
             yield session
     except DatabaseError as error:
+        shown = file if engine.dialect.name == "sqlite" else engine.url.render_as_string()
         raise UsageError(
-            f"cannot read the database {file or url}: {error.orig}; if it is damaged, restore it "
-            "from a backup"
+            f"cannot read the database {shown}: {error.orig}; if it is damaged, restore it from a "
+            "backup"
         ) from error
     finally:
         engine.dispose()

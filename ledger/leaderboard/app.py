@@ -21,8 +21,21 @@ from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
-from ledger.leaderboard import api, exports, metrics, openapi, record, views
+from ledger.leaderboard import (
+    api,
+    campaign_pages,
+    crowd_api,
+    donor_pages,
+    exports,
+    metrics,
+    openapi,
+    record,
+    team_pages,
+    views,
+)
+from ledger.leaderboard.cache import PageCache
 from ledger.leaderboard.middleware import ETags, Heads, SecurityHeaders
+from ledger.leaderboard.pages import error_page
 from ledger.leaderboard.reader import Reader
 from protocol.errors import ProtocolError, TransientError
 
@@ -52,10 +65,14 @@ def create_app(database_url: str, *, dumps: Path | None = None) -> FastAPI:
     )
     app.state.reader = Reader(database_url)
     app.state.dumps = dumps
+    app.include_router(crowd_api.router)
     app.include_router(api.router)
     app.include_router(record.router)
     app.include_router(metrics.router)
     app.include_router(exports.router)
+    app.include_router(campaign_pages.router)
+    app.include_router(donor_pages.router)
+    app.include_router(team_pages.router)
     app.include_router(views.router)
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     app.add_exception_handler(HTTPException, _http_error)
@@ -64,7 +81,8 @@ def create_app(database_url: str, *, dumps: Path | None = None) -> FastAPI:
     app.add_middleware(ETags)
     app.add_middleware(Heads)
     app.add_middleware(SecurityHeaders)
-    metrics.measure(app)
+    app.add_middleware(PageCache, serial=app.state.reader.serial)  # outside of what it keeps
+    metrics.measure(app)  # last: outermost
     openapi.describe(app)
     return app
 
@@ -95,6 +113,6 @@ def _answer(
 ) -> Response:
     if request.url.path.startswith("/api/"):
         return JSONResponse({"detail": detail}, status_code=status, headers=headers)
-    answer = views.error_page(request, status, detail)
+    answer = error_page(request, status, detail)
     answer.headers.update(headers or {})
     return answer

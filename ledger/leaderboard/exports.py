@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse
 
 from ledger.exports.dumps import newest_dump
-from ledger.leaderboard.views import _page as page
+from ledger.leaderboard.pages import page
 
 router = APIRouter(include_in_schema=False)
 

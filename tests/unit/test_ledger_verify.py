@@ -30,6 +30,8 @@ from protocol.tlog import Proof
 from protocol.trust import delegate
 from protocol.wire import records_pb2 as wire
 
+BOTH_DATABASES = True
+
 
 def _verify_database(history: Any, **options: Any) -> Report:
     with Session(history.engine) as session:
