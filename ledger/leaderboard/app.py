@@ -34,12 +34,15 @@ from ledger.leaderboard import (
     views,
 )
 from ledger.leaderboard.cache import PageCache
-from ledger.leaderboard.middleware import ETags, Heads, SecurityHeaders
+from ledger.leaderboard.middleware import ETags, Heads, Packing, SecurityHeaders
 from ledger.leaderboard.pages import error_page
+from ledger.leaderboard.pictures import routes as pictures
+from ledger.leaderboard.pictures.gallery import Gallery
 from ledger.leaderboard.reader import Reader
 from protocol.errors import ProtocolError, TransientError
 
 _STATIC = Path(__file__).with_name("static")
+_WORTH_PACKING_BYTES = 1024
 
 
 def create_app(database_url: str, *, dumps: Path | None = None) -> FastAPI:
@@ -65,6 +68,7 @@ def create_app(database_url: str, *, dumps: Path | None = None) -> FastAPI:
     )
     app.state.reader = Reader(database_url)
     app.state.dumps = dumps
+    app.state.gallery = Gallery()
     app.include_router(crowd_api.router)
     app.include_router(api.router)
     app.include_router(record.router)
@@ -73,6 +77,7 @@ def create_app(database_url: str, *, dumps: Path | None = None) -> FastAPI:
     app.include_router(campaign_pages.router)
     app.include_router(donor_pages.router)
     app.include_router(team_pages.router)
+    app.include_router(pictures.router)
     app.include_router(views.router)
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     app.add_exception_handler(HTTPException, _http_error)
@@ -81,8 +86,9 @@ def create_app(database_url: str, *, dumps: Path | None = None) -> FastAPI:
     app.add_middleware(ETags)
     app.add_middleware(Heads)
     app.add_middleware(SecurityHeaders)
-    app.add_middleware(PageCache, serial=app.state.reader.serial)  # outside of what it keeps
-    metrics.measure(app)  # last: outermost
+    app.add_middleware(PageCache, serial=app.state.reader.serial)
+    app.add_middleware(Packing, minimum_size=_WORTH_PACKING_BYTES, compresslevel=5)
+    metrics.measure(app)  # last is outermost
     openapi.describe(app)
     return app
 

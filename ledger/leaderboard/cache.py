@@ -22,7 +22,7 @@ _MOST_BYTES = 64 << 20
 _VIEWS = re.compile(
     rb"(/api/v1)?/(donors|teams|pools|campaigns|pledges)"
     rb"|(/api/v1)?/(donors?|teams?|campaigns?)/[^/]*"
-    rb"|/|/api/v1/campaign|(/api/v1)?/(rounds|audits|verdicts)|(/api/v1)?/rounds?/[0-9]+"
+    rb"|/|/charts|/api/v1/series/[a-z]+|/api/v1/campaign|(/api/v1)?/(rounds|audits|verdicts)|(/api/v1)?/rounds?/[0-9]+"
 )
 """Paths of pages that are pure views of a snapshot and its fold."""
 
@@ -38,7 +38,7 @@ class _Kept:
 
 
 class PageCache:
-    """Outermost: answers what it can, and keeps what the app answers.
+    """Answers what it can, and keeps what the app answers.
 
     The app gives an ETag with every answer that may be kept.
     """
@@ -110,5 +110,6 @@ async def _answer(kept: _Kept, wanted: bytes, send: Send) -> None:
         await send({**kept.start, "status": HTTPStatus.NOT_MODIFIED, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
         return
-    await send(kept.start)
+    headers = list(kept.start["headers"])  # whoever packs the answer changes them
+    await send({**kept.start, "headers": headers})
     await send({"type": "http.response.body", "body": kept.body})

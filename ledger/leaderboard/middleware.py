@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 CONTENT_SECURITY_POLICY = (
@@ -38,6 +39,7 @@ _OPEN_TO_ALL = (
     "/badge/",
     "/card/",
 )
+_FILES = ("/dumps/", "/boinc/", "/tile/")
 _SAFE_METHODS = "GET, HEAD, OPTIONS"
 _PREFLIGHT_S = 86_400
 _NOT_MODIFIED = 304
@@ -86,6 +88,16 @@ async def _preflight(send: Send) -> None:
     headers["Access-Control-Max-Age"] = str(_PREFLIGHT_S)
     await send({"type": "http.response.start", "status": 204, "headers": headers.raw})
     await send({"type": "http.response.body", "body": b""})
+
+
+class Packing(GZipMiddleware):
+    """Packs answers on their way, but for files: those are packed already, or asked for in parts."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith(_FILES):
+            await self.app(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 class Heads:
