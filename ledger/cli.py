@@ -17,6 +17,7 @@ from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
 from ledger.credit import MICROCREDITS_PER_CREDIT
+from ledger.exports.cli import certificate_group, dump_command
 from ledger.log import latest_head
 from ledger.read_only import URL_HELP, read_only_engine
 from ledger.receipts import verify_receipt
@@ -32,6 +33,10 @@ from protocol.tlog import MAX_PROOF_BYTES
 @click.group()
 def cli() -> None:
     """Read and verify the public record; serve the leaderboard."""
+
+
+cli.add_command(certificate_group)
+cli.add_command(dump_command)
 
 
 @cli.command("verify")
@@ -127,7 +132,12 @@ def check_command(proof: Path, leaf: Path, root: str | None, vkey: str | None) -
 @cli.command("serve")
 @click.option("--db", metavar="URL", required=True, help=URL_HELP)
 @click.option("--listen", default="127.0.0.1:8080", show_default=True, metavar="HOST:PORT")
-def serve_command(db: str, listen: str) -> None:
+@click.option(
+    "--dumps",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder that `ledger dump` writes to; the newest dump in it is offered.",
+)
+def serve_command(db: str, listen: str, dumps: Path | None) -> None:
     """Serve the leaderboard; reads only."""
     from ledger.leaderboard.server import serve
 
@@ -136,7 +146,7 @@ def serve_command(db: str, listen: str) -> None:
         raise UsageError(f"--listen is HOST:PORT, not {listen!r}")
     with _open_session(db):
         pass  # a wrong URL should fail here, in a sentence
-    serve(db, host.strip("[]"), int(port))
+    serve(db, host.strip("[]"), int(port), dumps=dumps)
 
 
 @contextmanager

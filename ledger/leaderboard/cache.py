@@ -34,6 +34,7 @@ class _Kept:
     start: Message
     body: bytes
     tag: bytes
+    route: object  # that made it; also known of an answer that is not made again
 
 
 class PageCache:
@@ -74,6 +75,7 @@ class PageCache:
             kept = await self._make(scope, receive)
             if serial is not None and serial == self._of and kept.tag:
                 self._keep(key, kept)
+        scope["route"] = kept.route
         await _answer(kept, headers.get("if-none-match", "").encode(), send)
 
     async def _make(self, scope: Scope, receive: Receive) -> _Kept:
@@ -88,9 +90,10 @@ class PageCache:
                 parts.append(message.get("body", b""))
 
         unconditional = [pair for pair in scope["headers"] if pair[0] != b"if-none-match"]
-        await self._app({**scope, "headers": unconditional}, receive, collect)
+        asked: Scope = {**scope, "headers": unconditional}
+        await self._app(asked, receive, collect)
         tag = next((value for name, value in start["headers"] if name == b"etag"), b"")
-        return _Kept(start, b"".join(parts), tag)
+        return _Kept(start, b"".join(parts), tag, asked.get("route"))
 
     def _keep(self, key: tuple[bytes, ...], kept: _Kept) -> None:
         size = len(kept.body) + sum(map(len, key))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+from pathlib import Path
 
 import click
 import uvicorn
@@ -15,7 +16,7 @@ _SWITCH_S = 0.001
 """How long the thread that folds may keep a request from running; Python's own is 5 ms."""
 
 
-def serve(database_url: str, host: str, port: int) -> None:
+def serve(database_url: str, host: str, port: int, *, dumps: Path | None = None) -> None:
     """Serve until interrupted.
 
     Raises:
@@ -33,7 +34,7 @@ def serve(database_url: str, host: str, port: int) -> None:
         shown = f"[{host}]" if family == socket.AF_INET6 else host
         click.echo(f"leaderboard at http://{shown}:{port}/; Ctrl-C ends it", err=True)
         sys.setswitchinterval(_SWITCH_S)
-        app = create_app(database_url)
+        app = create_app(database_url, dumps=dumps)
         app.state.reader.start()
         config = uvicorn.Config(app, log_level="warning", server_header=False, access_log=False)
         uvicorn.Server(config).run(sockets=[listener])
