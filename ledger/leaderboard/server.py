@@ -64,7 +64,7 @@ def _cached(folder: Path) -> Path:
     return platformdirs.user_cache_path("barnraise") / "record" / f"{name}.db"
 
 
-def serve(database_url: str, host: str, port: int) -> None:
+def serve(database_url: str, host: str, port: int, *, dumps: Path | None = None) -> None:
     """Serve until interrupted.
 
     Raises:
@@ -82,7 +82,7 @@ def serve(database_url: str, host: str, port: int) -> None:
         shown = f"[{host}]" if family == socket.AF_INET6 else host
         click.echo(f"leaderboard at http://{shown}:{port}/; Ctrl-C ends it", err=True)
         sys.setswitchinterval(_SWITCH_S)
-        app = create_app(database_url)
+        app = create_app(database_url, dumps=dumps)
         app.state.reader.start()
         config = uvicorn.Config(app, log_level="warning", server_header=False, access_log=False)
         uvicorn.Server(config).run(sockets=[listener])

@@ -17,7 +17,6 @@ from starlette.testclient import TestClient
 
 from ledger.donors import erase_profile
 from ledger.leaderboard.app import create_app
-from ledger.leaderboard.chart import loss_chart
 from ledger.leaderboard.format import compact, credit, duration, flops
 from ledger.log import read_leaves
 from ledger.receipts import verify_receipt
@@ -47,7 +46,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
-        if tag not in {"meta", "link", "img", "input"}:
+        if tag not in {"meta", "link", "img", "input", "source"}:
             self._open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -77,7 +76,9 @@ def test_every_page_is_well_formed_and_loads_only_its_own_files(
         page = Page(answer.text)
         for tag, attributes in page.elements:
             assert tag != "style"
-            assert tag != "script" or attributes == {"src": "/static/copy.js", "defer": None}
+            if tag == "script":
+                assert set(attributes) == {"src", "defer"}
+                assert str(attributes["src"]).startswith("/static/")
             assert not {"style", "onload", "onerror", "onclick", "onmouseover"} & set(attributes)
         assert all(link.startswith(("/", "?", "#")) for link in _links(page)), path
 
@@ -138,7 +139,7 @@ def test_campaign_page_shows_the_fold(client: TestClient, history: Any) -> None:
     assert "4.800" in page.words
     assert "barnraise worker join 'barnraise://example.org:7443/" in page.words
     assert f"--root {history.manifest.root}" in page.words
-    assert len([tag for tag, _ in page.elements if tag == "polyline"]) == 2
+    assert "/pictures/loss.svg" in _links(page)
 
 
 def _bar(page: Page) -> dict[str, str]:
@@ -404,6 +405,7 @@ def test_api_is_described_and_open_to_other_sites(client: TestClient) -> None:
         "/api/v1/rounds/{number}",
         "/api/v1/audits",
         "/api/v1/verdicts",
+        "/api/v1/series/{name}",
         "/api/v1/log/head",
         "/api/v1/log/leaves/{index}",
     }
@@ -449,17 +451,3 @@ def test_numbers_as_people_read_them() -> None:
     assert [duration(s) for s in (None, 59, 600, 7_200, 864_000)] == [
         *("–", "59 s", "10 min", "2 h", "10 days")
     ]
-
-
-def test_chart_keeps_every_point_inside_and_thins_long_runs() -> None:
-    assert loss_chart([], width=700, height=300) is None
-    single = loss_chart([(128, 5_000_000, 0)], width=700, height=300)
-    assert single is not None
-    points = [(n * 1000, 5_000_000 + (n % 7) * 1000 - n * 100, n) for n in range(5000)]
-    chart = loss_chart(points, width=700, height=300)
-    assert chart is not None
-    places = [tuple(map(float, pair.split(","))) for pair in chart.line.split()]
-    assert len(places) == 400
-    assert all(chart.left <= x <= chart.right and chart.top <= y <= chart.bottom for x, y in places)
-    assert all(chart.top <= tick.at <= chart.bottom for tick in chart.y_ticks)
-    assert chart.dots == ()
