@@ -91,7 +91,7 @@ async def _preflight(send: Send) -> None:
 
 
 class Packing(GZipMiddleware):
-    """Packs answers on their way, but for files: those are packed already, or asked for in parts."""
+    """Packs answers, but for files: those are packed already, or asked for in parts."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].startswith(_FILES):
