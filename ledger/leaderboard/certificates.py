@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request, Response
@@ -56,7 +56,7 @@ def certificate_page(request: Request, donor: str) -> Response:
             return RedirectResponse(f"/certificate/{quote(person.owner)}", _MOVED)
         manifest = reading.board.manifest
         assert manifest is not None
-        values = {
+        values: dict[str, Any] = {
             "person": person,
             "name": reading.names.donor(person.owner),
             "run": manifest,
