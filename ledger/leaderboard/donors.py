@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -10,7 +10,7 @@ from pydantic import Field
 from ledger.leaderboard.held import Held, Paged, held
 from ledger.leaderboard.names import find
 from ledger.leaderboard.person import Person
-from ledger.leaderboard.snapshot import SORTED_DIRECTLY, BoardName, Snapshot, Sort
+from ledger.leaderboard.snapshot import BoardName, Snapshot, Sort
 from protocol.identity import PeerId
 
 
@@ -85,12 +85,10 @@ def anonymous_row(snapshot: Snapshot) -> Anonymous | None:
 
 def matches(snapshot: Snapshot, board: BoardName, sort: Sort, search: str) -> list[PeerId]:
     """Who is on a board and has this in its name or in one of its keys, in an order."""
-    owners = {snapshot.given_up.get(key, key) for key in find(snapshot.blocks, search)}
-    people = snapshot.people
-    found = {key for key in owners if key in people and snapshot.is_on(board, people[key])}
-    if len(found) <= SORTED_DIRECTLY:
-        return snapshot.sorted(found, board, sort)
-    return [key for key in snapshot.walk(board, sort) if key in found]
+    keys: Iterable[PeerId] = find(snapshot.blocks, search)
+    if snapshot.given_up:
+        keys = (snapshot.given_up.get(key, key) for key in keys)
+    return list(snapshot.walk(board, sort, among=set(keys)))
 
 
 def place_of(
@@ -102,11 +100,8 @@ def place_of(
     called = [
         key for key in found if (snapshot.names.donor(key) or "").casefold() == who.casefold()
     ]
-    for key in called or found:
-        person = snapshot.people[key]
-        if snapshot.is_on(board, person):
-            return key, snapshot.place(board, sort, person)
-    return None
+    key = next((key for key in called or found if key in snapshot.members(board)), None)
+    return None if key is None else (key, snapshot.place(board, sort, snapshot.people[key]))
 
 
 def donor_rows(

@@ -213,7 +213,6 @@ class Reader:
         """Keep a large fold from the garbage collector: a look at all of it stops every request."""
         size = self._standings.board.size
         if size >= self._spared * _SPARE_GROWTH:
-            gc.collect()
             gc.freeze()
             self._spared = size
 

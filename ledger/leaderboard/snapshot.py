@@ -10,7 +10,7 @@ Invariants:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,7 +28,7 @@ from protocol.notes import Checkpoint
 BoardName = Literal["all", "month", "day", "average"]
 Sort = Literal["credit", "tokens", "contributions", "sponsored", "since", "last", "name"]
 
-SORTED_DIRECTLY = 2_000
+_SORTED_DIRECTLY = 500
 """People up to whom sorting them beats a walk over everybody."""
 
 _REBUILD_SHARE = 4
@@ -53,13 +53,17 @@ ENTRIES: Mapping[str, Callable[[Person, str | None], Entry]] = {
 }
 """What each order is by; ties are broken by key. Those without a name come last."""
 
-_MEMBERS: Mapping[str, Callable[[Person], bool]] = {
-    "all": lambda _person: True,
+_LATELY: Mapping[str, Callable[[Person], bool]] = {
     "month": lambda person: person.month_microcredits > 0,
     "day": lambda person: person.day_microcredits > 0,
     "average": lambda person: person.weighted > 0,
 }
-"""Who is on a board."""
+"""Who is on a board that not everybody is on."""
+
+
+def _order(board: BoardName, sort: Sort) -> str:
+    """The order that a board is shown in."""
+    return board if sort == "credit" else sort
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class Snapshot:
     given_up: Mapping[PeerId, PeerId]  # keys that were joined to another person's
     names: Names
     orders: Mapping[str, Order]
+    lately: Mapping[str, frozenset[PeerId]]  # who is on a board that not everybody is on
     per_day: PerDay
     blocks: tuple[Block, ...]
     anonymous: AnonymousGivers
@@ -96,9 +101,9 @@ class Snapshot:
         owner = self.given_up.get(key, key)
         return owner if owner in self.people else None
 
-    def is_on(self, board: BoardName, person: Person) -> bool:
-        """Whether a board shows somebody."""
-        return _MEMBERS[board](person)
+    def members(self, board: BoardName) -> Set[PeerId]:
+        """Who is on a board."""
+        return self.people.keys() if board == "all" else self.lately[board]
 
     def rank(self, board: BoardName, person: Person) -> int:
         """Place on a board, from 1; who is equal has an equal one."""
@@ -111,37 +116,33 @@ class Snapshot:
 
     def page(self, board: BoardName, sort: Sort, first: int, count: int) -> list[PeerId]:
         """Who is at the places [first, first + count) of a board in an order."""
-        if sort == "credit":
-            return self.orders[board].page(first, count)
-        if board == "all":
-            return self.orders[sort].page(first, count)
+        if sort == "credit" or board == "all":
+            return self.orders[_order(board, sort)].page(first, count)
         return list(itertools.islice(self.walk(board, sort), first, first + count))
 
     def place(self, board: BoardName, sort: Sort, person: Person) -> int:
         """At which place somebody is who is on the board."""
         if sort == "credit" or board == "all":
-            order = self.orders[board if sort == "credit" else sort]
+            order = self.orders[_order(board, sort)]
             return order.before(self.entry(board, sort, person))
         return next(
             place for place, key in enumerate(self.walk(board, sort)) if key == person.donor
         )
 
-    def walk(self, board: BoardName, sort: Sort) -> Iterator[PeerId]:
-        """Everybody on a board, in an order."""
-        if sort == "credit":
-            return self.orders[board].walk()
-        if self.count(board) <= SORTED_DIRECTLY:
-            return iter(self.sorted(self.orders[board].walk(), board, sort))
-        shows, people = _MEMBERS[board], self.people
-        return (key for key in self.orders[sort].walk() if shows(people[key]))
+    def walk(
+        self, board: BoardName, sort: Sort, among: Set[PeerId] | None = None
+    ) -> Iterator[PeerId]:
+        """Everybody on a board, or only those who are also ``among``, in an order."""
+        wanted = self.members(board) if among is None else self.members(board) & among
+        if len(wanted) <= _SORTED_DIRECTLY:
+            return iter(self._sorted(wanted, board, sort))
+        return filter(wanted.__contains__, self.orders[_order(board, sort)].walk())
 
     def entry(self, board: BoardName, sort: Sort, person: Person) -> Entry:
         """What an order places somebody by."""
-        entry = ENTRIES[board if sort == "credit" else sort]
-        return entry(person, self.names.donor(person.donor))
+        return ENTRIES[_order(board, sort)](person, self.names.donor(person.donor))
 
-    def sorted(self, keys: Iterable[PeerId], board: BoardName, sort: Sort) -> list[PeerId]:
-        """Some people, in an order."""
+    def _sorted(self, keys: Iterable[PeerId], board: BoardName, sort: Sort) -> list[PeerId]:
         return [
             placed[-1]
             for placed in sorted(self.entry(board, sort, self.people[key]) for key in keys)
@@ -159,6 +160,7 @@ class Standings:
         self._names = Names()
         self._rankings = {name: Ranking() for name in ENTRIES}
         self._orders = {name: ranking.freeze() for name, ranking in self._rankings.items()}
+        self._lately: dict[str, frozenset[PeerId]] = dict.fromkeys(_LATELY, frozenset())
         self._index = Index()
         self._touched: set[PeerId] = set()
 
@@ -202,6 +204,7 @@ class Standings:
             dict(self._given_up),
             names,
             dict(self._orders),
+            dict(self._lately),
             self._recent.per_day(),
             self._index.freeze(),
             self._anonymous(),
@@ -240,9 +243,12 @@ class Standings:
             self._rankings[name] = Ranking(
                 entry(person, names.donor(key))
                 for key, person in self._people.items()
-                if _MEMBERS.get(name, _MEMBERS["all"])(person)
+                if _LATELY.get(name, bool)(person)
             )
             self._orders[name] = self._rankings[name].freeze()
+        for name, shows in _LATELY.items():
+            on_board = (key for key, person in self._people.items() if shows(person))
+            self._lately[name] = frozenset(on_board)
 
     def _move(
         self, people: Mapping[PeerId, Person | None], changed: set[PeerId], names: Names
@@ -251,7 +257,7 @@ class Standings:
             old = self._people.get(key)
             new = people.get(key, old)
             for name, entry in ENTRIES.items():
-                shows = _MEMBERS.get(name, _MEMBERS["all"])
+                shows = _LATELY.get(name, bool)
                 self._rankings[name].replace(
                     entry(old, self._names.donor(key)) if old and shows(old) else None,
                     entry(new, names.donor(key)) if new and shows(new) else None,
@@ -259,6 +265,10 @@ class Standings:
             self._put(key, new)
         if changed:
             self._orders = {name: ranking.freeze() for name, ranking in self._rankings.items()}
+        for name, shows in _LATELY.items():
+            on_board = {key for key, person in people.items() if person and shows(person)}
+            if on_board ^ (self._lately[name] & people.keys()):
+                self._lately[name] = (self._lately[name] - people.keys()) | on_board
 
     def _put(self, key: PeerId, person: Person | None) -> None:
         if person is None:

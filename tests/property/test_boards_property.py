@@ -325,7 +325,7 @@ def _check_orders(snapshot: Snapshot, run: _Run) -> None:
             options: dict[str, Any] = {"board": board, "sort": sort}
             whole = donors(snapshot, search="", page=1, per_page=500, **options)
             keys = [row.donor for row in whole.donors]
-            on_board = [p for p in snapshot.people.values() if snapshot.is_on(board, p)]
+            on_board = [snapshot.people[key] for key in snapshot.members(board)]
             entry = ENTRIES[board if sort == "credit" else sort]
             wanted = sorted(entry(p, snapshot.names.donor(p.donor)) for p in on_board)
             assert keys == [placed[-1] for placed in wanted]

@@ -1,8 +1,4 @@
-"""The leaderboard under test, on a record whose donors have hostile names.
-
-``test_chromium.py`` needs a browser and is collected only where one is installed: the rest of
-this folder asserts the same pages without one, so a machine without Chromium still tests them.
-"""
+"""The leaderboard under test, on a record whose donors have hostile names, and a real browser."""
 
 from __future__ import annotations
 
@@ -32,8 +28,6 @@ from ledger.crowd_records import (
 from ledger.leaderboard.app import create_app
 from ledger.schema import ErasedProfile, Profile, TeamProfile
 from protocol.audit_policy import Verdict, Why
-
-collect_ignore = [] if shutil.which("chromium") else ["test_chromium.py"]
 
 HOSTILE_NAMES = (
     "<script>document.title='owned'</script>",

@@ -73,7 +73,7 @@ def _axes(paper: Paper, series: Series, shape: Shape, bottom: float) -> Frame:
     values = [n for line in series.lines for n in line.values]
     if series.kind == "stack":
         values = [sum(column) for column in zip(*(li.values for li in series.lines), strict=True)]
-    if series.y_unit == "micronats":
+    if series.kind == "line" and series.y_unit == "micronats":
         low, high, step = scale.around(values, 6)
     else:
         low, high, step = scale.from_zero(values, 5, whole=series.y_unit == "members")

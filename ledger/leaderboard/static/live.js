@@ -1,34 +1,57 @@
 "use strict";
 // Keeps what is marked data-live fresh while somebody looks at the page. Without this script, or
-// while the tab is hidden, nothing is asked for; a reload shows the same.
+// while the tab is hidden, nothing is asked for; a reload shows the same. htmx is loaded with the
+// first look at the record: who only glances at a page needs none of it.
 (() => {
   const EVERY_MS = 15000;
+  const HTMX = "/static/vendor/htmx.min.js";
   const regions = [...document.querySelectorAll("[data-live][id]")];
-  if (!window.htmx || regions.length === 0) return;
+  if (regions.length === 0) return;
 
   // As the server sent them: what other scripts added since is no news.
   const seen = new Map(regions.map((region) => [region.id, region.cloneNode(true)]));
-  const poller = document.createElement("div");
-  poller.hidden = true;
-  for (const [name, value] of Object.entries({
-    "hx-get": location.pathname + location.search,
-    "hx-trigger": "look",
-    "hx-swap": "none",
-    "hx-select-oob": regions.map((region) => `#${region.id}`).join(","),
-  })) poller.setAttribute(name, value);
-  document.body.append(poller);
-  htmx.process(poller);
-
+  let poller = null;
   let timer = 0;
   let asked = Date.now();
   let changed = [];
+
+  function load() {
+    return new Promise((resolve) => {
+      const script = document.createElement("script");
+      script.src = HTMX;
+      script.addEventListener("load", () => {
+        // It notes the path for a history that is switched off; this site keeps nothing in a browser.
+        sessionStorage.removeItem("htmx-current-path-for-history");
+        resolve();
+      });
+      document.head.append(script);
+    });
+  }
+
+  async function look() {
+    asked = Date.now();
+    if (!poller) {
+      poller = document.createElement("div");
+      poller.hidden = true;
+      for (const [name, value] of Object.entries({
+        "hx-get": location.pathname + location.search,
+        "hx-trigger": "look",
+        "hx-swap": "none",
+        "hx-select-oob": regions.map((region) => `#${region.id}`).join(","),
+      })) poller.setAttribute(name, value);
+      document.body.append(poller);
+      poller.addEventListener("htmx:afterRequest", tell);
+      await load();
+      htmx.process(poller);
+    }
+    if (window.htmx) htmx.trigger(poller, "look");
+  }
 
   function schedule() {
     clearTimeout(timer);
     if (document.visibilityState === "hidden") return;
     timer = setTimeout(() => {
-      asked = Date.now();
-      htmx.trigger(poller, "look");
+      look();
       schedule();
     }, Math.max(0, asked + EVERY_MS - Date.now()));
   }
@@ -39,7 +62,7 @@
       || (selection && !selection.isCollapsed && selection.containsNode(region, true));
   }
 
-  document.body.addEventListener("htmx:oobBeforeSwap", (event) => {
+  function keep(event) {
     const region = event.detail.target;
     const fresh = event.detail.fragment.querySelector(`#${CSS.escape(region.id)}`);
     const known = seen.get(region.id);
@@ -48,19 +71,18 @@
       return;
     }
     seen.set(region.id, fresh.cloneNode(true));
-    const open = region.querySelector("details[open]");
-    if (open) fresh.querySelector("details")?.setAttribute("open", "");
     changed.push(region.id);
-  });
+  }
 
-  poller.addEventListener("htmx:afterRequest", () => {
+  function tell() {
     if (changed.length === 0) return;
     const said = changed.map((id) => document.getElementById(id)?.dataset.say).filter(Boolean);
     document.getElementById("live-status").textContent = said.join(" ");
     document.dispatchEvent(new CustomEvent("barnraise:changed", { detail: changed }));
     changed = [];
-  });
+  }
 
+  document.body.addEventListener("htmx:oobBeforeSwap", keep);
   document.addEventListener("visibilitychange", schedule);
   schedule();
 })();
