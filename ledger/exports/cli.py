@@ -16,10 +16,11 @@ from ledger.exports.certificate import (
     check_certificate,
     totals_of,
 )
+from ledger.progress import check_fingerprint
+from ledger.read_only import URL_HELP
 from ledger.records import CreditLeaf
 from ledger.tally import Status
-from protocol.errors import BadRecord, UsageError
-from protocol.identity import PublicKey
+from protocol.errors import UsageError
 
 
 @click.group("certificate")
@@ -38,17 +39,14 @@ def check_command(files: tuple[Path, ...], root: str, as_json: bool) -> None:
 
     Recomputes every total from the leaves in the files, and says what that proves and what not.
     """
-    try:
-        PublicKey.from_peer_id(root)
-    except BadRecord as error:
-        raise UsageError(f"--root: {error}; copy it from the join link") from error
+    check_fingerprint(root)
     proven = [check_certificate(_read(path), root) for path in files]
     report = _report(proven)
     click.echo(json.dumps(report, indent=2) if as_json else _describe(report))
 
 
 @click.command("dump")
-@click.option("--db", metavar="URL", help="Database URL, for example sqlite:///run/coordinator.db")
+@click.option("--db", metavar="URL", help=URL_HELP)
 @click.option("--dir", "folder", type=click.Path(path_type=Path), help="Folder of a mirror.")
 @click.option(
     "--out",
