@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from lxml import etree
 from sqlalchemy.orm import Session
@@ -116,6 +116,7 @@ def test_names_come_back_as_they_were(exported: Exported) -> None:
     assert cleo.findtext("teamid") == team.findtext("id") == "1"
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_survives_but_for_what_xml_cannot_hold(text: str) -> None:
     record = boinc._record("user", [("name", text)]).encode()

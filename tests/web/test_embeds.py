@@ -54,7 +54,7 @@ def _safe(svg: bytes | str) -> Any:
     return tree
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.text(max_size=80))
 def test_pictures_are_well_formed_whatever_a_name_is(name: str) -> None:
     for drawn in (

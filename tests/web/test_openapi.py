@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from typing import Any
 
-import pytest
 import schemathesis
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import Status, from_schema
@@ -120,38 +120,38 @@ def test_browsers_may_ask_before_they_read(client: TestClient) -> None:
     assert client.options("/donors").status_code == 405  # pages are for people
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "TRACE", "BREW"])
-def test_other_methods_are_refused_and_told_what_goes(client: TestClient, method: str) -> None:
-    for path in ("/api/v1/donors", "/donors", "/checkpoint"):
-        answer = client.request(method, path)
-        assert answer.status_code == 405
-        assert answer.headers["allow"] == "GET, HEAD, OPTIONS"
+def test_other_methods_are_refused_and_told_what_goes(client: TestClient) -> None:
+    for method in ("POST", "PUT", "PATCH", "DELETE", "TRACE", "BREW"):
+        for path in ("/api/v1/donors", "/donors", "/checkpoint"):
+            answer = client.request(method, path)
+            assert answer.status_code == 405
+            assert answer.headers["allow"] == "GET, HEAD, OPTIONS"
 
 
-@pytest.mark.parametrize(
-    ("path", "status"),
-    [
-        ("/api/v1/donors/%00", 404),
-        ("/api/v1/donors/%ff%fe", 404),
-        ("/api/v1/donors/%F0%9F%8C%BE", 404),
-        ("/api/v1/donors/" + "x" * 65, 422),
-        ("/api/v1/donors?q=%00%ff", 200),
-        ("/api/v1/donors?page=" + "9" * 5000, 422),
-        ("/api/v1/donors?page=1e3", 422),
-        ("/api/v1/donors?page=-1", 422),
-        ("/api/v1/donors?sort=%27%3B--", 422),
-        ("/api/v1/donors?board=no", 422),
-        ("/api/v1/rounds/" + "9" * 30, 422),
-        ("/api/v1/rounds/" + "9" * 5000, 422),
-        ("/api/v1/log/leaves/9007199254740991", 404),
-        ("/api/v1/log/leaves/-1", 422),
-        ("/api/v1/teams/..%2f..", 404),
-        ("/api/v1/", 404),
-        ("/api/v1", 404),
-    ],
+ODD = (
+    ("/api/v1/donors/%00", 404),
+    ("/api/v1/donors/%ff%fe", 404),
+    ("/api/v1/donors/%F0%9F%8C%BE", 404),
+    ("/api/v1/donors/" + "x" * 65, 422),
+    ("/api/v1/donors?q=%00%ff", 200),
+    ("/api/v1/donors?page=" + "9" * 5000, 422),
+    ("/api/v1/donors?page=1e3", 422),
+    ("/api/v1/donors?page=-1", 422),
+    ("/api/v1/donors?sort=%27%3B--", 422),
+    ("/api/v1/donors?board=no", 422),
+    ("/api/v1/rounds/" + "9" * 30, 422),
+    ("/api/v1/rounds/" + "9" * 5000, 422),
+    ("/api/v1/log/leaves/9007199254740991", 404),
+    ("/api/v1/log/leaves/-1", 422),
+    ("/api/v1/teams/..%2f..", 404),
+    ("/api/v1/", 404),
+    ("/api/v1", 404),
 )
-def test_odd_requests_are_answered_in_kind(client: TestClient, path: str, status: int) -> None:
-    for accept in ("application/json", "text/html", "image/png;q=0", "", "?/?"):
+
+
+def test_odd_requests_are_answered_in_kind(client: TestClient) -> None:
+    accepts = ("application/json", "text/html", "image/png;q=0", "", "?/?")
+    for (path, status), accept in itertools.product(ODD, accepts):
         answer = client.get(path, headers={"Accept": accept})
         assert answer.status_code == status, answer.text
         if path.startswith("/api/v1/"):
