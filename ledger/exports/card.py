@@ -51,8 +51,9 @@ def card(eyebrow: str, title: str, figures: Sequence[Figure], bar: Sequence[Segm
         f'<title id="t">{xml_text(alt_text(title, figures))}</title>',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fffdf9"/>',
         f'<rect width="{WIDTH}" height="14" fill="#9c3d22"/>',
-        '<g font-family="Inter,DejaVu Sans,sans-serif" fill="#2b2722">',
-        _text(80, 120, 34, shortened(eyebrow, 60), "#6b6258"),
+        '<g font-family="Inter,DejaVu Sans,sans-serif">',
+        _text(80, 120, 34, shortened(eyebrow, 40), "#6b6258"),
+        _text(1120, 120, 34, "Barnraise", "#9c3d22", anchor="end"),
         _text(80, 220, size, shown),
     ]
     for place, figure in enumerate(figures[:_MOST_FIGURES]):
@@ -82,6 +83,8 @@ def _rect(start: int, width: int, fill: str) -> str:
     return f'<rect x="{x}" y="{_BAR_Y}" width="{wide}" height="{_BAR_HEIGHT}" fill="{fill}"/>'
 
 
-def _text(x: int, y: int, size: int, text: str, fill: str | None = None) -> str:
-    colour = f' fill="{fill}"' if fill else ""
-    return f'<text x="{x}" y="{y}" font-size="{size}"{colour}>{xml_text(text)}</text>'
+def _text(
+    x: int, y: int, size: int, text: str, fill: str = "#2b2722", *, anchor: str = "start"
+) -> str:
+    place = f'x="{x}" y="{y}" font-size="{size}" text-anchor="{anchor}" fill="{fill}"'
+    return f"<text {place}>{xml_text(text)}</text>"

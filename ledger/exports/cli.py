@@ -99,7 +99,7 @@ def _report(proven: Sequence[Proven]) -> dict[str, object]:
         "newest_s": newest.newest_s,
         "parts": sorted({one.part for one in proven}),
         "parts_in_all": newest.parts,
-        "credits": len(credits),
+        "credit_leaves": len(credits),
         "totals": totals_of(credits.values()),
         "not_proven": newest.claims,
     }
@@ -113,10 +113,10 @@ def _describe(report: dict[str, object]) -> str:
     assert isinstance(report["parts"], list)
     missing = set(range(1, int(str(report["parts_in_all"])) + 1)) - set(report["parts"])
     lines = [
-        f"genuine: {report['credits']} credits of {report['subject']}",
-        f"  run         {report['run']} ({report['run_id']})",
-        f"  log         {report['origin']}, signed head of {report['size']} leaves",
-        f"  keys        {', '.join(report['keys'])}",
+        f"genuine: {_leaves(report['credit_leaves'])} of {report['subject']}",
+        f"  run           {report['run']} ({report['run_id']})",
+        f"  log           {report['origin']}, signed head of {report['size']} leaves",
+        f"  keys          {', '.join(report['keys'])}",
         *(
             f"  {name.removesuffix('_microcredits'):<13} {_shown(name, totals[name])}"
             for name in TOTALS
@@ -131,6 +131,10 @@ def _describe(report: dict[str, object]) -> str:
         lines.append(f"not here: parts {listed}{', ...' if len(missing) > 10 else ''}")
     lines += [f"only claimed: {name} {value}" for name, value in sorted(claims.items())]
     return "\n".join(lines)
+
+
+def _leaves(count: object) -> str:
+    return "1 credit leaf" if count == 1 else f"{count} credit leaves"
 
 
 def _shown(name: str, amount: int) -> str:
