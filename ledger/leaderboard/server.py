@@ -27,7 +27,13 @@ _SWITCH_S = 0.001
 
 
 def serve_folder(
-    folder: Path, index: Path | None, root: PeerId | None, host: str, port: int
+    folder: Path,
+    index: Path | None,
+    root: PeerId | None,
+    host: str,
+    port: int,
+    *,
+    dumps: Path | None = None,
 ) -> None:
     """Serve a folder of tiles until interrupted; what is new in it is shown within seconds.
 
@@ -41,7 +47,7 @@ def serve_folder(
     watcher = threading.Thread(target=_watch, args=(made, ended), name="folder")
     watcher.start()
     try:
-        serve(made.url, host, port)
+        serve(made.url, host, port, dumps=dumps)
     finally:
         ended.set()
         watcher.join()
