@@ -46,6 +46,7 @@ SMALL_LEAVES = 20_000
 _MOST_WAIT_S = 20.0
 _LOOK_EVERY_S = 1.0  # when nobody asks, too: an erased name must not wait for a visitor
 _SHARE = 10  # of a large record's time, one part in so many may go into following it
+_MOST_PAUSE_S = 3.0  # but an erased name is gone within seconds
 _SPARE_GROWTH = 1.2
 _SERVICE_UNAVAILABLE = 503
 _NOT_BEGUN = "The record of this run has not begun yet."
@@ -199,7 +200,8 @@ class Reader:
             small = self._standings.board.size <= SMALL_LEAVES
             if not small:
                 self._spare_collector()
-            pause_s = 0.0 if small else (_SHARE - 1) * (time.monotonic() - started)
+            spent_s = time.monotonic() - started
+            pause_s = 0.0 if small else min(_MOST_PAUSE_S, (_SHARE - 1) * spent_s)
 
     def _wait(self, pause_s: float) -> bool:
         """Wait until there is something to look for; False: until :meth:`close`."""
