@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from ledger.campaigns import permille
+from ledger.leaderboard.held import Paged
 from ledger.leaderboard.reader import Reading
 from ledger.tally import Judgement
 from protocol.identity import PeerId
@@ -47,18 +48,10 @@ class VerdictRow(BaseModel):
     record_digest: str = Field(description="SHA-256 of the signed verdict")
 
 
-class Verdicts(BaseModel):
+class Verdicts(Paged):
     """One page of verdicts, newest first."""
 
-    size: int
-    total: int
-    page: int
-    per_page: int
     verdicts: list[VerdictRow]
-
-    @property
-    def pages(self) -> int:
-        return max(1, -(-self.total // self.per_page))
 
 
 def audits(reading: Reading) -> Audits:
@@ -85,15 +78,20 @@ def verdicts(reading: Reading, *, page: int, per_page: int) -> Verdicts:
 
 
 def verdicts_of(reading: Reading, donor: PeerId, *, page: int, per_page: int) -> Verdicts | None:
-    """One page of the verdicts on a donor's work, or None when the log knows no such key."""
-    known = reading.board.donors.get(donor)
-    if known is None:
+    """One page of the verdicts on a person's work, or None when the log knows no such key."""
+    owner = reading.snapshot.owner(donor)
+    if owner is None:
         return None
+    board = reading.board
+    keys = board.people.keys_of(owner)
+    workers = {
+        worker for key in keys if key in board.donors for worker in board.donors[key].workers
+    }
     mine = (
         judgement
-        for worker in known.workers
-        for judgement in reading.board.workers[worker].verdicts
-        if judgement.donor == donor
+        for worker in workers
+        for judgement in board.workers[worker].verdicts
+        if judgement.donor in keys
     )
     return _page(reading, sorted(mine, key=lambda one: one.leaf_index), page, per_page)
 
