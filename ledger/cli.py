@@ -33,9 +33,9 @@ def cli() -> None:
     """Read and verify the public record; serve the leaderboard."""
 
 
+cli.add_command(mirror_command)
 cli.add_command(certificate_group)
 cli.add_command(dump_command)
-cli.add_command(mirror_command)
 
 
 @cli.command("verify")
@@ -167,7 +167,7 @@ def serve_command(
     if folder is not None:
         if root is not None:
             check_fingerprint(root)
-        serve_folder(folder, index, root, host.strip("[]"), int(port), dumps=dumps)
+        serve_folder(folder, index, root, host.strip("[]"), int(port))
         return
     assert db is not None
     with _open_session(db):
@@ -245,8 +245,8 @@ def _describe(report: Report) -> str:
         f"  verdicts         {audits.passed} passed, {audits.failed} failed, "
         f"{audits.inconclusive} inconclusive, {audits.unavailable} unavailable, "
         f"{audits.other} other",
-        f"  campaigns        {crowd.campaigns}, with {crowd.pledges} pledges, {crowd.donations} "
-        f"gifts, {crowd.pools} pools; {crowd.teams} teams",
+        f"  campaigns        {crowd.campaigns}, {crowd.pledges} pledges, {crowd.donations} gifts, "
+        f"{crowd.pools} pools, {crowd.teams} teams",
         f"  signed acts      {crowd.acts} checked; {crowd.unnamed} more are for nobody to see",
     ]
     if report.old_size is not None:

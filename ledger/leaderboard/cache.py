@@ -24,7 +24,8 @@ _MOST_BYTES = 64 << 20
 _VIEWS = re.compile(
     rb"(/api/v1)?/(donors|teams|pools|campaigns|pledges)"
     rb"|(/api/v1)?/(donors?|teams?|campaigns?)/[^/]*"
-    rb"|/|/charts|/api/v1/series/[a-z]+|/api/v1/campaign|(/api/v1)?/(rounds|audits|verdicts)|(/api/v1)?/rounds?/[0-9]+"
+    rb"|/|/charts|/api/v1/series/[a-z]+|/api/v1/campaign"
+    rb"|(/api/v1)?/(rounds|audits|verdicts)|(/api/v1)?/rounds?/[0-9]+"
 )
 """Paths of pages that are pure views of a snapshot and its fold."""
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import socket
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -27,6 +29,8 @@ from ledger.crowd_records import (
 from ledger.leaderboard.app import create_app
 from ledger.schema import ErasedProfile, Profile, TeamProfile
 from protocol.audit_policy import Verdict, Why
+
+sys.path.insert(0, str(Path(__file__).parent))  # web_page
 
 HOSTILE_NAMES = (
     "<script>document.title='owned'</script>",

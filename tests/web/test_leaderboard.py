@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
+from web_page import Page
 
 from ledger.donors import erase_profile
 from ledger.leaderboard.app import create_app
@@ -31,29 +31,6 @@ PAGES = [
     *("/", "/donors", "/rounds", "/round/0", "/round/1", "/audits"),
     *("/log", "/log/0", "/log/9", "/receipt"),
 ]
-
-
-class Page(HTMLParser):
-    """What matters of a page: its words, elements, attributes and links."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.words = ""
-        self._open: list[str] = []
-        self.feed(html)
-        assert not self._open, f"unclosed: {self._open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in {"meta", "link", "img", "input", "source"}:
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words += data
 
 
 def _links(page: Page) -> set[str]:
