@@ -73,7 +73,7 @@ def _write(url: str) -> None:
     ]
     eager = [1 + chance.random() * 9 for _ in numbers]
     for number in range(_ROUNDS):
-        history.now_s += chance.choice([0, 0, 3_600, 14_400])
+        history.now_s += chance.choice([3_600, 14_400, 43_200])
         if number in (9, 27):
             history.skip()
             continue
