@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from sqlalchemy import inspect
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
+from ledger.cli_mirror import mirror_command
 from ledger.credit import MICROCREDITS_PER_CREDIT
+from ledger.export import export_tiles
 from ledger.exports.cli import certificate_group, dump_command
 from ledger.log import latest_head
+from ledger.progress import check_fingerprint, progress_bar
 from ledger.read_only import URL_HELP, read_only_engine
 from ledger.receipts import verify_receipt
 from ledger.schema import LogLeaf
 from ledger.sources import DatabaseSource, HttpSource, Source, directory_source
-from ledger.tiles import export_tiles
 from ledger.verify import Report, verify
-from protocol.errors import BadRecord, UsageError
-from protocol.identity import PublicKey
+from protocol.errors import UsageError
 from protocol.tlog import MAX_PROOF_BYTES
 
 
@@ -37,6 +35,7 @@ def cli() -> None:
 
 cli.add_command(certificate_group)
 cli.add_command(dump_command)
+cli.add_command(mirror_command)
 
 
 @cli.command("verify")
@@ -70,9 +69,9 @@ def verify_command(
     if root is not None and vkey is not None:
         raise UsageError("give --root or --vkey, not both")
     if root is not None:
-        _check_fingerprint(root)
+        check_fingerprint(root)
     old = _read_text(old_checkpoint) if old_checkpoint is not None else None
-    with _open_source(db, folder, url) as source, _bar("verifying") as show:
+    with _open_source(db, folder, url) as source, progress_bar("verifying") as show:
         report = verify(source, root=root, vkey=vkey, old_checkpoint=old, progress=show)
     click.echo(json.dumps(asdict(report), indent=2) if as_json else _describe(report))
 
@@ -93,7 +92,7 @@ def head_command(db: str) -> None:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 def export_command(db: str, out: Path) -> None:
     """Write the record as static files (C2SP tlog-tiles) that any web host can mirror."""
-    with _open_session(db) as session, _bar("exporting") as show:
+    with _open_session(db) as session, progress_bar("exporting") as show:
         head = latest_head(session)
         total = head.tree_size if head else 0
         size = export_tiles(session, out, lambda done: show(done, total))
@@ -120,7 +119,7 @@ def check_command(proof: Path, leaf: Path, root: str | None, vkey: str | None) -
     if (root is None) == (vkey is None):
         raise UsageError("give the run's --root fingerprint (from the join link) or its --vkey")
     if root is not None:
-        _check_fingerprint(root)
+        check_fingerprint(root)
     verified = verify_receipt(_read_file(leaf), _read_text(proof), root=root, vkey=vkey)
     click.echo(
         f"genuine: leaf {verified.index} of {verified.checkpoint.size} "
@@ -130,20 +129,47 @@ def check_command(proof: Path, leaf: Path, root: str | None, vkey: str | None) -
 
 
 @cli.command("serve")
-@click.option("--db", metavar="URL", required=True, help=URL_HELP)
+@click.option("--db", metavar="URL", help=URL_HELP)
+@click.option(
+    "--dir",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Folder of tiles, for example a mirror; no database is needed.",
+)
+@click.option("--root", metavar="FINGERPRINT", help="With --dir: root key of the run.")
+@click.option(
+    "--index",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="With --dir: file that pages are looked up in; by default in the user's cache folder.",
+)
 @click.option("--listen", default="127.0.0.1:8080", show_default=True, metavar="HOST:PORT")
 @click.option(
     "--dumps",
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder that `ledger dump` writes to; the newest dump in it is offered.",
 )
-def serve_command(db: str, listen: str, dumps: Path | None) -> None:
+def serve_command(
+    db: str | None,
+    folder: Path | None,
+    root: str | None,
+    index: Path | None,
+    listen: str,
+    dumps: Path | None,
+) -> None:
     """Serve the leaderboard; reads only."""
-    from ledger.leaderboard.server import serve
+    from ledger.leaderboard.server import serve, serve_folder
 
     host, separator, port = listen.rpartition(":")
     if not separator or not port.isdecimal() or int(port) > 65535:
         raise UsageError(f"--listen is HOST:PORT, not {listen!r}")
+    if (db is None) == (folder is None):
+        raise UsageError("give exactly one of --db and --dir")
+    if folder is not None:
+        if root is not None:
+            check_fingerprint(root)
+        serve_folder(folder, index, root, host.strip("[]"), int(port), dumps=dumps)
+        return
+    assert db is not None
     with _open_session(db):
         pass  # a wrong URL should fail here, in a sentence
     serve(db, host.strip("[]"), int(port), dumps=dumps)
@@ -183,37 +209,6 @@ def _open_source(db: str | None, folder: Path | None, url: str | None) -> Iterat
         yield HttpSource(url)
 
 
-class _Bar:
-    """Progress on standard error, so that standard output stays a report."""
-
-    def __init__(self, bar: Progress, what: str) -> None:
-        self._bar = bar
-        self._task = bar.add_task(what, total=None)
-
-    def __call__(self, done: int, total: int) -> None:
-        if done % 256 == 0 or done == total:
-            self._bar.update(self._task, completed=done, total=total)
-
-
-@contextmanager
-def _bar(what: str) -> Iterator[_Bar]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
-        yield _Bar(bar, what)
-
-
-def _check_fingerprint(root: str) -> None:
-    try:
-        PublicKey.from_peer_id(root)
-    except BadRecord as error:
-        raise UsageError(f"--root: {error}; copy it from the join link") from error
-
-
 def _read_file(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
@@ -233,7 +228,7 @@ def _read_text(path: Path) -> str:
 
 
 def _describe(report: Report) -> str:
-    audits = report.audits
+    audits, crowd = report.audits, report.crowd
     lines = [
         f"verified: {report.size} leaves of {report.origin}",
         f"  run              {report.run_id}",
@@ -250,6 +245,9 @@ def _describe(report: Report) -> str:
         f"  verdicts         {audits.passed} passed, {audits.failed} failed, "
         f"{audits.inconclusive} inconclusive, {audits.unavailable} unavailable, "
         f"{audits.other} other",
+        f"  campaigns        {crowd.campaigns}, with {crowd.pledges} pledges, {crowd.donations} "
+        f"gifts, {crowd.pools} pools; {crowd.teams} teams",
+        f"  signed acts      {crowd.acts} checked; {crowd.unnamed} more are for nobody to see",
     ]
     if report.old_size is not None:
         lines.append(f"  extends          the earlier head of {report.old_size} leaves")

@@ -135,7 +135,7 @@ class Export:
         """Their devices."""
         for worker, number in self._numbers.devices.items():
             if self._owner(worker) in self._erased:
-                yield _record("host", [("id", str(number)), ("host_cpid", cpid(worker))])
+                yield _record("host", [("id", str(number)), ("host_cpid", host_cpid(worker))])
 
     def tables(self) -> Iterator[str]:
         """How many of everything there are, and when this was true; after :meth:`users`."""
@@ -239,7 +239,7 @@ class Export:
         elements.append(("rpc_time", str(device.last_credit_s or device.enrolled_s)))
         elements += [("timezone", "0"), ("ncpus", "0")]
         elements += [(name, "0.000000") for name in _UNKNOWN_OF_HOSTS]
-        return [*elements, ("host_cpid", cpid(worker))]
+        return [*elements, ("host_cpid", host_cpid(worker))]
 
 
 _UNKNOWN_OF_HOSTS = (
@@ -260,11 +260,16 @@ def _decimal(millionths_of_a_microcredit: int) -> str:
 
 
 def cpid(key: PeerId) -> str:
-    """An id that looks like BOINC's, of a person or device: 32 hex digits that follow from a key.
+    """An id of a person that looks like BOINC's: 32 hex digits that follow from a key.
 
     It is of this project alone: BOINC's follow from e-mail addresses, which the record has not.
     """
     return hashlib.sha256(b"barnraise-cpid/1\x00" + key.encode()).hexdigest()[:32]
+
+
+def host_cpid(key: PeerId) -> str:
+    """The same of a device; another one also where a person's device has the person's key."""
+    return hashlib.sha256(b"barnraise-host-cpid/1\x00" + key.encode()).hexdigest()[:32]
 
 
 def _recent(board: Board) -> tuple[Recent, Recent]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -21,12 +22,21 @@ from ledger.exports.certificate import (
 from ledger.fold import Board
 from ledger.records import CreditLeaf, parse_leaf
 from ledger.schema import LogLeaf
+from ledger.tally import Status
 from protocol.identity import PeerId
 from protocol.multiproof import prove_many
 from protocol.notes import read_checkpoint
 
 _JOINING = ("enrol", "key_rotation", "merge")
 _ROWS = 500
+
+
+@dataclass(frozen=True)
+class State:
+    """What became of a credit."""
+
+    status: Status
+    changed_by: int | None  # leaf that gave it this status; None: its own
 
 
 def count_parts(session: Session, keys: Sequence[PeerId], size: int) -> int:
@@ -39,67 +49,73 @@ def count_parts(session: Session, keys: Sequence[PeerId], size: int) -> int:
     return max(1, -(-(count or 0) // CREDITS_PER_PART))
 
 
+def states_of(
+    session: Session, board: Board, *, keys: Sequence[PeerId], part: int
+) -> dict[int, State]:
+    """The credits that a part is of, by leaf index, as ``board`` has them. Quick: no leaf is read.
+
+    Args:
+        session: of the database that holds the log.
+        board: the fold.
+        keys: all keys of the person.
+        part: from 1 on, in the order of the log.
+    """
+    indexes = session.scalars(
+        select(LogLeaf.leaf_index)
+        .where(LogLeaf.donor.in_(keys), LogLeaf.kind == "credit", LogLeaf.leaf_index < board.size)
+        .order_by(LogLeaf.leaf_index)
+        .limit(CREDITS_PER_PART)
+        .offset((part - 1) * CREDITS_PER_PART)
+    )
+    credits = (board.accounts.credits[index] for index in indexes)
+    return {credit.index: State(credit.status, credit.changed_by) for credit in credits}
+
+
 def make_certificate(
     session: Session,
-    board: Board,
     note: str,
+    states: Mapping[int, State],
     *,
     subject: PeerId,
     keys: Sequence[PeerId],
     part: int = 1,
+    parts: int = 1,
     claims: dict[str, int] | None = None,
 ) -> Certificate:
-    """One part of a person's certificate, under the head ``note`` that ``board`` is folded to.
+    """One part of a person's certificate.
 
     Args:
         session: of the database that holds the log.
-        board: the fold; says which leaf gave each credit its present status.
-        note: the signed head.
+        note: the signed head that ``states`` are folded to.
+        states: the credits of this part (:func:`states_of`).
         subject: the key that the person is shown under.
         keys: all keys of the person.
-        part: from 1 on, in the order of the log.
+        part: which part this is, from 1.
+        parts: how many there are (:func:`count_parts`).
         claims: amounts to mention that its leaves do not prove.
     """
     size = read_checkpoint(note).size
-    credits = _credits_of(session, keys, size, part)
-    leaves = _leaves(session, {0, size - 1, *credits, *_changes(board, credits)})
+    changes = {state.changed_by for state in states.values() if state.changed_by is not None}
+    leaves = _leaves(session, {0, size - 1, *states, *changes})
     leaves |= _leaves(session, _verdicts(leaves))
     leaves |= _joining(session, keys, size, leaves)
     indexes = sorted(leaves)
+    credits = ((index, parse_leaf(leaves[index])) for index in states)
     delegations = load_delegations(session)
     return Certificate(
         subject=subject,
         keys=list(keys),
         part=part,
-        parts=count_parts(session, keys, size),
+        parts=parts,
         leaves=[Entry(index=index, leaf=json.loads(leaves[index])) for index in indexes],
         proof=encode_proof(_prove(session, indexes, size)),
         checkpoint=note,
         delegations=json.loads(delegations.log_only().dump()) if delegations else None,
         totals=totals_of(
-            (leaf, board.accounts.credits[index].status)
-            for index, leaf in ((index, parse_leaf(leaves[index])) for index in credits)
-            if isinstance(leaf, CreditLeaf)
+            (leaf, states[index].status) for index, leaf in credits if isinstance(leaf, CreditLeaf)
         ),
         claims=claims or {},
     )
-
-
-def _credits_of(session: Session, keys: Sequence[PeerId], size: int, part: int) -> list[int]:
-    return list(
-        session.scalars(
-            select(LogLeaf.leaf_index)
-            .where(LogLeaf.donor.in_(keys), LogLeaf.kind == "credit", LogLeaf.leaf_index < size)
-            .order_by(LogLeaf.leaf_index)
-            .limit(CREDITS_PER_PART)
-            .offset((part - 1) * CREDITS_PER_PART)
-        )
-    )
-
-
-def _changes(board: Board, credits: Iterable[int]) -> set[int]:
-    changed = (board.accounts.credits[index].changed_by for index in credits)
-    return {index for index in changed if index is not None}
 
 
 def _verdicts(leaves: dict[int, bytes]) -> set[int]:

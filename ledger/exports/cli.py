@@ -16,10 +16,11 @@ from ledger.exports.certificate import (
     check_certificate,
     totals_of,
 )
+from ledger.progress import check_fingerprint
+from ledger.read_only import URL_HELP
 from ledger.records import CreditLeaf
 from ledger.tally import Status
-from protocol.errors import BadRecord, UsageError
-from protocol.identity import PublicKey
+from protocol.errors import UsageError
 
 
 @click.group("certificate")
@@ -38,17 +39,14 @@ def check_command(files: tuple[Path, ...], root: str, as_json: bool) -> None:
 
     Recomputes every total from the leaves in the files, and says what that proves and what not.
     """
-    try:
-        PublicKey.from_peer_id(root)
-    except BadRecord as error:
-        raise UsageError(f"--root: {error}; copy it from the join link") from error
+    check_fingerprint(root)
     proven = [check_certificate(_read(path), root) for path in files]
     report = _report(proven)
     click.echo(json.dumps(report, indent=2) if as_json else _describe(report))
 
 
 @click.command("dump")
-@click.option("--db", metavar="URL", help="Database URL, for example sqlite:///run/coordinator.db")
+@click.option("--db", metavar="URL", help=URL_HELP)
 @click.option("--dir", "folder", type=click.Path(path_type=Path), help="Folder of a mirror.")
 @click.option(
     "--out",
@@ -101,7 +99,7 @@ def _report(proven: Sequence[Proven]) -> dict[str, object]:
         "newest_s": newest.newest_s,
         "parts": sorted({one.part for one in proven}),
         "parts_in_all": newest.parts,
-        "credits": len(credits),
+        "credit_leaves": len(credits),
         "totals": totals_of(credits.values()),
         "not_proven": newest.claims,
     }
@@ -115,10 +113,10 @@ def _describe(report: dict[str, object]) -> str:
     assert isinstance(report["parts"], list)
     missing = set(range(1, int(str(report["parts_in_all"])) + 1)) - set(report["parts"])
     lines = [
-        f"genuine: {report['credits']} credits of {report['subject']}",
-        f"  run         {report['run']} ({report['run_id']})",
-        f"  log         {report['origin']}, signed head of {report['size']} leaves",
-        f"  keys        {', '.join(report['keys'])}",
+        f"genuine: {_leaves(report['credit_leaves'])} of {report['subject']}",
+        f"  run           {report['run']} ({report['run_id']})",
+        f"  log           {report['origin']}, signed head of {report['size']} leaves",
+        f"  keys          {', '.join(report['keys'])}",
         *(
             f"  {name.removesuffix('_microcredits'):<13} {_shown(name, totals[name])}"
             for name in TOTALS
@@ -133,6 +131,10 @@ def _describe(report: dict[str, object]) -> str:
         lines.append(f"not here: parts {listed}{', ...' if len(missing) > 10 else ''}")
     lines += [f"only claimed: {name} {value}" for name, value in sorted(claims.items())]
     return "\n".join(lines)
+
+
+def _leaves(count: object) -> str:
+    return "1 credit leaf" if count == 1 else f"{count} credit leaves"
 
 
 def _shown(name: str, amount: int) -> str:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from ledger import tree
-from ledger.exports.profiles import MAX_PROFILES_BYTES, Profiles, parse_profiles, read_profiles
+from ledger import published, tree
+from ledger.exports.profiles import Profiles, shown_profiles
 from ledger.fold import Board, fold
 from ledger.log import latest_head, read_leaves
 from ledger.sources import directory_source
@@ -29,7 +29,7 @@ def from_database(session: Session) -> Loaded:
     if head is None or head.tree_size == 0:
         raise UsageError("nothing to dump: no head of this log was signed yet")
     board = fold(read_leaves(session, 0, head.tree_size))
-    return board, read_profiles(session), head.checkpoint
+    return board, shown_profiles(published.load_profiles(session)), head.checkpoint
 
 
 def from_folder(folder: Path) -> Loaded:
@@ -53,11 +53,12 @@ def from_folder(folder: Path) -> Loaded:
 
 
 def _profiles(folder: Path) -> Profiles:
-    path = folder / "profiles"
+    path = folder / published.PROFILES
     try:
         with path.open("rb") as file:
-            return parse_profiles(file.read(MAX_PROFILES_BYTES + 1))
+            data = file.read(published.MAX_PROFILES_BYTES + 1)
     except FileNotFoundError:
         return Profiles()
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    return shown_profiles(published.Profiles.parse(data))

@@ -24,8 +24,10 @@ from starlette.exceptions import HTTPException
 from ledger.leaderboard import (
     api,
     campaign_pages,
+    certificates,
     crowd_api,
     donor_pages,
+    embeds,
     exports,
     metrics,
     openapi,
@@ -39,6 +41,7 @@ from ledger.leaderboard.pages import error_page
 from ledger.leaderboard.pictures import routes as pictures
 from ledger.leaderboard.pictures.gallery import Gallery
 from ledger.leaderboard.reader import Reader
+from ledger.leaderboard.workshop import Workshop
 from protocol.errors import ProtocolError, TransientError
 
 _STATIC = Path(__file__).with_name("static")
@@ -69,11 +72,14 @@ def create_app(database_url: str, *, dumps: Path | None = None) -> FastAPI:
     app.state.reader = Reader(database_url)
     app.state.dumps = dumps
     app.state.gallery = Gallery()
+    app.state.workshop = Workshop()
     app.include_router(crowd_api.router)
     app.include_router(api.router)
     app.include_router(record.router)
     app.include_router(metrics.router)
     app.include_router(exports.router)
+    app.include_router(embeds.router)
+    app.include_router(certificates.router)
     app.include_router(campaign_pages.router)
     app.include_router(donor_pages.router)
     app.include_router(team_pages.router)

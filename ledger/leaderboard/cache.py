@@ -18,6 +18,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ledger.leaderboard.middleware import is_known
+
 _MOST_BYTES = 64 << 20
 _VIEWS = re.compile(
     rb"(/api/v1)?/(donors|teams|pools|campaigns|pledges)"
@@ -76,7 +78,7 @@ class PageCache:
             if serial is not None and serial == self._of and kept.tag:
                 self._keep(key, kept)
         scope["route"] = kept.route
-        await _answer(kept, headers.get("if-none-match", "").encode(), send)
+        await _answer(kept, headers.get("if-none-match", ""), send)
 
     async def _make(self, scope: Scope, receive: Receive) -> _Kept:
         """Have the app answer, whole."""
@@ -104,8 +106,8 @@ class PageCache:
         self._bytes += size
 
 
-async def _answer(kept: _Kept, wanted: bytes, send: Send) -> None:
-    if kept.tag and kept.tag in wanted:
+async def _answer(kept: _Kept, wanted: str, send: Send) -> None:
+    if kept.tag and is_known(kept.tag.decode(), wanted):
         headers = [pair for pair in kept.start["headers"] if pair[0] != b"content-length"]
         await send({**kept.start, "status": HTTPStatus.NOT_MODIFIED, "headers": headers})
         await send({"type": "http.response.body", "body": b""})

@@ -32,14 +32,14 @@ def campaign_page(request: Request) -> Response:
         run = models.run(reading)
         loss = gallery_of(request).series(reading, "loss")
         snapshot = reading.snapshot
-        newest = snapshot.orders["since"].page(max(0, run.donors - _NEW), _NEW)[::-1]
+        newest = snapshot.order("all", "since").page(max(0, run.donors - _NEW), _NEW)[::-1]
         values: dict[str, Any] = {
             "campaign": run,
             "bar": goal_bar(run),
-            "top": donor_rows(snapshot, snapshot.orders["all"].page(0, _TOP)),
+            "top": donor_rows(snapshot, snapshot.order("all").page(0, _TOP)),
             "recent": [
                 row
-                for row in donor_rows(snapshot, snapshot.orders["last"].page(0, _RECENT))
+                for row in donor_rows(snapshot, snapshot.order("all", "last").page(0, _RECENT))
                 if row.last_credit_s is not None
             ],
             "new": donor_rows(snapshot, newest),

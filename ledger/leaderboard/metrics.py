@@ -20,6 +20,7 @@ from prometheus_client import (
     Gauge,
     Histogram,
     ProcessCollector,
+    disable_created_metrics,
     generate_latest,
 )
 from starlette.concurrency import run_in_threadpool
@@ -31,6 +32,8 @@ from ledger.leaderboard.record import reader_of
 from ledger.log import latest_head
 from ledger.tree import tree_size
 from protocol.errors import ProtocolError
+
+disable_created_metrics()  # when a series began is of no use here, and doubles the page
 
 router = APIRouter(include_in_schema=False)
 

@@ -53,7 +53,7 @@ _IF_NONE_MATCH = {
     "in": "header",
     "required": False,
     "description": "ETags of the answers that you have",
-    "schema": {"type": "string", "maxLength": 1024, "pattern": "^[ -~]*$"},
+    "schema": {"type": "string"},
 }
 
 

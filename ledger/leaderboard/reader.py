@@ -31,7 +31,8 @@ from starlette.exceptions import HTTPException
 
 from ledger.fold import Board
 from ledger.leaderboard.names import Names, NamesReader
-from ledger.leaderboard.snapshot import Snapshot, Standings
+from ledger.leaderboard.snapshot import Snapshot
+from ledger.leaderboard.standings import Standings
 from ledger.leaderboard.watch import Watch
 from ledger.log import latest_head, read_leaves
 from ledger.read_only import read_only_engine

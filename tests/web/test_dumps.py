@@ -14,19 +14,19 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from ledger.cli import cli
+from ledger.export import export_tiles
 from ledger.exports.dumps import cell, newest_dump, plain, write_dump
 from ledger.exports.loading import from_database
 from ledger.exports.tables import COLUMNS
 from ledger.leaderboard.app import create_app
 from ledger.schema import ErasedProfile, Profile
 from ledger.standing import anonymous, standings
-from ledger.tiles import export_tiles
 from protocol.errors import UsageError
 
 NUMBERS = "microcredits"
@@ -75,8 +75,12 @@ def test_totals_of_everybody_are_the_runs(dumped: Path, crowded: Any) -> None:
     assert (dumped / "checkpoint").read_text() == note
 
 
-@pytest.mark.parametrize("name", COLUMNS)
-def test_both_forms_say_the_same(dumped: Path, name: str) -> None:
+def test_both_forms_say_the_same(dumped: Path) -> None:
+    for name in COLUMNS:
+        _check_forms(dumped, name)
+
+
+def _check_forms(dumped: Path, name: str) -> None:
     rows = _rows(dumped, name)
     assert rows
     assert all(tuple(row) == COLUMNS[name] for row in rows)
@@ -142,26 +146,6 @@ def test_the_same_head_gives_the_same_bytes_from_a_mirror_too(
     tiles, out = tmp_path / "tiles", tmp_path / "other"
     with Session(crowded.engine) as session:
         export_tiles(session, tiles)
-        profiles = [
-            {
-                "donor": row.donor,
-                "display_name": row.display_name,
-                "url": row.url,
-                "about": row.about,
-                "show_devices": row.show_devices,
-                "updated_at_s": row.updated_at_s,
-            }
-            for row in session.query(Profile)
-        ]
-        erased = [
-            {"subject": row.subject, "erased_at_s": row.erased_at_s}
-            for row in session.query(ErasedProfile)
-        ]
-    team = _rows(dumped, "teams")[0]
-    shown = {"team": team["team"], "display_name": team["name"], "url": team["url"]}
-    shown |= {"about": team["about"], "updated_at_s": crowded.now_s}
-    file = {"format": "barnraise-profiles/1", "profiles": profiles, "teams": [shown]}
-    (tiles / "profiles").write_text(json.dumps({**file, "erased": erased}))
     result = CliRunner().invoke(cli, ["dump", "--dir", str(tiles), "--out", str(out)])
     assert result.exit_code == 0, result.output
     again = newest_dump(out)
@@ -202,6 +186,7 @@ def test_old_dumps_and_what_a_killed_one_left_are_dropped(crowded: Any, dumps: P
     assert sorted(dumps.iterdir()) == made[-2:]
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40))
 @example("=1+1")
 @example("'=1+1")
@@ -232,9 +217,8 @@ def test_the_site_offers_the_newest_dump(dumped: Path, offering: TestClient, cro
     assert offering.head("/boinc/tables.xml").headers["content-type"].startswith("application/xml")
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
+def test_only_listed_files_are_given(dumped: Path, offering: TestClient) -> None:
+    for path in (
         "/dumps/../ledger.db",
         "/dumps/%2e%2e/%2e%2e/ledger.db",
         "/dumps//etc/passwd",
@@ -243,10 +227,8 @@ def test_the_site_offers_the_newest_dump(dumped: Path, offering: TestClient, cro
         "/dumps/%00",
         "/boinc/..%2fdonors.csv",
         "/boinc/none.gz",
-    ],
-)
-def test_only_listed_files_are_given(dumped: Path, offering: TestClient, path: str) -> None:
-    assert offering.get(path).status_code == 404
+    ):
+        assert offering.get(path).status_code == 404, path
 
 
 def test_without_dumps_the_site_says_what_to_do(client: TestClient, offering: TestClient) -> None:
