@@ -91,7 +91,7 @@ async def _preflight(send: Send) -> None:
 
 
 class Packing(GZipMiddleware):
-    """Packs answers on their way, but for files: packed already, or asked for in parts."""
+    """Packs answers, but for files: those are packed already, or asked for in parts."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].startswith(_FILES):
@@ -193,8 +193,10 @@ class _Tagged:
         await self._send({"type": "http.response.body", "body": b""})
 
     def _is_known(self, tag: str) -> bool:
-        """RFC 9110 section 13.1.2: a list of tags, compared weakly, or ``*``."""
-        known = {given.strip() for given in self._asked.get("if-none-match", "").split(",")}
-        return "*" in known or tag.removeprefix("W/") in {
-            given.removeprefix("W/") for given in known
-        }
+        return is_known(tag, self._asked.get("if-none-match", ""))
+
+
+def is_known(tag: str, if_none_match: str) -> bool:
+    """RFC 9110 section 13.1.2: whether a list of tags, or ``*``, has this one; compared weakly."""
+    known = {given.strip().removeprefix("W/") for given in if_none_match.split(",")}
+    return "*" in known or tag.removeprefix("W/") in known
