@@ -18,11 +18,14 @@ Invariants:
 from __future__ import annotations
 
 import csv
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -39,6 +42,8 @@ KEPT = 2
 
 _FORMULA = (*"=+-@'\t\r\n", *"\uff1d\uff0b\uff0d\uff20")  # the latter: their wide forms
 _STAMP = "%Y%m%dT%H%M%S.%fZ"
+_WHOLE = re.compile(r"[0-9]{8}T[0-9]{6}\.[0-9]{6}Z")
+_PARTIAL = re.compile(rf"\.{_WHOLE.pattern}\.partial")
 
 
 def write_dump(
@@ -62,10 +67,12 @@ def write_dump(
     name = (now or datetime.now(UTC)).strftime(_STAMP)
     partial, final = out / f".{name}.partial", out / name
     try:
-        partial.mkdir(parents=True)
-        _write_all(board, profiles, note, partial)
-        partial.rename(final)
-        _drop_old(out)
+        out.mkdir(parents=True, exist_ok=True)
+        with _alone(out):
+            partial.mkdir()
+            _write_all(board, profiles, note, partial)
+            partial.rename(final)
+            _drop_old(out)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UsageError(f"cannot write a dump to {out}: {error.strerror or error}") from error
@@ -75,17 +82,31 @@ def write_dump(
 def newest_dump(out: Path) -> Path | None:
     """The newest whole dump in a folder, or None."""
     try:
-        names = [entry.name for entry in os.scandir(out) if not entry.name.startswith(".")]
+        names = [entry.name for entry in os.scandir(out) if _WHOLE.fullmatch(entry.name)]
     except OSError:
         return None
     return out / max(names) if names else None
 
 
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Be the only one who writes there; the kernel lets go at the process's end."""
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise UsageError(f"another dump is being written to {out}: wait for it") from error
+    finally:
+        os.close(descriptor)
+
+
 def _drop_old(out: Path) -> None:
-    dumps = sorted(path for path in out.iterdir() if path.is_dir())
-    whole = [path for path in dumps if not path.name.startswith(".")]
-    for path in [*whole[:-KEPT], *(path for path in dumps if path.name.startswith("."))]:
-        shutil.rmtree(path)
+    """Drop all dumps but the newest two, and what killed programs left; nothing else."""
+    names = sorted(entry.name for entry in os.scandir(out))
+    whole = [name for name in names if _WHOLE.fullmatch(name)]
+    for name in [*whole[:-KEPT], *filter(_PARTIAL.fullmatch, names)]:
+        shutil.rmtree(out / name)
 
 
 def _write_all(board: Board, profiles: Profiles, note: str, folder: Path) -> None:

@@ -21,7 +21,7 @@ from starlette.testclient import TestClient
 
 from ledger.cli import cli
 from ledger.export import export_tiles
-from ledger.exports.dumps import cell, newest_dump, plain, write_dump
+from ledger.exports.dumps import _alone, cell, newest_dump, plain, write_dump
 from ledger.exports.loading import from_database
 from ledger.exports.tables import COLUMNS
 from ledger.leaderboard.app import create_app
@@ -180,10 +180,23 @@ def test_old_dumps_and_what_a_killed_one_left_are_dropped(crowded: Any, dumps: P
     with Session(crowded.engine) as session:
         loaded = from_database(session)
     (dumps / ".20200101T000000.000000Z.partial").mkdir(parents=True)
+    others = [dumps / ".git", dumps / "precious"]
+    for other in others:
+        other.mkdir()
     made = [
         write_dump(*loaded, dumps, now=datetime(2026, 1, day, tzinfo=UTC)) for day in range(1, 5)
     ]
-    assert sorted(dumps.iterdir()) == made[-2:]
+    assert set(dumps.iterdir()) == {*made[-2:], *others}
+    assert newest_dump(dumps) == made[-1]
+
+
+def test_two_dumps_do_not_get_in_each_others_way(crowded: Any, dumps: Path) -> None:
+    with Session(crowded.engine) as session:
+        loaded = from_database(session)
+    dumps.mkdir()
+    with _alone(dumps), pytest.raises(UsageError, match="another dump is being written"):
+        write_dump(*loaded, dumps)
+    assert list(dumps.iterdir()) == []
 
 
 @settings(deadline=None)

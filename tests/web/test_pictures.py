@@ -123,7 +123,7 @@ def test_every_picture_in_every_form(hostile: Any, audited: Any, client: TestCli
             query = f"?theme={theme}&shape={shape}"
             svg = client.get(f"/pictures/{name}.svg{query}")
             assert svg.headers["content-type"] == "image/svg+xml"
-            assert "default-src 'self'" in svg.headers["content-security-policy"]
+            assert "default-src 'none'" in svg.headers["content-security-policy"]
             _check_inside(svg.text)
             root = ElementTree.fromstring(svg.text)
             assert root.get("width") == str(width)

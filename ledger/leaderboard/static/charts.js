@@ -55,8 +55,8 @@
     const axis = { stroke: colour("soft"), font, grid: { stroke: colour("line"), width: 1 }, ticks: { show: false } };
     const stacked = series.kind === "stack";
     const lines = series.lines.map((line, at) => ({
-      label: line.label,
-      stroke: colour(`tone-${line.tone}`),
+      label: stacked ? `${at + 1} ${line.label}` : line.label,
+      stroke: stacked ? colour("card") : colour(`tone-${line.tone}`),
       width: stacked ? 1 : 2.2,
       dash: stacked || series.lines.length === 1 ? [] : DASHES[at],
       fill: stacked ? colour(`tone-${line.tone}`) : series.kind === "bars" ? colour(`tone-${line.tone}`) : series.lines.length === 1 ? colour("tone-area") : undefined,
@@ -79,7 +79,10 @@
       series: [{ label: series.x_label, value: (_, v) => (v === null ? "–" : x.say(v)) }, ...(stacked ? lines.reverse() : lines)],
       cursor: { drag: { x: true, y: false }, points: { size: 7 } },
       legend: { live: true },
-      hooks: { ready: [(plot) => plot.setLegend({ idx: series.x.length - 1 })], draw: [(plot) => drawMarks(plot, series, colour("soft"), font)] },
+      hooks: {
+        ready: [(plot) => plot.setLegend({ idx: series.x.length - 1 })],
+        draw: [(plot) => (stacked ? drawNumbers(plot, series, colour, font) : drawMarks(plot, series, colour("soft"), font))],
+      },
     };
   }
 
@@ -108,6 +111,34 @@
       ctx.fillText(mark.label, x + (end ? -5 : 5) * ratio, bbox.top + (11 + 14 * (at % 3)) * ratio);
     });
     ctx.restore();
+  }
+
+  // A band is known by its number in the legend, not by its colour alone.
+  function drawNumbers(plot, series, colour, font) {
+    const { ctx, bbox } = plot;
+    const ratio = devicePixelRatio || 1;
+    const right = bbox.left + bbox.width - 14 * ratio;
+    const at = plot.valToIdx(plot.posToVal(right / ratio - bbox.left / ratio, "x"));
+    ctx.save();
+    ctx.font = font.replace("12px", `${11 * ratio}px`);
+    ctx.textAlign = "right";
+    ctx.textBaseline = "middle";
+    let below = 0;
+    series.lines.forEach((line, place) => {
+      const above = below + UNITS[series.y_unit].of(line.values[at]);
+      const [top, bottom] = [above, below].map((value) => plot.valToPos(value, "y", true));
+      if (bottom - top >= 13 * ratio) {
+        ctx.fillStyle = inkOn(colour(`tone-${line.tone}`));
+        ctx.fillText(String(place + 1), right, (top + bottom) / 2);
+      }
+      below = above;
+    });
+    ctx.restore();
+  }
+
+  function inkOn(hex) {
+    const [r, g, b] = [1, 3, 5].map((at) => (parseInt(hex.slice(at, at + 2), 16) / 255) ** 2.2);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.18 ? "#1d1915" : "#ffffff";
   }
 
   function sizeOf(holder) {
