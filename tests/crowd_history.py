@@ -110,6 +110,10 @@ class CrowdHistory:
         self.history.write([leaf], lambda session: session.add(row))
         return index
 
+    def write_all(self, acts: list[tuple[Record, Identity | str]]) -> None:
+        """Leaves of many acts, without their envelopes."""
+        self.history.write([self.leaf(record, signer) for record, signer in acts])
+
     def board(self) -> Board:
         """The fold of all that was written."""
         with Session(self.history.engine) as session:

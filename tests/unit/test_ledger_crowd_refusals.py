@@ -217,6 +217,12 @@ def a_revision_of_a_void_pledge(crowd: Any, _history: Any) -> tuple[Any, Any]:
     return crowd.pledged("p", "ada", revision=1), "ada"
 
 
+@case("made 100 pledges before")
+def too_many_pledges(crowd: Any, _history: Any) -> tuple[Any, Any]:
+    crowd.write_all([(crowd.pledged(f"p{n}", "ada"), "ada") for n in range(100)])
+    return crowd.pledged("one more", "ada"), "ada"
+
+
 # ---- money ----
 
 
