@@ -125,8 +125,13 @@ def ledger_history() -> ModuleType:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A module that says ``BOTH_DATABASES = True`` is run over SQLite and over PostgreSQL."""
-    if "ledger_url" in metafunc.fixturenames and getattr(metafunc.module, "BOTH_DATABASES", False):
+    """Run over SQLite and over PostgreSQL what a module asks for.
+
+    It says ``BOTH_DATABASES = True``, or the names of the tests that are worth it.
+    """
+    both = getattr(metafunc.module, "BOTH_DATABASES", ())
+    wanted = both is True or metafunc.function.__name__ in (both or ())
+    if wanted and "ledger_url" in metafunc.fixturenames:
         metafunc.parametrize("ledger_url", ["sqlite", "postgresql"], indirect=True)
 
 
