@@ -40,7 +40,7 @@ NOTE = (
     "Verification recomputes every hash, credit and signature, and compares every stored row."
 )
 Spent = tuple[float, float]
-"""Seconds on the wall, and of this process's own work: other work on the machine slows the first."""
+"""Seconds on the wall, and of this process's own work: a busy machine slows the first."""
 
 _NOW_S = 1_700_000_000
 _LARGE = 1_000_000

@@ -131,8 +131,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """
     both = getattr(metafunc.module, "BOTH_DATABASES", ())
     wanted = both is True or metafunc.function.__name__ in (both or ())
-    if wanted and "ledger_url" in metafunc.fixturenames:
-        metafunc.parametrize("ledger_url", ["sqlite", "postgresql"], indirect=True)
+    for name in ("ledger_url", "database_url"):
+        if wanted and name in metafunc.fixturenames:
+            metafunc.parametrize(name, ["sqlite", "postgresql"], indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -159,6 +160,16 @@ def postgres_server(postgres_rig: ModuleType) -> Iterator[Any]:
 def ledger_template(postgres_server: Any) -> str:
     """A PostgreSQL database with the record's tables, to be copied."""
     return str(postgres_server.make_template())
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """URL of an empty database of the test's own, without any tables."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        yield f"sqlite:///{tmp_path}/coordinator.db"
+        return
+    with request.getfixturevalue("postgres_server").database() as url:
+        yield url
 
 
 @pytest.fixture
