@@ -232,8 +232,8 @@ def _describe(report: Report) -> str:
         f"  verdicts         {audits.passed} passed, {audits.failed} failed, "
         f"{audits.inconclusive} inconclusive, {audits.unavailable} unavailable, "
         f"{audits.other} other",
-        f"  campaigns        {crowd.campaigns}, with {crowd.pledges} pledges, {crowd.donations} gifts, "
-        f"{crowd.pools} pools; {crowd.teams} teams",
+        f"  campaigns        {crowd.campaigns}, {crowd.pledges} pledges, {crowd.donations} gifts, "
+        f"{crowd.pools} pools, {crowd.teams} teams",
         f"  signed acts      {crowd.acts} checked; {crowd.unnamed} more are for nobody to see",
     ]
     if report.old_size is not None:

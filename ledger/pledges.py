@@ -24,6 +24,9 @@ from ledger.tally import Tally
 from protocol.errors import BadRecord
 from protocol.identity import PeerId
 
+MAX_PUBLIC_PLEDGES = 100
+"""Of one person: each of its credit leaves looks through them. Who wants another one revises."""
+
 PledgeState = Literal["open", "delivered", "expired", "withdrawn", "void"]
 
 
@@ -124,6 +127,8 @@ class Pledges:
                 raise BadRecord(f"revision {leaf.revision} of a pledge that was never made")
             if not leaf.microcredits:
                 raise BadRecord("withdraws a pledge that was never made")
+            if leaf.donor is not None and len(self.of(leaf.donor)) >= MAX_PUBLIC_PLEDGES:
+                raise BadRecord(f"made {MAX_PUBLIC_PLEDGES} pledges before: revise one of them")
             return
         old = known.leaf
         if leaf.revision != old.revision + 1:

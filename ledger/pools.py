@@ -114,8 +114,9 @@ class Pools:
     pools: dict[PeerId, Pool] = field(default_factory=dict)
     donations: dict[str, Donation] = field(default_factory=dict)
     anonymous: Amounts = field(default_factory=Amounts)  # as of refresh
-    givers: set[PeerId] = field(default_factory=set)  # keys that donations named
+    givers: dict[PeerId, list[Donation]] = field(default_factory=dict)  # by key that they named
     _sponsored: dict[PeerId, Amounts] = field(default_factory=dict)  # by key, as of refresh
+    _refreshed: int = 0  # accounts.changes then
 
     def sponsored(self, owner: PeerId) -> Amounts:
         """Credit that a person's money bought, as of the last :meth:`refresh`."""
@@ -132,11 +133,14 @@ class Pools:
 
     def donations_of(self, owner: PeerId) -> Iterator[Donation]:
         """Donations that name a person, void ones too."""
-        keys = set(self.people.keys_of(owner)) & self.givers
-        return (d for d in self.donations.values() if keys and d.leaf.donor in keys)
+        for key in self.people.keys_of(owner):
+            yield from self.givers.get(key, ())
 
     def refresh(self) -> None:
-        """Divide what changed since the last time; costs nothing for stretches at rest."""
+        """Divide what changed since the last time; costs nothing where no credit did."""
+        if self._refreshed == self.people.accounts.changes:
+            return
+        self._refreshed = self.people.accounts.changes
         for pool in self.pools.values():
             for stretch in pool.stretches:
                 before = stretch.divided
@@ -187,7 +191,7 @@ class Pools:
     def take_donation(self, index: int, leaf: DonationLeaf) -> Donation:
         donation = self.donations[leaf.donation] = Donation(index, leaf)
         if leaf.donor is not None:
-            self.givers.add(leaf.donor)
+            self.givers.setdefault(leaf.donor, []).append(donation)
             self.people.accounts.touched.add(leaf.donor)
         if leaf.pool is not None:
             self.pools[leaf.pool].donations.append(donation)

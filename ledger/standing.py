@@ -84,8 +84,9 @@ def take_touched(board: Board) -> set[PeerId]:
     """
     board.crowd.pools.refresh()
     touched, board.accounts.touched = board.accounts.touched, set()
-    owner_of = board.people.owner_of
-    return touched | {owner_of(key) for key in touched}
+    people = board.people
+    touched |= {people.owner_of(key) for key in touched}
+    return {key for key in touched if people.is_known(key)}  # not a pool without a device yet
 
 
 def _standing(board: Board, owner: PeerId) -> Standing:

@@ -199,6 +199,7 @@ class Accounts:
     by_assignment: dict[str, Credit] = field(default_factory=dict)  # training, probation
     by_round: dict[int, list[Credit]] = field(default_factory=dict)
     touched: set[PeerId] = field(default_factory=set)  # donors whose credit changed lately
+    changes: int = 0  # of credit, so far
 
     def pay(
         self,
@@ -225,6 +226,7 @@ class Accounts:
         for tally in (self.total, donor.tally, worker.tally, by_round, *also):
             tally.add(leaf)
         self.touched.add(donor.donor)
+        self.changes += 1
         paid = Paid(
             at_s=leaf.at_s,
             work=leaf.work,
@@ -246,6 +248,7 @@ class Accounts:
 
     def move(self, credits: Iterable[Credit], status: Status, index: int) -> None:
         """Give credits another status by the leaf ``index``, in every tally that counts them."""
+        self.changes += 1
         for credit in credits:
             leaf = credit.leaf
             tallies = (

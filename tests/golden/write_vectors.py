@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import Message
 from numpy.typing import NDArray
 
+from ledger.acts import leaf_of, open_act
 from ledger.credit import (
     flops_per_token,
     reducing_microcredits,
     training_microcredits,
     working_parameters,
 )
+from ledger.pools import largest_remainder
 from ledger.records import CreditLeaf
 from protocol import draw, merkle
 from protocol.codec import decode_chunk, encode_chunk, noise_key
@@ -321,6 +324,112 @@ def ledger() -> dict[str, Any]:
     }
 
 
+CAMPAIGN = bytes(range(16, 32))
+
+
+def _acts() -> list[tuple[Message, Identity]]:
+    """One act of each kind that leaves a leaf, and who signs it."""
+    run, salt = {"run_id": RUN_ID}, bytes(range(32, 48))
+    of = {"campaign": CAMPAIGN, **run}
+    consent = seal(wire.KeyConsent(of=WORKER.peer_id, into=REDUCER.peer_id, **run), REDUCER)
+    window = {"not_before_s": 1_800_000_000, "not_after_s": 1_900_000_000}
+    return [
+        (
+            wire.Delegation(
+                purpose=wire.KEY_PURPOSE_TREASURER,
+                public_key=LOG.public.raw,
+                serial=4,
+                **run,
+                **window,
+            ),
+            ROOT,
+        ),
+        (wire.Revocation(serial=4, reason="left", **run), ROOT),
+        (
+            wire.CampaignTerms(
+                revision=0,
+                title="A barn for all",
+                purpose="A small model that anybody may use.",
+                goal_microcredits=5_000_000,
+                goal_minor=250_000,
+                currency="EUR",
+                starts_s=1_800_000_000,
+                ends_s=1_810_000_000,
+                when_reached="continue",
+                when_missed="close",
+                **of,
+            ),
+            LOG,
+        ),
+        (wire.CampaignEnd(outcome="closed", at_s=1_805_000_000, **of), LOG),
+        (wire.CampaignNews(news=salt, title="Half way", text="Thank you.", **of), LOG),
+        (
+            wire.Pledge(
+                pledge=ASSIGNMENT_ID,
+                revision=1,
+                donor=WORKER.peer_id,
+                microcredits=1_000_000,
+                until_s=1_806_000_000,
+                visibility=wire.VISIBILITY_PUBLIC,
+                salt=salt,
+                **of,
+            ),
+            WORKER,
+        ),
+        (wire.Pool(pool=REDUCER.peer_id, currency="EUR", at_s=1_800_000_000, **of), LOG),
+        (
+            wire.Donation(
+                donation=ASSIGNMENT_ID,
+                donor=WORKER.peer_id,
+                pool=REDUCER.peer_id,
+                amount_minor=2_500,
+                currency="EUR",
+                received_s=1_799_999_000,
+                reference="opencollective:12345",
+                visibility=wire.VISIBILITY_SECRET,
+                salt=salt,
+                **of,
+            ),
+            LOG,
+        ),
+        (wire.Voiding(leaf=17, reason="refunded", salt=salt, **run), LOG),
+        (wire.TeamFounding(team=ASSIGNMENT_ID, founder=WORKER.peer_id, **run), WORKER),
+        (wire.TeamMembership(donor=WORKER.peer_id, team=ASSIGNMENT_ID, **run), WORKER),
+        (
+            wire.KeyChange(old=WORKER.peer_id, new=REDUCER.peer_id, consent=consent, **run),
+            WORKER,
+        ),
+        (
+            wire.AccountMerge(donor=WORKER.peer_id, into=REDUCER.peer_id, consent=consent, **run),
+            WORKER,
+        ),
+    ]
+
+
+def crowd() -> dict[str, Any]:
+    """Acts with their leaves, and shares of a pool's credit by largest remainder."""
+    at_s = 1_800_000_123
+    acts = [open_act(seal(record, key)) for record, key in _acts()]
+    shares = [(100, [2500, 5000, 1000]), (10, [1, 1, 1]), (0, [7, 1]), (2**53 - 1, [1, 2, 3])]
+    return {
+        "run_id": RUN_ID.hex(),
+        "at_s": at_s,
+        "acts": [
+            {
+                "envelope": act.envelope.SerializeToString(deterministic=True).hex(),
+                "payload_type": act.envelope.payload_type,
+                "signer": act.signer,
+                "leaf": leaf_of(act, run_id=RUN_ID, at_s=at_s).canonical().decode(),
+            }
+            for act in acts
+        ],
+        "shares": [
+            {"amount": amount, "weights": weights, "shares": largest_remainder(amount, weights)}
+            for amount, weights in shares
+        ],
+    }
+
+
 def draws() -> dict[str, Any]:
     """A short chain, the draw of one of its rounds, and what follows for an assignment."""
     chain = draw.DrawChain.of(bytes([7]) * 32, rounds=20)
@@ -373,6 +482,7 @@ VECTORS = {
     "outer": outer,
     "roster": roster,
     "ledger": ledger,
+    "crowd": crowd,
     "draw": draws,
     "projection": projection,
 }

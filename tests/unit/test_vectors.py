@@ -18,7 +18,7 @@ from typing import Any
 
 import base58
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDER = Path(__file__).parents[2] / "docs" / "vectors"
@@ -352,6 +352,69 @@ def test_leaf_and_head() -> None:
     text = f"{origin}\n1\n{base64.b64encode(hashed).decode()}\n"
     signature = base64.b64encode(key_id + private.sign(text.encode())).decode()
     assert found["checkpoint"] == f"{text}\n— {origin} {signature}\n"
+
+
+# ---- ledger.md: acts and their leaves, shares of a pool's credit ----
+
+
+def fields_of(data: bytes) -> dict[int, list[Any]]:
+    """Varints and byte strings of a protobuf message, by field number."""
+    found: dict[int, list[Any]] = {}
+
+    def varint(at: int) -> tuple[int, int]:
+        value = shift = 0
+        while True:
+            byte = data[at]
+            value |= (byte & 127) << shift
+            at, shift = at + 1, shift + 7
+            if byte < 128:
+                return value, at
+
+    at = 0
+    while at < len(data):
+        key, at = varint(at)
+        value: Any
+        value, at = varint(at)
+        if key & 7 == 2:
+            value, at = data[at : at + value], at + value
+        found.setdefault(key >> 3, []).append(value)
+    return found
+
+
+@pytest.mark.parametrize("number", range(len(vector("crowd")["acts"])))
+def test_an_act_and_its_leaf(number: int) -> None:
+    found = vector("crowd")
+    act, leaf = found["acts"][number], json.loads(found["acts"][number]["leaf"])
+    envelope = fields_of(bytes.fromhex(act["envelope"]))
+    payload, kind = envelope[1][0], envelope[2][0]
+    signature = fields_of(envelope[3][0])
+    assert (kind.decode(), signature[2][0].decode()) == (act["payload_type"], act["signer"])
+    signed = b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
+    raw = base58.b58decode(act["signer"])[-32:]
+    Ed25519PublicKey.from_public_bytes(raw).verify(signature[1][0], signed)
+    assert leaf["record_digest"] == sha256(payload).hex()
+    assert (leaf["run_id"], leaf["at_s"]) == (found["run_id"], found["at_s"])
+    said = [value for values in fields_of(payload).values() for value in values]
+    texts = {value.hex() for value in said if isinstance(value, bytes)}
+    texts |= {value.decode() for value in said if isinstance(value, bytes) and value.isascii()}
+    own = {"v", "kind", "run_id", "at_s", "record_digest", "visibility", "treasurer", "purpose"}
+    for name in leaf.keys() - own - {"key_digest", "revoked"}:
+        value = leaf[name]
+        assert value in (None, 0) or value in said or value in texts, name
+    if leaf["kind"] == "donation":  # a secret one
+        assert (leaf["donor"], leaf["treasurer"]) == (None, act["signer"])
+
+
+def test_shares_by_largest_remainder() -> None:
+    for case in vector("crowd")["shares"]:
+        amount, weights = case["amount"], case["weights"]
+        total = sum(weights)
+        parts = [amount * weight // total for weight in weights]
+        remainders = [amount * weight % total for weight in weights]
+        while sum(parts) < amount:
+            first = remainders.index(max(remainders))
+            parts[first], remainders[first] = parts[first] + 1, -1
+        assert parts == case["shares"]
 
 
 # ---- protocol.md section 13 ----
