@@ -79,8 +79,7 @@ class Delegations:
 
     def joined(self, others: Delegations | None) -> Delegations:
         """All of these and of the others: what was said once is not unsaid by leaving it out."""
-        if others is None:
-            return self
+        others = others or Delegations(self.run_id)
         return Delegations(
             self.run_id,
             _union(self.delegations, others.delegations),
@@ -176,8 +175,13 @@ def _unverified(envelope: wire.Envelope) -> wire.Delegation:
 def _union(
     first: Iterable[wire.Envelope], second: Iterable[wire.Envelope]
 ) -> tuple[wire.Envelope, ...]:
-    by_bytes = {_encode(envelope): envelope for envelope in (*first, *second)}
-    return tuple(by_bytes[name] for name in sorted(by_bytes))
+    """In the order in which a database gives them: every copy of a record is the same."""
+    by_digest = {_digest(envelope): envelope for envelope in (*first, *second)}
+    return tuple(by_digest[name] for name in sorted(by_digest))
+
+
+def _digest(envelope: wire.Envelope) -> str:
+    return hashlib.sha256(envelope.SerializeToString(deterministic=True)).hexdigest()
 
 
 def _encode(envelope: wire.Envelope) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from ledger.schema import LogLeaf, LogNode
@@ -54,23 +54,23 @@ def load_nodes(session: Session, ids: Iterable[NodeId]) -> dict[NodeId, bytes]:
     Raises:
         BadDigest: one is missing: the database is damaged.
     """
-    wanted: dict[int, list[int]] = {}
-    for level, position in dict.fromkeys(ids):
-        wanted.setdefault(level, []).append(position)
+    wanted = list(dict.fromkeys(ids))
     found: dict[NodeId, bytes] = {}
-    for level, positions in wanted.items():
-        # A query for each level: SQLite answers (level, position) IN (...) by reading every row.
-        for first in range(0, len(positions), _NODES_PER_QUERY):
-            part = positions[first : first + _NODES_PER_QUERY]
-            rows = session.execute(
-                select(LogNode.position, LogNode.hash).where(
-                    LogNode.level == level, LogNode.position.in_(part)
-                )
-            )
-            found.update({(level, position): value for position, value in rows})
-        for position in positions:
-            if (level, position) not in found:
-                raise BadDigest(f"node {position} of level {level} is missing: the log is damaged")
+    for first in range(0, len(wanted), _NODES_PER_QUERY):
+        levels: dict[int, list[int]] = {}
+        for level, position in wanted[first : first + _NODES_PER_QUERY]:
+            levels.setdefault(level, []).append(position)
+        # A term for each level: SQLite answers (level, position) IN (...) by reading every row.
+        terms = [
+            and_(LogNode.level == level, LogNode.position.in_(positions))
+            for level, positions in levels.items()
+        ]
+        columns = (LogNode.level, LogNode.position, LogNode.hash)
+        rows = session.execute(select(*columns).where(or_(*terms)))
+        found.update({(level, position): value for level, position, value in rows})
+    for level, position in wanted:
+        if (level, position) not in found:
+            raise BadDigest(f"node {position} of level {level} is missing: the log is damaged")
     return found
 
 

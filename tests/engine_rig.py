@@ -189,6 +189,7 @@ class Rig:
     options: EngineOptions = field(default_factory=EngineOptions)
     now_s: float = START_S
     members: dict[str, Member] = field(default_factory=dict)
+    url: str = ""  # of the database; a file in the folder unless it is given
 
     def __post_init__(self) -> None:
         self.run_id = self.manifest.run_id
@@ -207,7 +208,7 @@ class Rig:
 
     async def boot(self) -> None:
         """Start a process's worth of objects on what the folder holds."""
-        self.database = Database(f"sqlite:///{self.folder / 'coordinator.db'}")
+        self.database = Database(self.url or f"sqlite:///{self.folder / 'coordinator.db'}")
         # The same tables as after the migrations (a test compares them), in half the time.
         Base.metadata.create_all(self.database.engine)
         self.log = Log(self.manifest.origin, self.keys.log, now_s=lambda: self.now_s)

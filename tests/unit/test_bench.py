@@ -19,6 +19,7 @@ def test_the_benchmark_of_the_record_runs() -> None:
     assert result.returncode == 0, result.stderr
     for operation in ("append and sign", "make receipt", "verify receipt", "verify log"):
         assert operation in result.stdout
+    assert "sqlite" in result.stdout and "postgresql" in result.stdout
 
 
 def test_the_benchmark_of_the_boards_runs() -> None:

@@ -1,32 +1,45 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import text
+from sqlalchemy import Engine, MetaData, insert, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from coordinator import schema
-from coordinator.database import Database
+from coordinator.database import _MIGRATIONS, Database
+from ledger.authority import store_delegations
 from ledger.schema import Base
+from ledger.sources import DatabaseSource
+from ledger.verify import verify
+
+BOTH_DATABASES = True
 
 
 @pytest.fixture
-def database(tmp_path: Path):
-    database = Database(f"sqlite:///{tmp_path / 'coordinator.db'}")
+def database(database_url: str) -> Iterator[Database]:
+    database = Database(database_url)
     database.upgrade()
     yield database
     database.close()
 
 
-def test_migrating_from_empty_gives_the_metadata(database: Database) -> None:
+def differences(database: Database) -> list[Any]:
+    """Between the tables that are there and those that the program expects."""
     with database.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
-        assert compare_metadata(context, Base.metadata) == []
+        return list(compare_metadata(context, Base.metadata))
+
+
+def test_migrating_from_empty_gives_the_metadata(database: Database) -> None:
+    assert differences(database) == []
 
 
 def test_upgrade_is_idempotent(database: Database) -> None:
@@ -76,3 +89,77 @@ def test_intervals_are_a_chain(database: Database, intervals: list[tuple]) -> No
             )
             for start, stop, previous in intervals
         )
+
+
+PREVIOUS = "0002"
+"""The schema of the release before this one."""
+
+
+def fill_previous(url: str, filled: Engine) -> None:
+    """Tables of the previous release, with the rows of a real run as far as it had them."""
+    database = Database(url)
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    with database.engine.connect() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, PREVIOUS)
+    tables = MetaData()
+    tables.reflect(database.engine)
+    with database.session() as session, filled.connect() as source:
+        for table in tables.sorted_tables:
+            now = Base.metadata.tables.get(table.name)
+            if now is None:
+                continue  # alembic's own
+            kept = [column for column in now.columns if column.name in table.columns]
+            rows = [dict(row._mapping) for row in source.execute(select(*kept))]
+            if rows:
+                session.execute(insert(table), rows)
+            if rows and "id" in table.columns and database.engine.dialect.name == "postgresql":
+                session.execute(  # rows that bring their number do not count
+                    text(
+                        f"SELECT setval(pg_get_serial_sequence('{table.name}', 'id'), max(id)) "
+                        f"FROM {table.name}"
+                    )
+                )
+    database.close()
+
+
+async def test_a_run_of_the_previous_release_goes_on(
+    boot: Any, database_url: str, engine_rig: Any
+) -> None:
+    """Its record verifies as before, and its coordinator starts and settles the next round."""
+    rig = await boot(round={"min_members": 1})
+    rig.enrol(1, anchor=True)
+    ada = rig.enrol(2)
+    await play(rig, ada)
+    with rig.database.session() as session:
+        store_delegations(session, rig.keys.delegations)  # as serving a run does
+    with rig.database.session() as session:
+        before = verify(DatabaseSource(session), root=engine_rig.ROOT.peer_id)
+    rig.database.engine.dispose()
+    old_url, rig.url = rig.database.url, database_url.replace("coordinator.db", "upgraded.db")
+    fill_previous(rig.url, rig.database.engine)
+    rig.database.close()
+    upgraded = Database(rig.url)
+    upgraded.upgrade()
+    assert differences(upgraded) == []
+    with upgraded.session() as session:
+        assert verify(DatabaseSource(session), root=engine_rig.ROOT.peer_id) == before
+    upgraded.close()
+    assert rig.url != old_url
+    await rig.boot()
+    await play(rig, ada)
+    with rig.database.session() as session:
+        after = verify(DatabaseSource(session), root=engine_rig.ROOT.peer_id)
+    assert after.rounds == before.rounds + 1 == 2
+
+
+async def play(rig: Any, member: Any) -> None:
+    """A round of one member, whole."""
+    await member.lease()
+    member.train()
+    await member.commit()
+    await rig.gather()
+    await rig.submit(rig.results())
+    assert await rig.engine.settle()
+    await rig.engine.evaluate()

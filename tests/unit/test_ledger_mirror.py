@@ -73,8 +73,8 @@ class Site:
             export_tiles(session, self.folder)
 
     def grow(self, rounds: int) -> None:
-        for _ in range(rounds):
-            self.history.settle({0: 2, 1: 1})
+        written = [self.history.settled_leaves({0: 2, 1: 1}) for _ in range(rounds)]
+        self.history.write([leaf for leaves in written for leaf in leaves])
         self.refresh()
 
     def fetch(self, path: str, most_bytes: int) -> bytes | None:
