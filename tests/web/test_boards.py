@@ -288,6 +288,29 @@ def test_a_large_record_is_shown_as_it_was_while_what_is_new_is_folded(
     assert not [thread for thread in threading.enumerate() if thread.name == "fold"]
 
 
+def test_until_a_record_is_folded_for_the_first_time_the_site_says_so(
+    history: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    apply = reader_module.Standings.apply
+
+    def held(self: Any, data: bytes) -> None:
+        assert go_on.wait(60)
+        apply(self, data)
+
+    monkeypatch.setattr(reader_module.Standings, "apply", held)
+    monkeypatch.setattr(reader_module, "_MOST_WAIT_S", 0.05)
+    with TestClient(create_app(history.url)) as client:
+        for path in ("/donors", "/", "/api/v1/donors"):
+            answer = client.get(path)
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "30")
+            assert "read for the first time" in answer.text
+        assert client.get("/checkpoint").status_code == 200
+        monkeypatch.setattr(reader_module, "_MOST_WAIT_S", 60.0)
+        go_on.set()
+        assert client.get("/donors").status_code == 200
+
+
 def test_a_record_that_was_mended_is_shown_again(history: Any) -> None:
     with Session(history.engine) as session, session.begin():
         leaf = session.get_one(LogLeaf, 5)
