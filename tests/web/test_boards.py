@@ -16,6 +16,8 @@ from ledger.leaderboard import reader as reader_module
 from ledger.leaderboard.app import create_app
 from ledger.leaderboard.reader import Reader
 from ledger.schema import LogLeaf, Profile, TeamProfile
+from ledger.sources import HttpSource
+from ledger.verify import verify
 
 HOSTILE = (
     "<script>document.title='owned'</script>",
@@ -144,6 +146,22 @@ def test_credit_that_money_bought_is_a_column_and_counts_and_the_unnamed_are_one
     assert sorted(gift["amount_minor"] for gift in listed) == [1000, 3000]  # no secret one
     assert "20.00 EUR" not in _words(client, f"/campaigns/{zero}")
     assert "30.00 EUR" in _words(client, f"/donor/{ada}")
+
+
+def test_a_stranger_verifies_what_persons_and_the_unnamed_have(
+    site: str, history: Any, crowd: Any
+) -> None:
+    history.enrol("pool")
+    history.enrol("cleo")
+    crowd.pool("pool")
+    crowd.donate("first", "cleo", "pool", amount_minor=3000)
+    crowd.donate("second", "", "pool", amount_minor=1001)
+    history.settle({3: 11, 0: 2})
+    crowd.merge("ada", "bob")
+    crowd.rotate("bob", "eve")
+    report = verify(HttpSource(site), root=history.manifest.root)
+    assert report.board_compared
+    assert report.donors == 3
 
 
 def test_a_campaign_shows_its_bar_terms_news_and_only_what_may_be_listed(
