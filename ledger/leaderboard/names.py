@@ -116,6 +116,8 @@ def read_names(session: Session, run_id: str) -> Names:
 
 def web_link(url: str) -> str | None:
     """A stranger's link, if it is one that a page may carry: to http or https, to a host."""
+    if not url:
+        return None
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -144,8 +146,10 @@ class Index:
             place = self._place[key] = len(self._keys)
             self._keys.append(key)
             self._lines.append("")
-        self._lines[place] = f"{(name or '').casefold()}\n{key.casefold()}"
-        self._stale.add(place // _BLOCK)
+        line = f"{(name or '').casefold()}\n{key.casefold()}"
+        if line != self._lines[place]:
+            self._lines[place] = line
+            self._stale.add(place // _BLOCK)
 
     def freeze(self) -> tuple[Block, ...]:
         """The index as it is now."""

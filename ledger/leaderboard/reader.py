@@ -47,6 +47,7 @@ _MOST_WAIT_S = 20.0
 _LOOK_EVERY_S = 1.0  # when nobody asks, too: an erased name must not wait for a visitor
 _SHARE = 10  # of a large record's time, one part in so many may go into following it
 _MOST_PAUSE_S = 3.0  # but an erased name is gone within seconds
+_PIECE_S, _REST_S = 0.002, 0.006
 _SPARE_GROWTH = 1.2
 _SERVICE_UNAVAILABLE = 503
 _NOT_BEGUN = "The record of this run has not begun yet."
@@ -74,6 +75,19 @@ class Reading:
         return self.snapshot.names
 
 
+class _Pace:
+    """Lets requests go first: the thread that follows a large record rests between pieces."""
+
+    def __init__(self) -> None:
+        self.rests = False
+        self._since_s = time.monotonic()
+
+    def __call__(self) -> None:
+        if self.rests and time.monotonic() - self._since_s > _PIECE_S:
+            time.sleep(_REST_S)
+            self._since_s = time.monotonic()
+
+
 class Reader:
     """Owns the thread that folds; safe to share between threads."""
 
@@ -81,7 +95,8 @@ class Reader:
         self._engine: Engine = read_only_engine(database_url)
         self._watch = Watch(self._engine)
         self._fold = threading.Lock()  # held while the fold changes, and while it is read
-        self._standings = Standings(Board())
+        self._pace = _Pace()
+        self._standings = Standings(Board(), self._pace)
         self._names = NamesReader()
         self._serials = itertools.count(1)
         self._state = threading.Condition()  # guards what follows
@@ -244,6 +259,7 @@ class Reader:
         size = self._standings.board.size
         if head.size < size or (known and head.size == size and head.root != known.head.root):
             self._forget()  # another record took the place of the one we knew
+        self._pace.rests = self._standings.board.size > SMALL_LEAVES
         with self._fold:
             standings = self._standings
             for data in read_leaves(session, standings.board.size, head.size):
@@ -261,4 +277,4 @@ class Reader:
     def _forget(self) -> None:
         """Fold from the first leaf again."""
         with self._fold:
-            self._standings = Standings(Board())
+            self._standings = Standings(Board(), self._pace)

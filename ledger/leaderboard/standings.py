@@ -6,11 +6,11 @@ unit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ledger.fold import Board
 from ledger.leaderboard.names import Index, Names
-from ledger.leaderboard.order import Order, Ranking
+from ledger.leaderboard.order import Entry, Order, Ranking
 from ledger.leaderboard.person import Person, person_of
 from ledger.leaderboard.recent import Recent
 from ledger.leaderboard.snapshot import (
@@ -32,17 +32,22 @@ _REBUILD_SHARE = 4
 """When more than one in so many changed, orders are sorted anew."""
 
 
+_Place = tuple[BoardName, Sort]
+
+
 class Standings:
     """Follows a fold; one thread does."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: Board, pace: Callable[[], None] = lambda: None) -> None:
+        """Follow ``board``; ``pace`` is called between pieces of work, and may take a rest."""
         self.board = board
+        self._pace = pace
         self._recent = Recent(0)
         self._people: dict[PeerId, Person] = {}
         self._given_up: dict[PeerId, PeerId] = {}
         self._names = Names()
         self._rankings = {(board, sort): Ranking() for board in BOARDS for sort in SORTS}
-        self._orders: dict[tuple[BoardName, Sort], Order] = {}
+        self._orders: dict[_Place, Order] = {}
         self._index = Index()
         self._touched: set[PeerId] = set()
 
@@ -53,6 +58,7 @@ class Standings:
             BadRecord: it is malformed or contradicts the leaves before it.
         """
         leaf = self.board.apply(data)
+        self._pace()
         if self.board.size == 1:
             self._recent = Recent(self.board.opened_s)
         self._touched |= self._recent.move_to(self.board.newest_s)
@@ -78,7 +84,7 @@ class Standings:
             self._orders = {name: ranking.freeze() for name, ranking in self._rankings.items()}
         self._names = names
         for key in changed & self._people.keys():
-            self._index.put(key, names.donor(key))
+            self._index.put(key, names.donor(key))  # does nothing where it is found so already
         return Snapshot(
             serial,
             note,
@@ -111,6 +117,7 @@ class Standings:
             return people | {one.owner: person_of(one, recent) for one in standings(board)}
         for key in touched - given_up:
             people[key] = person_of(standing(board, key), recent)
+            self._pace()
         return people
 
     def _changed_names(self, names: Names) -> set[PeerId]:
@@ -122,12 +129,11 @@ class Standings:
     def _sort_anew(self, people: Mapping[PeerId, Person | None], names: Names) -> None:
         for key, person in people.items():
             self._put(key, person)
-        for board in BOARDS:
-            shown = [person for person in self._people.values() if is_on(board, person)]
-            for sort in SORTS:
-                self._rankings[board, sort] = Ranking(
-                    entry_of(board, sort, person, names.donor(person.donor)) for person in shown
-                )
+        entries: dict[_Place, list[Entry]] = {place: [] for place in self._rankings}
+        for key, person in self._people.items():
+            for place, entry in _entries(person, names.donor(key)).items():
+                entries[place].append(entry)
+        self._rankings = {place: Ranking(found) for place, found in entries.items()}
 
     def _move(
         self, people: Mapping[PeerId, Person | None], changed: set[PeerId], names: Names
@@ -135,16 +141,29 @@ class Standings:
         for key in changed:
             old = self._people.get(key)
             new = people.get(key, old)
-            old_name, new_name = self._names.donor(key), names.donor(key)
-            for (board, sort), ranking in self._rankings.items():
-                ranking.replace(
-                    entry_of(board, sort, old, old_name) if old and is_on(board, old) else None,
-                    entry_of(board, sort, new, new_name) if new and is_on(board, new) else None,
-                )
+            before, after = _entries(old, self._names.donor(key)), _entries(new, names.donor(key))
+            for place, ranking in self._rankings.items():
+                ranking.replace(before.get(place), after.get(place))
             self._put(key, new)
+            self._pace()
 
     def _put(self, key: PeerId, person: Person | None) -> None:
         if person is None:
             self._people.pop(key, None)
         else:
             self._people[key] = person
+
+
+def _entries(person: Person | None, name: str | None) -> dict[_Place, Entry]:
+    """Where every order has somebody; boards share what does not differ between them."""
+    if person is None:
+        return {}
+    shared: dict[Sort, Entry] = {
+        sort: entry_of("all", sort, person, name) for sort in SORTS if sort != "credit"
+    }
+    return {
+        (board, sort): shared.get(sort) or entry_of(board, sort, person, name)
+        for board in BOARDS
+        if is_on(board, person)
+        for sort in SORTS
+    }

@@ -14,8 +14,11 @@ from web_page import Page
 from ledger.donors import erase_profile
 from ledger.leaderboard import reader as reader_module
 from ledger.leaderboard.app import create_app
+from ledger.leaderboard.format import money
 from ledger.leaderboard.reader import Reader
 from ledger.schema import LogLeaf, Profile, TeamProfile
+from ledger.sources import HttpSource
+from ledger.verify import verify
 
 HOSTILE = (
     "<script>document.title='owned'</script>",
@@ -146,6 +149,22 @@ def test_credit_that_money_bought_is_a_column_and_counts_and_the_unnamed_are_one
     assert "30.00 EUR" in _words(client, f"/donor/{ada}")
 
 
+def test_a_stranger_verifies_what_persons_and_the_unnamed_have(
+    site: str, history: Any, crowd: Any
+) -> None:
+    history.enrol("pool")
+    history.enrol("cleo")
+    crowd.pool("pool")
+    crowd.donate("first", "cleo", "pool", amount_minor=3000)
+    crowd.donate("second", "", "pool", amount_minor=1001)
+    history.settle({3: 11, 0: 2})
+    crowd.merge("ada", "bob")
+    crowd.rotate("bob", "eve")
+    report = verify(HttpSource(site), root=history.manifest.root)
+    assert report.board_compared
+    assert report.donors == 3
+
+
 def test_a_campaign_shows_its_bar_terms_news_and_only_what_may_be_listed(
     client: TestClient, history: Any, crowd: Any, ledger_history: ModuleType
 ) -> None:
@@ -191,6 +210,11 @@ def test_a_campaign_shows_its_bar_terms_news_and_only_what_may_be_listed(
     assert row["microcredits"] == 800
     assert "Pledges" in _words(client, f"/donor/{_key(ledger_history, 'ada')}")
     assert client.get("/campaigns/" + "0" * 32).status_code == 404
+
+
+def test_money_is_written_in_the_parts_that_its_currency_has() -> None:
+    shown = [money(*given) for given in ((123_456, "EUR"), (5, "USD"), (1500, "JPY"), (1, "KWD"))]
+    assert shown == ["1,234.56 EUR", "0.05 USD", "1,500 JPY", "0.001 KWD"]
 
 
 def test_a_team_has_a_page_and_a_hostile_name_breaks_nothing(
@@ -286,6 +310,29 @@ def test_a_large_record_is_shown_as_it_was_while_what_is_new_is_folded(
         go_on.set()
         reader.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "fold"]
+
+
+def test_until_a_record_is_folded_for_the_first_time_the_site_says_so(
+    history: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    apply = reader_module.Standings.apply
+
+    def held(self: Any, data: bytes) -> None:
+        assert go_on.wait(60)
+        apply(self, data)
+
+    monkeypatch.setattr(reader_module.Standings, "apply", held)
+    monkeypatch.setattr(reader_module, "_MOST_WAIT_S", 0.05)
+    with TestClient(create_app(history.url)) as client:
+        for path in ("/donors", "/", "/api/v1/donors"):
+            answer = client.get(path)
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "30")
+            assert "read for the first time" in answer.text
+        assert client.get("/checkpoint").status_code == 200
+        monkeypatch.setattr(reader_module, "_MOST_WAIT_S", 60.0)
+        go_on.set()
+        assert client.get("/donors").status_code == 200
 
 
 def test_a_record_that_was_mended_is_shown_again(history: Any) -> None:
