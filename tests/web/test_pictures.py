@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import struct
 import threading
@@ -15,13 +16,14 @@ from hypothesis import strategies as st
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
-from ledger.donors import erase_profile
+from ledger.donors import erase_profile, short_key
 from ledger.leaderboard.app import create_app
 from ledger.leaderboard.pictures import gallery, scale
 from ledger.leaderboard.pictures.draw import draw
 from ledger.leaderboard.pictures.paper import PALETTES
 from ledger.leaderboard.pictures.series import MAX_POINTS, MAX_TABLE_ROWS, Line, Mark, Series
 from ledger.leaderboard.pictures.table import table_of
+from ledger.leaderboard.reader import Reader
 
 NAMES = ("goal", "loss", "compute", "members", "audits")
 _SVG = "{http://www.w3.org/2000/svg}"
@@ -218,6 +220,30 @@ def test_a_shelf_is_as_long_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     for n in range(9):
         shelf.picture(_series(summary=f"number {n}"), "svg", "light", "wide")
     assert len(shelf._kept) == 3
+
+
+def test_a_large_record_is_gone_through_now_and_then_but_never_names_who_was_erased(
+    history: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gallery, "SMALL_LEAVES", 0)
+    clock = itertools.count()
+    shelf, reader = gallery.Gallery(lambda: next(clock)), Reader(history.url)
+
+    def compute() -> tuple[int, list[str]]:
+        with reader.read() as reading:
+            series = shelf.series(reading, "compute")
+        return series.size, [line.label for line in series.lines]
+
+    size, labels = compute()  # by this clock it took a second
+    assert labels == ["Ada", "Bob"]
+    with Session(history.engine) as session, session.begin():
+        erase_profile(session, history.workers[0][1])
+    history.settle({1: 9})
+    assert compute() == (size, [short_key(history.workers[0][1]), "Bob"])
+    for _ in range(30):
+        next(clock)
+    assert compute() == (history.size(), ["Bob", "without a name"])
+    reader.close()
 
 
 def test_long_runs_are_thinned_and_keep_their_ends(history: Any, client: TestClient) -> None:

@@ -3,38 +3,54 @@
 Invariants:
 
 * Each form of a picture is drawn once for the numbers and names in it; one thread draws at a time.
-* The pass over all credit is made once for each snapshot, so for each head or change of a name.
-  No name outlives its erasure: a drawing is found by all that it shows.
+* The pass over all credit is made once for each snapshot; of a record that
+  :mod:`~ledger.leaderboard.reader` calls large only now and then, and it says as of which leaf.
+* No name outlives its erasure: it is asked for every time, and a drawing is found by all it shows.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 from starlette.requests import Request
 
-from ledger.leaderboard.pictures import facts, work
+from ledger.leaderboard.pictures import facts
 from ledger.leaderboard.pictures.draw import Shape, draw
 from ledger.leaderboard.pictures.paper import Theme
 from ledger.leaderboard.pictures.png import to_png
 from ledger.leaderboard.pictures.series import Name, Series
-from ledger.leaderboard.pictures.work import Work
-from ledger.leaderboard.reader import Reading
+from ledger.leaderboard.pictures.work import Work, audits, compute
+from ledger.leaderboard.reader import SMALL_LEAVES, Reading
 
 Form = Literal["svg", "png"]
 
 _MOST_KEPT = 64  # five pictures in two colours, shapes and forms are 40
+_SHARE = 30
+"""Of a large record's time, one part in so many may go into passes over its credit."""
+
+
+@dataclass(frozen=True)
+class _Made:
+    """The newest pass over all credit."""
+
+    serial: int  # of the snapshot that it was made from
+    work: Work
+    good_until_s: float  # for a large record
 
 
 class Gallery:
     """One of a site; safe to share between threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
         self._drawing = threading.Lock()
         self._kept: OrderedDict[tuple[str, Theme, Shape, Form], bytes] = OrderedDict()
-        self._work: tuple[int, Work] | None = None
+        self._now_s = now_s
+        self._made: _Made | None = None
 
     def series(self, reading: Reading, name: Name) -> Series:
         """The numbers of a picture. Call it inside the reading."""
@@ -46,8 +62,8 @@ class Gallery:
         if name == "goal":
             return facts.goal(board)
         if name == "audits":
-            return work.audits(board, self._work_of(reading))
-        return work.compute(board, self._work_of(reading))
+            return audits(self._work_of(reading))
+        return compute(self._work_of(reading), reading.names)
 
     def picture(self, series: Series, form: Form, theme: Theme, shape: Shape) -> bytes:
         """A picture in one of its forms, from the shelf if it hangs there."""
@@ -62,10 +78,16 @@ class Gallery:
             return self._kept[key]
 
     def _work_of(self, reading: Reading) -> Work:
-        snapshot = reading.snapshot
-        if self._work is None or self._work[0] != snapshot.serial:
-            self._work = snapshot.serial, Work(reading.board, snapshot.names)
-        return self._work[1]
+        snapshot, made = reading.snapshot, self._made
+        if made is not None and made.serial == snapshot.serial:
+            return made.work
+        began_s = self._now_s()
+        if made is not None and snapshot.size > SMALL_LEAVES and began_s < made.good_until_s:
+            return made.work
+        work = Work(reading.board, snapshot.names)
+        ended_s = self._now_s()
+        self._made = _Made(snapshot.serial, work, ended_s + _SHARE * (ended_s - began_s))
+        return work
 
 
 def gallery_of(request: Request) -> Gallery:
