@@ -21,7 +21,7 @@ from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
-from ledger.leaderboard import api, record, views
+from ledger.leaderboard import api, explorer, receipt_page, record, views
 from ledger.leaderboard.middleware import ETags, SecurityHeaders
 from ledger.leaderboard.reader import Reader
 from protocol.errors import ProtocolError, TransientError
@@ -53,6 +53,9 @@ def create_app(database_url: str) -> FastAPI:
     app.include_router(api.router)
     app.include_router(record.router)
     app.include_router(views.router)
+    app.include_router(explorer.router)
+    app.include_router(explorer.api_router)
+    app.include_router(receipt_page.router)
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)

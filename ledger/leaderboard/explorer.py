@@ -1,0 +1,286 @@
+"""The log, leaf by leaf: to read, and to check in the reader's own browser.
+
+Invariants:
+
+* A leaf is shown as the bytes that are hashed, and never without its place under a signed head.
+* Nothing here needs the fold: a page costs the leaves that it shows, however long the log is.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any, get_args
+
+from fastapi import APIRouter, Path, Query, Request, Response
+from pydantic import BaseModel, Field
+from sqlalchemy import ColumnElement, select
+from sqlalchemy.orm import Session
+from starlette.exceptions import HTTPException
+from starlette.responses import RedirectResponse
+
+from ledger import tree
+from ledger.authority import load_delegations, log_keys
+from ledger.leaderboard.acts import signed_act
+from ledger.leaderboard.leaf_fields import KINDS, rows_of
+from ledger.leaderboard.pages import page
+from ledger.leaderboard.record import reader_of
+from ledger.log import read_leaves
+from ledger.records import Leaf, ReversalLeaf, RunLeaf, parse_leaf
+from ledger.schema import LogHead, LogLeaf, RunPage
+from protocol import merkle
+from protocol.errors import BadSignature
+from protocol.manifest import RunManifest
+from protocol.notes import Checkpoint, read_checkpoint
+
+router = APIRouter(include_in_schema=False)
+api_router = APIRouter(prefix="/api/v1", tags=["v1"])
+
+_PER_PAGE = 50
+_HEADS = 20
+_MAX_OF_DONOR = 5000
+_OF_DONOR = ("credit", "final", "reversal", "merge", "key_rotation")
+_KINDS = tuple(one.model_fields["kind"].default for one in get_args(Leaf))
+
+Index = Annotated[int, Query(ge=0, lt=1 << 53)]
+Key = Annotated[str, Path(max_length=64)]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which leaves to list."""
+
+    kind: str = ""
+    donor: str = ""
+    round: int | None = None
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        said = {"kind": self.kind or None, "donor": self.donor or None, "round": self.round}
+        return [
+            getattr(LogLeaf, name) == value for name, value in said.items() if value is not None
+        ]
+
+    def query(self) -> str:
+        """For links to further pages of the list."""
+        said = {"kind": self.kind, "donor": self.donor, "round": self.round}
+        return "".join(
+            f"&{name}={value}" for name, value in said.items() if value not in ("", None)
+        )
+
+
+class LeavesOfDonor(BaseModel):
+    """Indexes of the leaves from which a donor's totals follow."""
+
+    size: int = Field(description="leaves of the record that were looked through")
+    leaves: list[int] = Field(
+        description="its credit, and what changed it: final, reversal and their verdicts, "
+        "restores, merges and rotations of its key; ascending"
+    )
+    more: bool = Field(description="there are more than this lists")
+
+
+@router.get("/log")
+def log_page(
+    request: Request,
+    kind: Annotated[str, Query(pattern=f"^({'|'.join(_KINDS)})?$")] = "",
+    donor: Annotated[str, Query(pattern="^[1-9A-HJ-NP-Za-km-z]{0,64}$")] = "",
+    round: Annotated[str, Query(pattern="^[0-9]{0,15}$")] = "",
+    before: Index | None = None,
+    after: Index | None = None,
+) -> Response:
+    """Leaves, newest first: of one kind, donor or round, or all."""
+    wanted = Wanted(kind, donor, int(round) if round else None)
+    with reader_of(request).session() as (session, note):
+        head = _head(note)
+        found = _listed(session, wanted, head.size, before, after)
+        leaves = [(index, parse_leaf(data)) for index, data in found[:_PER_PAGE]]
+        first = min((index for index, _ in leaves), default=0)
+        last = max((index for index, _ in leaves), default=0)
+        older = bool(leaves) and _any(session, wanted, LogLeaf.leaf_index < first)
+        newer = bool(leaves) and _any(
+            session, wanted, LogLeaf.leaf_index > last, LogLeaf.leaf_index < head.size
+        )
+        links = _Links(session, head.size)
+        listed = [(index, leaf, links.round_of(leaf)) for index, leaf in leaves]
+    return page(
+        "log.html",
+        request,
+        leaves=listed,
+        kinds=KINDS,
+        wanted=wanted,
+        size=head.size,
+        older=first if older else None,
+        newer=last if newer else None,
+        links=links,
+    )
+
+
+@router.get("/log/jump")
+def jump(
+    request: Request, index: Annotated[str, Query(pattern=r"^\s*[0-9]{1,15}\s*$")]
+) -> Response:
+    """From the field on the list to a leaf."""
+    return RedirectResponse(f"/log/{int(index)}", status_code=303)
+
+
+@router.get("/log/heads")
+def heads_page(request: Request) -> Response:
+    """The newest signed head, the keys behind it, and how to verify and mirror it all."""
+    with reader_of(request).session() as (session, note):
+        head = _head(note)
+        manifest = _manifest(session)
+        heads = session.scalars(
+            select(LogHead).order_by(LogHead.tree_size.desc()).limit(_HEADS)
+        ).all()
+        earlier = [(row.signed_at_s, read_checkpoint(row.checkpoint)) for row in heads]
+        vkeys, problem = _verifier_keys(session, head, manifest)
+        run_page = session.scalar(select(RunPage).where(RunPage.run_id == manifest.run_id.hex()))
+    return page(
+        "heads.html",
+        request,
+        head=head,
+        note=note,
+        earlier=earlier,
+        root=manifest.root,
+        vkeys=vkeys,
+        problem=problem,
+        join_link=run_page.join_link if run_page else None,
+    )
+
+
+@router.get("/log/{index}")
+def leaf_page(request: Request, index: Annotated[int, Path(lt=1 << 53)]) -> Response:
+    """One leaf: what it says, what it leads to, who signed it, and its proof."""
+    with reader_of(request).session() as (session, note):
+        head = _head(note)
+        if not 0 <= index < head.size:
+            raise HTTPException(404, f"The record has {head.size} leaves, numbered from 0.")
+        data = next(read_leaves(session, index, index + 1))
+        leaf = parse_leaf(data)
+        values: dict[str, Any] = {
+            "rows": rows_of(leaf, _Links(session, head.size).exists),
+            "proof": [step.hex() for step in tree.inclusion_proof(session, index, head.size)],
+            "act": signed_act(session, index),
+            "root_key": _manifest(session).root,
+        }
+    return page(
+        "leaf.html",
+        request,
+        index=index,
+        size=head.size,
+        leaf=leaf,
+        meaning=KINDS[leaf.kind],
+        raw=data.decode(),
+        manifest=json.dumps(leaf.manifest, indent=2, ensure_ascii=False)
+        if isinstance(leaf, RunLeaf)
+        else None,
+        leaf_hash=merkle.leaf_hash(data).hex(),
+        root=head.root.hex(),
+        **values,
+    )
+
+
+@api_router.get("/donors/{donor}/leaves")
+def leaves_of_donor(
+    request: Request,
+    donor: Key,
+    size: Annotated[int | None, Query(ge=1, lt=1 << 53, description="of an older head")] = None,
+) -> LeavesOfDonor:
+    """Where the record speaks of a donor's credit: to recompute its totals leaf by leaf."""
+    with reader_of(request).session() as (session, note):
+        head = _head(note)
+        within = min(size or head.size, head.size)
+        rows = session.execute(
+            select(LogLeaf.leaf_index, LogLeaf.kind, LogLeaf.data)
+            .where(LogLeaf.donor == donor, LogLeaf.leaf_index < within)
+            .where(LogLeaf.kind.in_(_OF_DONOR))
+            .order_by(LogLeaf.leaf_index)
+            .limit(_MAX_OF_DONOR + 1)
+        ).all()
+        restores = session.scalars(
+            select(LogLeaf.leaf_index).where(LogLeaf.kind == "restore", LogLeaf.leaf_index < within)
+        ).all()
+        if not rows and not _Links(session, head.size).exists(f"/donor/{donor}"):
+            raise HTTPException(404, "The record knows no such donor.")
+    listed = {row.leaf_index for row in rows[:_MAX_OF_DONOR]} | set(restores)
+    reversals = [parse_leaf(row.data) for row in rows[:_MAX_OF_DONOR] if row.kind == "reversal"]
+    listed |= {leaf.verdict_leaf for leaf in reversals if isinstance(leaf, ReversalLeaf)}
+    return LeavesOfDonor(size=within, leaves=sorted(listed), more=len(rows) > _MAX_OF_DONOR)
+
+
+class _Links:
+    """Which pages the site has, so that no link is dead."""
+
+    def __init__(self, session: Session, size: int) -> None:
+        self._session, self._size = session, size
+        self._known: dict[str, bool] = {}
+
+    def exists(self, path: str) -> bool:
+        if path not in self._known:
+            self._known[path] = self._look(*path.strip("/").split("/", 1))
+        return self._known[path]
+
+    def round_of(self, leaf: Leaf) -> str | None:
+        number = getattr(leaf, "round", None)
+        path = f"/round/{number}"
+        return path if number is not None and self.exists(path) else None
+
+    def _look(self, page_of: str, name: str) -> bool:
+        if page_of == "log":
+            return int(name) < self._size
+        if page_of == "round":
+            return self._has("round", LogLeaf.round == int(name))
+        if page_of == "donor":
+            return self._has("enrol", LogLeaf.donor == name)
+        return False
+
+    def _has(self, kind: str, condition: ColumnElement[bool]) -> bool:
+        return _any(self._session, Wanted(kind), condition, LogLeaf.leaf_index < self._size)
+
+
+def _head(note: str) -> Checkpoint:
+    head = read_checkpoint(note)
+    if not head.size:
+        raise HTTPException(503, "The record of this run has not begun yet.")
+    return head
+
+
+def _listed(
+    session: Session, wanted: Wanted, size: int, before: int | None, after: int | None
+) -> list[tuple[int, bytes]]:
+    """Up to a page of ``(index, bytes)``, newest first: those before or those after a leaf."""
+    chosen = select(LogLeaf.leaf_index, LogLeaf.data).where(*wanted.conditions())
+    chosen = chosen.where(LogLeaf.leaf_index < min(size, size if before is None else before))
+    if after is None:
+        chosen = chosen.order_by(LogLeaf.leaf_index.desc()).limit(_PER_PAGE)
+        return [(index, data) for index, data in session.execute(chosen)]
+    chosen = chosen.where(LogLeaf.leaf_index > after).order_by(LogLeaf.leaf_index).limit(_PER_PAGE)
+    return [(index, data) for index, data in session.execute(chosen)][::-1]
+
+
+def _any(session: Session, wanted: Wanted, *conditions: ColumnElement[bool]) -> bool:
+    found = select(LogLeaf.leaf_index).where(*wanted.conditions(), *conditions).limit(1)
+    return session.scalar(found) is not None
+
+
+def _manifest(session: Session) -> RunManifest:
+    leaf = parse_leaf(next(read_leaves(session, 0, 1)))
+    assert isinstance(leaf, RunLeaf)
+    return leaf.run_manifest()
+
+
+def _verifier_keys(
+    session: Session, head: Checkpoint, manifest: RunManifest
+) -> tuple[list[str], str | None]:
+    """Keys that may sign this log at its newest leaf, or why there is none."""
+    records = load_delegations(session)
+    if records is None:
+        return [], "No delegations are published with this log."
+    newest = parse_leaf(next(read_leaves(session, head.size - 1, head.size)))
+    try:
+        keys = log_keys(
+            records, manifest.root, head.origin, run_id=manifest.run_id, at_s=newest.at_s
+        )
+    except BadSignature as error:
+        return [], f"{error}"
+    return [key.vkey for key in keys], None
