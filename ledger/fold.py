@@ -14,7 +14,9 @@ contradicts the leaves before it, so to fold a log is to audit it. What it insis
 7. draws are those that the run fixed, chances of an audit follow from the verdicts, and a verdict
    is about work that was there to judge (:mod:`ledger.audits`);
 8. credit becomes final by the rule, is taken back by a verdict and given back by its overturning
-   (:mod:`ledger.finality`).
+   (:mod:`ledger.finality`);
+9. campaigns, pledges, money, teams and joined keys follow their rules (:mod:`ledger.crowd`), and
+   what all persons have together is what the run credited (:meth:`Board.check_sums`).
 """
 
 from __future__ import annotations
@@ -23,11 +25,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ledger.audits import Audits
+from ledger.campaigns import Campaigns
 from ledger.credit import FLOPS_PER_MICROCREDIT, flops_per_token, reducing_microcredits
+from ledger.crowd import Crowd
 from ledger.finality import take_final, take_reversal
+from ledger.people import People
 from ledger.records import (
+    ActLeaf,
     BlockLeaf,
     CreditLeaf,
+    CrowdLeaf,
     DrawLeaf,
     EnrolLeaf,
     FinalLeaf,
@@ -40,7 +47,7 @@ from ledger.records import (
     VerdictLeaf,
     parse_leaf,
 )
-from ledger.tally import Accounts, Donor, Tally, Worker
+from ledger.tally import Accounts, Amounts, Donor, Tally, Worker
 from protocol.errors import BadRecord, UsageError
 from protocol.identity import PeerId
 from protocol.manifest import RunManifest
@@ -69,6 +76,7 @@ class Board:
     releases: list[tuple[int, ReleaseLeaf]] = field(default_factory=list)
     restores: list[tuple[int, RestoreLeaf]] = field(default_factory=list)
     _audits: Audits | None = None
+    _crowd: Crowd | None = None
     _flops_per_token: int = 0
     _paid: set[str] = field(default_factory=set)
     _last_round: Round | None = None
@@ -101,6 +109,21 @@ class Board:
         return self._audits
 
     @property
+    def crowd(self) -> Crowd:
+        """Campaigns, pledges, pools and teams; there from the run leaf on."""
+        assert self._crowd is not None
+        return self._crowd
+
+    @property
+    def people(self) -> People:
+        """Whose key is whose."""
+        return self.crowd.people
+
+    @property
+    def campaigns(self) -> Campaigns:
+        return self.crowd.campaigns
+
+    @property
     def last_round(self) -> Round | None:
         return self._last_round
 
@@ -121,14 +144,33 @@ class Board:
         Raises:
             BadRecord: it is malformed or contradicts the leaves before it; names the leaf.
         """
+        over = None
         try:
             leaf = parse_leaf(data)
+            if self._crowd is not None and self._crowd.campaigns.current is not None:
+                over = self._crowd.campaigns.pass_time(self.size, max(self.newest_s, leaf.at_s))
             self._take(leaf)
         except BadRecord as error:
+            if over is not None:
+                self.campaigns.reopen(over)
             raise BadRecord(f"leaf {self.size}: {error}") from error
         self.newest_s = max(self.newest_s, leaf.at_s)
         self.size += 1
         return leaf
+
+    def check_act(self, leaf: CrowdLeaf) -> None:
+        """Say whether the leaf of an act may come next, and change nothing: for who writes it.
+
+        Raises:
+            BadRecord: it may not; names the reason.
+        """
+        if leaf.run_id != self.run_id:
+            raise BadRecord("speaks of another run")
+        over = self.campaigns.pass_time(self.size, max(self.newest_s, leaf.at_s))
+        try:
+            self.crowd.check(leaf)
+        finally:
+            self.campaigns.reopen(over)
 
     def check_merged(self) -> None:
         """Insist that every settled round paid who it merged, for what it merged.
@@ -151,6 +193,22 @@ class Board:
                     f"round {number}, but it merged {entry.leaf.members}"
                 )
 
+    def check_sums(self) -> None:
+        """Insist that persons, anonymous donors and pools have together what was credited.
+
+        Raises:
+            BadRecord: credit appeared or vanished: the fold has a bug.
+        """
+        if self._crowd is None:
+            return
+        self._crowd.pools.refresh()
+        total = sum((Amounts.of(donor.tally) for donor in self.donors.values()), Amounts())
+        for owner in self.people.owners():
+            total += self._crowd.pools.sponsored(owner) - self._crowd.pools.given_away(owner)
+        total += self._crowd.pools.anonymous
+        if total != Amounts.of(self.total):
+            raise BadRecord(f"all persons have {total}, but {Amounts.of(self.total)} was credited")
+
     def _take(self, leaf: Leaf) -> None:
         if isinstance(leaf, RunLeaf):
             self._take_run(leaf)
@@ -159,12 +217,14 @@ class Board:
             raise BadRecord("the log does not begin with its run")
         if leaf.run_id != self.run_id:
             raise BadRecord("speaks of another run")
-        if isinstance(leaf, EnrolLeaf):
+        if isinstance(leaf, CreditLeaf):
+            self._take_credit(leaf)
+        elif isinstance(leaf, EnrolLeaf):
             self._take_enrol(leaf)
         elif isinstance(leaf, RoundLeaf):
             self._take_round(leaf)
-        elif isinstance(leaf, CreditLeaf):
-            self._take_credit(leaf)
+        elif isinstance(leaf, ActLeaf):
+            self.crowd.take(self.size, leaf)
         elif isinstance(leaf, ReleaseLeaf):
             self.releases.append((self.size, leaf))
         elif isinstance(leaf, RestoreLeaf):
@@ -198,8 +258,11 @@ class Board:
             raise BadRecord(str(error)) from error
         self.manifest, self.run_id, self.opened_s = manifest, leaf.run_id, leaf.at_s
         self._audits = Audits.of(leaf, manifest.verification, self.accounts)
+        self._crowd = Crowd.of(leaf, manifest, self.accounts, self._audits)
 
     def _take_enrol(self, leaf: EnrolLeaf) -> None:
+        self.crowd.check_enrol(leaf)
+        self.accounts.touched.add(leaf.donor)
         donor = self.donors.setdefault(leaf.donor, Donor(leaf.donor, leaf.at_s))
         if leaf.worker not in donor.workers:
             donor.workers.append(leaf.worker)
@@ -280,7 +343,7 @@ class Board:
             raise BadRecord("pays the same work twice")
         verdict = self.audits.check_credit(leaf)
         self._paid.add(key)
-        self.accounts.pay(self.size, leaf, verdict)
+        self.accounts.pay(self.size, leaf, verdict, self.crowd.counted_in(leaf))
 
     def _microcredits(self, leaf: CreditLeaf) -> int:
         assert self.manifest is not None
@@ -299,4 +362,5 @@ def fold(leaves: Iterable[bytes]) -> Board:
     for data in leaves:
         board.apply(data)
     board.check_merged()
+    board.check_sums()
     return board

@@ -9,7 +9,8 @@ Invariants:
   two programs never read one leaf differently.
 * A leaf carries what is needed to recompute its credit, given the run leaf.
 
-What audits leave is in :mod:`ledger.audit_records`; every kind can be imported from here.
+What audits leave is in :mod:`ledger.audit_records`, what people do besides training in
+:mod:`ledger.crowd_records`; every kind can be imported from here.
 """
 
 from __future__ import annotations
@@ -22,6 +23,22 @@ import rfc8785
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from ledger.audit_records import BlockLeaf, DrawLeaf, FinalLeaf, ReversalLeaf, VerdictLeaf
+from ledger.crowd_records import (
+    ActLeaf,
+    CampaignEndLeaf,
+    CampaignLeaf,
+    CrowdLeaf,
+    DelegationLeaf,
+    DonationLeaf,
+    KeyRotationLeaf,
+    MembershipLeaf,
+    MergeLeaf,
+    NewsLeaf,
+    PledgeLeaf,
+    PoolLeaf,
+    TeamLeaf,
+    VoidLeaf,
+)
 from ledger.leaf import (
     MAX_CREDITS_IN_LEAF,
     MAX_SAFE_INTEGER,
@@ -42,18 +59,32 @@ from protocol.manifest import RunManifest, explain_validation
 __all__ = [
     "MAX_CREDITS_IN_LEAF",
     "MAX_SAFE_INTEGER",
+    "ActLeaf",
     "BlockLeaf",
+    "CampaignEndLeaf",
+    "CampaignLeaf",
     "CreditLeaf",
+    "CrowdLeaf",
+    "DelegationLeaf",
+    "DonationLeaf",
     "DrawLeaf",
     "EnrolLeaf",
     "FinalLeaf",
+    "KeyRotationLeaf",
     "Leaf",
+    "MembershipLeaf",
+    "MergeLeaf",
+    "NewsLeaf",
+    "PledgeLeaf",
+    "PoolLeaf",
     "ReleaseLeaf",
     "RestoreLeaf",
     "ReversalLeaf",
     "RoundLeaf",
     "RunLeaf",
+    "TeamLeaf",
     "VerdictLeaf",
+    "VoidLeaf",
     "parse_leaf",
 ]
 
@@ -188,6 +219,7 @@ Leaf = (
     | BlockLeaf
     | ReleaseLeaf
     | RestoreLeaf
+    | CrowdLeaf
 )
 
 _ANY: TypeAdapter[Leaf] = TypeAdapter(Annotated[Leaf, Field(discriminator="kind")])

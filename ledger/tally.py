@@ -10,6 +10,7 @@ Invariants, of every tally at every moment:
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -72,6 +73,43 @@ class Tally:
             self.unpaid_microcredits += by
 
 
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """Credit by its status, in microcredits."""
+
+    pending_microcredits: int = 0
+    final_microcredits: int = 0
+    forfeited_microcredits: int = 0
+    unpaid_microcredits: int = 0
+
+    @classmethod
+    def of(cls, tally: Tally) -> Amounts:
+        return cls(
+            tally.pending_microcredits,
+            tally.final_microcredits,
+            tally.forfeited_microcredits,
+            tally.unpaid_microcredits,
+        )
+
+    @property
+    def total_microcredits(self) -> int:
+        return self.pending_microcredits + self.final_microcredits
+
+    def by_status(self) -> tuple[int, int, int, int]:
+        return (
+            self.pending_microcredits,
+            self.final_microcredits,
+            self.forfeited_microcredits,
+            self.unpaid_microcredits,
+        )
+
+    def __add__(self, other: Amounts) -> Amounts:
+        return Amounts(*map(operator.add, self.by_status(), other.by_status()))
+
+    def __sub__(self, other: Amounts) -> Amounts:
+        return Amounts(*map(operator.sub, self.by_status(), other.by_status()))
+
+
 @dataclass(slots=True)
 class Judgement:
     """A verdict, and where the log says it."""
@@ -99,6 +137,7 @@ class Credit:
     verdict: Judgement | None = None  # of training and probation
     reversed_by: int | None = None  # leaf of the verdict that took it back
     changed_by: int | None = None  # leaf that gave it its present status; None: its own
+    also: tuple[Tally, ...] = ()  # that it counts in: of campaigns, teams, pledges, pools
 
 
 @dataclass
@@ -141,9 +180,23 @@ class Accounts:
     credits: dict[int, Credit] = field(default_factory=dict)  # by leaf index, ascending
     by_assignment: dict[str, Credit] = field(default_factory=dict)  # training, probation
     by_round: dict[int, list[Credit]] = field(default_factory=dict)
+    touched: set[PeerId] = field(default_factory=set)  # donors whose credit changed lately
 
-    def pay(self, index: int, leaf: CreditLeaf, verdict: Judgement | None) -> None:
-        """Count a credit leaf that was found right, and what an audit said of it before."""
+    def pay(
+        self,
+        index: int,
+        leaf: CreditLeaf,
+        verdict: Judgement | None,
+        also: tuple[Tally, ...] = (),
+    ) -> None:
+        """Count a credit leaf that was found right.
+
+        Args:
+            index: of the leaf.
+            leaf: what is paid.
+            verdict: what an audit said of it before.
+            also: tallies besides the donor's, the device's, the round's and the run's.
+        """
         donor, worker = self.donors[leaf.donor], self.workers[leaf.worker]
         donor.last_credit_s = worker.last_credit_s = leaf.at_s
         if leaf.work == "training":
@@ -151,9 +204,10 @@ class Accounts:
         if leaf.work != "probation":
             worker.last_round = leaf.round
         by_round = self.rounds.setdefault(leaf.round, Tally())
-        for tally in (self.total, donor.tally, worker.tally, by_round):
+        for tally in (self.total, donor.tally, worker.tally, by_round, *also):
             tally.add(leaf)
-        credit = Credit(index, leaf, donor.tally.contributions, verdict=verdict)
+        credit = Credit(index, leaf, donor.tally.contributions, verdict=verdict, also=also)
+        self.touched.add(leaf.donor)
         self.credits[index] = credit
         self.by_round.setdefault(leaf.round, []).append(credit)
         if leaf.assignment_id is not None:
@@ -168,7 +222,9 @@ class Accounts:
                 self.donors[leaf.donor].tally,
                 self.workers[leaf.worker].tally,
                 self.rounds[leaf.round],
+                *credit.also,
             )
+            self.touched.add(leaf.donor)
             for tally in tallies:
                 tally.move(leaf.microcredits, credit.status, status)
             credit.status, credit.changed_by = status, index

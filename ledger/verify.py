@@ -196,6 +196,7 @@ def _replay(
     if edge.root() != head.root:
         raise BadDigest(f"the {head.size} leaves do not hash to the root of the signed head")
     board.check_merged()
+    board.check_sums()
     return board, old_at_s
 
 

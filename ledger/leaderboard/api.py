@@ -12,7 +12,6 @@ from starlette.exceptions import HTTPException
 
 from ledger import tree
 from ledger.leaderboard import audits as audit_models
-from ledger.leaderboard import models
 from ledger.leaderboard import rounds as round_models
 from ledger.leaderboard.record import reader_of
 from ledger.log import read_leaves
@@ -23,7 +22,6 @@ router = APIRouter(prefix="/api/v1", tags=["v1"])
 MAX_PAGE = 1_000_000
 Page = Annotated[int, Query(ge=1, le=MAX_PAGE)]
 PerPage = Annotated[int, Query(ge=1, le=500)]
-Search = Annotated[str, Query(max_length=64, description="part of a name or key")]
 
 
 class Head(BaseModel):
@@ -44,36 +42,6 @@ class LeafProof(BaseModel):
     canonical: str = Field(description="the bytes that are hashed, base64")
     leaf_hash: str = Field(description="hex")
     proof: list[str] = Field(description="audit path, leaf to root, hex")
-
-
-@router.get("/campaign")
-def campaign(request: Request) -> models.Campaign:
-    """The campaign and the run."""
-    with reader_of(request).read() as reading:
-        return models.campaign(reading)
-
-
-@router.get("/donors")
-def donors(
-    request: Request,
-    page: Page = 1,
-    per_page: PerPage = 100,
-    sort: models.Sort = "credit",
-    q: Search = "",
-) -> models.Donors:
-    """Donors by credit, or by another order."""
-    with reader_of(request).read() as reading:
-        return models.donors(reading, sort=sort, search=q, page=page, per_page=per_page)
-
-
-@router.get("/donors/{donor}")
-def donor(request: Request, donor: Annotated[str, Path(max_length=64)]) -> models.DonorPage:
-    """One donor and its devices."""
-    with reader_of(request).read() as reading:
-        found = models.donor_page(reading, donor)
-    if found is None:
-        raise HTTPException(404, "The record knows no such donor.")
-    return found
 
 
 @router.get("/donors/{donor}/verdicts")

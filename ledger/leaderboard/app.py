@@ -21,8 +21,20 @@ from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
-from ledger.leaderboard import api, explorer, receipt_page, record, views
+from ledger.leaderboard import (
+    api,
+    campaign_pages,
+    crowd_api,
+    donor_pages,
+    explorer,
+    receipt_page,
+    record,
+    team_pages,
+    views,
+)
+from ledger.leaderboard.cache import PageCache
 from ledger.leaderboard.middleware import ETags, SecurityHeaders
+from ledger.leaderboard.pages import error_page
 from ledger.leaderboard.reader import Reader
 from protocol.errors import ProtocolError, TransientError
 
@@ -50,8 +62,12 @@ def create_app(database_url: str) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.reader = Reader(database_url)
+    app.include_router(crowd_api.router)
     app.include_router(api.router)
     app.include_router(record.router)
+    app.include_router(campaign_pages.router)
+    app.include_router(donor_pages.router)
+    app.include_router(team_pages.router)
     app.include_router(views.router)
     app.include_router(explorer.router)
     app.include_router(explorer.api_router)
@@ -62,6 +78,7 @@ def create_app(database_url: str) -> FastAPI:
     app.add_exception_handler(ProtocolError, _protocol_error)
     app.add_middleware(ETags)
     app.add_middleware(SecurityHeaders)
+    app.add_middleware(PageCache, serial=app.state.reader.serial)  # last: outermost
     return app
 
 
@@ -86,4 +103,4 @@ def _protocol_error(request: Request, error: Exception) -> Response:
 def _answer(request: Request, status: int, detail: str) -> Response:
     if request.url.path.startswith("/api/"):
         return JSONResponse({"detail": detail}, status_code=status)
-    return views.error_page(request, status, detail)
+    return error_page(request, status, detail)

@@ -85,15 +85,20 @@ def verdicts(reading: Reading, *, page: int, per_page: int) -> Verdicts:
 
 
 def verdicts_of(reading: Reading, donor: PeerId, *, page: int, per_page: int) -> Verdicts | None:
-    """One page of the verdicts on a donor's work, or None when the log knows no such key."""
-    known = reading.board.donors.get(donor)
-    if known is None:
+    """One page of the verdicts on a person's work, or None when the log knows no such key."""
+    owner = reading.snapshot.owner(donor)
+    if owner is None:
         return None
+    board = reading.board
+    keys = board.people.keys_of(owner)
+    workers = {
+        worker for key in keys if key in board.donors for worker in board.donors[key].workers
+    }
     mine = (
         judgement
-        for worker in known.workers
-        for judgement in reading.board.workers[worker].verdicts
-        if judgement.donor == donor
+        for worker in workers
+        for judgement in board.workers[worker].verdicts
+        if judgement.donor in keys
     )
     return _page(reading, sorted(mine, key=lambda one: one.leaf_index), page, per_page)
 

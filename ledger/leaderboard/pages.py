@@ -31,6 +31,7 @@ _templates.filters |= {
     "day": text.day,
     "iso": text.iso,
     "duration": text.duration,
+    "money": text.money,
     "short_key": short_key,
 }
 
@@ -41,3 +42,8 @@ def page(template: str, request: Request, status: int = 200, **values: Any) -> R
         path=request.url.path, base_url=str(request.base_url).rstrip("/"), **values
     )
     return HTMLResponse(body, status_code=status)
+
+
+def error_page(request: Request, status: int, detail: str) -> Response:
+    """Any error, as a page in the site's dress."""
+    return page("error.html", request, status, code=status, detail=detail)

@@ -1,31 +1,52 @@
 """The leaderboard's one source of numbers: the fold of the leaves under the newest signed head.
 
+One thread folds what is new and makes a :class:`~ledger.leaderboard.snapshot.Snapshot`; requests
+read the newest one, and fold nothing.
+
 Invariants:
 
 * Nothing is shown that the head on the page does not sign: leaves beyond it are not folded yet.
+* The fold and the snapshot change together, under one lock: who holds it sees both at one head.
+* A record of up to ``SMALL_LEAVES`` leaves is fresh with every request, which waits for the fold.
+  A larger one is shown as it was a moment ago while the thread folds what is new; requests wait
+  only for the first snapshot.
 * The database is only read; SQLite is told to refuse anything else.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import structlog
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 from starlette.exceptions import HTTPException
 
 from ledger.fold import Board
+from ledger.leaderboard.names import Names, NamesReader
+from ledger.leaderboard.snapshot import Snapshot, Standings
+from ledger.leaderboard.watch import Watch
 from ledger.log import latest_head, read_leaves
-from ledger.schema import RunPage
-from protocol.identity import PeerId
+from ledger.schema import LogHead
+from protocol.errors import ProtocolError, TransientError
 from protocol.notes import Checkpoint, read_checkpoint
 
+logger = structlog.get_logger()
+
+SMALL_LEAVES = 20_000
+_MOST_WAIT_S = 20.0
+_LOOK_EVERY_S = 1.0  # when nobody asks, too: an erased name must not wait for a visitor
+_SHARE = 10  # of a large record's time, one part in so many may go into following it
 _SERVICE_UNAVAILABLE = 503
+_NOT_BEGUN = "The record of this run has not begun yet."
 
 
 @dataclass(frozen=True)
@@ -34,49 +55,117 @@ class Reading:
 
     session: Session
     board: Board
-    note: str  # the signed head
-    head: Checkpoint
-    ranking: tuple[PeerId, ...]  # by credit, ties by key: the same order on every page
-    ranks: dict[PeerId, int]  # equal credit, equal rank
+    snapshot: Snapshot
 
     @property
-    def run_page(self) -> RunPage | None:
-        return self.session.get(RunPage, self.board.run_id)
+    def note(self) -> str:
+        """The signed head."""
+        return self.snapshot.note
+
+    @property
+    def head(self) -> Checkpoint:
+        return self.snapshot.head
+
+    @property
+    def names(self) -> Names:
+        return self.snapshot.names
 
 
 class Reader:
-    """Folds what is new on every read; safe to share between threads."""
+    """Owns the thread that folds; safe to share between threads."""
 
     def __init__(self, database_url: str) -> None:
         self._engine: Engine = create_engine(database_url)
         if self._engine.dialect.name == "sqlite":
             event.listen(self._engine, "connect", _read_only)
-        self._lock = threading.Lock()
-        self._board = Board()
-        self._ranking: tuple[PeerId, ...] = ()
-        self._ranks: dict[PeerId, int] = {}
+        self._watch = Watch(self._engine)
+        self._fold = threading.Lock()  # held while the fold changes, and while it is read
+        self._standings = Standings(Board())
+        self._names = NamesReader()
+        self._serials = itertools.count(1)
+        self._state = threading.Condition()  # guards what follows
+        self._thread: threading.Thread | None = None
+        self._closing = False
+        self._asked = self._answered = 0
+        self._seen: object = object()
+        self._snapshot: Snapshot | None = None
+        self._failure: Exception | None = None
+
+    def start(self) -> None:
+        """Begin to fold; the first request would."""
+        with self._state:
+            if self._thread is None and not self._closing:
+                self._thread = threading.Thread(target=self._run, name="fold", daemon=True)
+                self._thread.start()
 
     def close(self) -> None:
-        """Release the connections."""
+        """Stop the thread, after the piece that it is folding, and release the connections."""
+        with self._state:
+            self._closing = True
+            self._state.notify_all()
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+        self._watch.close()
         self._engine.dispose()
+
+    def snapshot(self) -> Snapshot:
+        """The newest snapshot.
+
+        Raises:
+            HTTPException: 503 before the first head is signed, or before it is folded.
+            ProtocolError: the log is damaged.
+        """
+        self.start()
+        token = self._token()
+        with self._state:
+            if token != self._seen or self._snapshot is None:
+                self._asked += 1
+                mine = self._asked
+                self._state.notify_all()
+                if self._snapshot is None or self._snapshot.size <= SMALL_LEAVES:
+                    self._state.wait_for(
+                        lambda: self._answered >= mine or self._closing, _MOST_WAIT_S
+                    )
+            if self._failure is not None:
+                raise self._failure.with_traceback(None)
+            if self._snapshot is None:
+                raise HTTPException(
+                    _SERVICE_UNAVAILABLE,
+                    "The record is being read for the first time; try again in a minute.",
+                    headers={"Retry-After": "30"},
+                )
+            return self._snapshot
+
+    def serial(self) -> int | None:
+        """Of the newest snapshot, or None while there is none: then a page says why."""
+        try:
+            return self.snapshot().serial
+        except (HTTPException, ProtocolError):
+            return None
 
     @contextmanager
     def read(self) -> Iterator[Reading]:
-        """A consistent view; keep it short, for readers take turns.
+        """A consistent view of the whole fold; keep it short, for readers take turns.
 
         Raises:
-            HTTPException: 503 before the first head is signed.
-            ProtocolError: the log is damaged.
+            HTTPException, ProtocolError: as :meth:`snapshot`.
         """
-        with self._lock, Session(self._engine) as session:
-            row = latest_head(session)
-            if row is None or row.tree_size == 0:
-                raise HTTPException(
-                    _SERVICE_UNAVAILABLE, "The record of this run has not begun yet."
-                )
-            head = read_checkpoint(row.checkpoint)
-            self._catch_up(session, head.size)
-            yield Reading(session, self._board, row.checkpoint, head, self._ranking, self._ranks)
+        self.snapshot()
+        if not self._fold.acquire(timeout=_MOST_WAIT_S):
+            raise HTTPException(
+                _SERVICE_UNAVAILABLE,
+                "The record grew much just now and is being read; try again in a minute.",
+                headers={"Retry-After": "30"},
+            )
+        try:
+            snapshot = self._snapshot
+            if snapshot is None or snapshot.size != self._standings.board.size:
+                raise self._failure or TransientError("the record is being read; try again")
+            with Session(self._engine) as session:
+                yield Reading(session, self._standings.board, snapshot)
+        finally:
+            self._fold.release()
 
     @contextmanager
     def session(self) -> Iterator[tuple[Session, str]]:
@@ -87,23 +176,80 @@ class Reader:
                 raise HTTPException(_SERVICE_UNAVAILABLE, "No head of this log was signed yet.")
             yield session, row.checkpoint
 
-    def _catch_up(self, session: Session, size: int) -> None:
-        if size < self._board.size:
-            self._board = Board()  # another database took the place of the one we knew
-        if size == self._board.size:
-            return
-        for data in read_leaves(session, self._board.size, size):
-            self._board.apply(data)
-        donors = self._board.donors
-        self._ranking = tuple(
-            sorted(donors, key=lambda key: (-donors[key].tally.total_microcredits, key))
-        )
-        self._ranks = {}
-        last_credit, last_rank = -1, 0
-        for place, key in enumerate(self._ranking, start=1):
-            credit = donors[key].tally.total_microcredits
-            last_rank = last_rank if credit == last_credit else place
-            self._ranks[key], last_credit = last_rank, credit
+    def _token(self) -> object:
+        try:
+            return self._watch.token()
+        except SQLAlchemyError:
+            return object()  # the thread will find out what is wrong, and say so
+
+    def _run(self) -> None:
+        pause_s = 0.0
+        while self._wait(pause_s):
+            started = time.monotonic()
+            with self._state:
+                asked, seen, failed = self._asked, self._seen, self._failure is not None
+            token = self._token()
+            failure = self._refresh() if failed or token != seen else None
+            with self._state:
+                self._failure, self._seen, self._answered = failure, token, asked
+                if failure is not None:
+                    self._snapshot = None
+                self._state.notify_all()
+            small = self._standings.board.size <= SMALL_LEAVES
+            pause_s = 0.0 if small else (_SHARE - 1) * (time.monotonic() - started)
+
+    def _wait(self, pause_s: float) -> bool:
+        """Wait until there is something to look for; False: until :meth:`close`."""
+        with self._state:
+            self._state.wait_for(lambda: self._closing, pause_s)
+            self._state.wait_for(
+                lambda: self._closing or self._asked > self._answered, _LOOK_EVERY_S
+            )
+            return not self._closing
+
+    def _refresh(self) -> Exception | None:
+        """Fold what is new; gives what went wrong."""
+        try:
+            with Session(self._engine) as session:
+                row = latest_head(session)
+                if row is None or row.tree_size == 0:
+                    return HTTPException(_SERVICE_UNAVAILABLE, _NOT_BEGUN)
+                self._follow(session, row)
+        except ProtocolError as error:
+            self._forget()
+            return error
+        except SQLAlchemyError as error:
+            logger.warning("record_unreadable", error=str(error))
+            return TransientError(f"its database cannot be read: {type(error).__name__}")
+        except Exception as error:  # our bug: whoever asks must see it, and the thread goes on
+            logger.exception("fold_failed")
+            self._forget()
+            return error
+        return None
+
+    def _follow(self, session: Session, row: LogHead) -> None:
+        head, known = read_checkpoint(row.checkpoint), self._snapshot
+        size = self._standings.board.size
+        if head.size < size or (known and head.size == size and head.root != known.head.root):
+            self._forget()  # another record took the place of the one we knew
+        with self._fold:
+            standings = self._standings
+            for data in read_leaves(session, standings.board.size, head.size):
+                standings.apply(data)
+                if self._closing:
+                    return
+            always = head.size <= SMALL_LEAVES
+            names = self._names.read(session, standings.board.run_id, always=always)
+            if known and known.note == row.checkpoint and known.names is names:
+                return
+            snapshot = standings.freeze(next(self._serials), row.checkpoint, head, names)
+            with self._state:
+                self._snapshot = snapshot
+
+    def _forget(self) -> None:
+        """Fold from the first leaf again."""
+        with self._fold:
+            self._standings = Standings(Board())
 
 
 def _read_only(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:

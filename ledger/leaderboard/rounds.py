@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from ledger.fold import Round
-from ledger.leaderboard.models import Held, held
+from ledger.leaderboard.held import Held, held
 from ledger.leaderboard.reader import Reading
 from ledger.tally import Credit, Status, Tally
 

@@ -21,7 +21,7 @@ from ledger.leaderboard.chart import loss_chart
 from ledger.leaderboard.format import compact, credit, duration, flops
 from ledger.log import read_leaves
 from ledger.receipts import verify_receipt
-from ledger.schema import LogLeaf
+from ledger.schema import LogLeaf, Profile
 from ledger.sources import HttpSource
 from ledger.verify import verify
 from protocol.errors import BadDigest
@@ -180,6 +180,10 @@ def test_a_donor_sees_what_became_of_the_work_and_why(
     audited: Any, client: TestClient, ledger_history: ModuleType
 ) -> None:
     bob = ledger_history.identity("bob").peer_id
+    assert client.get(f"/api/v1/donors/{bob}").json()["devices"] is None
+    with Session(audited.engine) as session, session.begin():
+        for profile in session.query(Profile):
+            profile.show_devices = True
     page = client.get(f"/api/v1/donors/{bob}").json()
     assert page["donor"]["pending_microcredits"] == page["donor"]["final_microcredits"] == 0
     assert [device["blocked"] for device in page["devices"]] == ["audit_failed", None]
@@ -386,6 +390,11 @@ def test_api_is_described_and_open_to_other_sites(client: TestClient) -> None:
     schema = client.get("/api/v1/openapi.json").json()
     assert set(schema["paths"]) == {
         "/api/v1/campaign",
+        "/api/v1/campaigns",
+        "/api/v1/campaigns/{campaign}",
+        "/api/v1/teams",
+        "/api/v1/teams/{team}",
+        "/api/v1/pools",
         "/api/v1/donors",
         "/api/v1/donors/{donor}",
         "/api/v1/donors/{donor}/verdicts",
@@ -412,9 +421,9 @@ def test_a_stranger_verifies_the_site_over_http(
 def test_a_leaderboard_that_shows_other_totals_is_caught(
     site: str, history: Any, monkeypatch: pytest.MonkeyPatch, shown: str
 ) -> None:
-    from ledger.leaderboard import models
+    from ledger.leaderboard import donors
 
-    honest = models.donor_rows
+    honest = donors.donor_rows
 
     def generous(*arguments: Any) -> Any:
         rows = honest(*arguments)
@@ -422,7 +431,7 @@ def test_a_leaderboard_that_shows_other_totals_is_caught(
         setattr(rows[0], name, getattr(rows[0], name) + 1)
         return rows
 
-    monkeypatch.setattr(models, "donor_rows", generous)
+    monkeypatch.setattr(donors, "donor_rows", generous)
     with pytest.raises(BadDigest, match="the leaderboard shows"):
         verify(HttpSource(site), root=history.manifest.root)
 

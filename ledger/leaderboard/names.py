@@ -1,0 +1,178 @@
+"""Names, beside the log: what donors and teams are called now, and how they are found by it.
+
+Invariants:
+
+* A name is read from the database and from nowhere else; one that is erased there is gone from
+  here with the next reading, without a new head.
+* Whatever is here is as its owner gave it: hostile until it is escaped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from ledger.schema import Profile, RunPage, TeamProfile
+from protocol.identity import PeerId
+
+_READ_EVERY_S = 30.0
+_BLOCK = 256
+"""Lines that one look tells to be without a match."""
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What somebody chose to show."""
+
+    name: str
+    url: str | None = None  # http or https, or none
+    about: str = ""
+    show_devices: bool = False
+
+
+@dataclass(frozen=True)
+class Names:
+    """Everything that is shown and is not in the log."""
+
+    donors: Mapping[PeerId, About] = field(default_factory=dict)
+    teams: Mapping[str, About] = field(default_factory=dict)
+    join_link: str | None = None
+    notes: str = ""
+
+    def donor(self, key: PeerId) -> str | None:
+        """What a donor is called, or None."""
+        about = self.donors.get(key)
+        return None if about is None else about.name or None
+
+    def team(self, team: str) -> str | None:
+        """What a team is called, or None."""
+        about = self.teams.get(team)
+        return None if about is None else about.name or None
+
+
+class NamesReader:
+    """Reads names again when they changed; one thread does."""
+
+    def __init__(self) -> None:
+        self._names: Names | None = None
+        self._mark: Sequence[object] = ()
+        self._read_s = 0.0
+
+    def read(self, session: Session, run_id: str, *, always: bool) -> Names:
+        """The names as they are now; the same object if nothing changed.
+
+        Args:
+            session: of the database.
+            run_id: of the run whose page it is.
+            always: read them even if their number and times are those of the last time, as they
+                are after two changes in the same second; else that waits for half a minute.
+        """
+        mark = _mark(session)
+        old = time.monotonic() - self._read_s > _READ_EVERY_S
+        if self._names is None or always or old or mark != self._mark:
+            names = read_names(session, run_id)
+            self._mark, self._read_s = mark, time.monotonic()
+            if names != self._names:
+                self._names = names
+        assert self._names is not None
+        return self._names
+
+
+def _mark(session: Session) -> Sequence[object]:
+    """Differs after almost any change of a name."""
+    return [
+        tuple(session.execute(select(func.count(), func.sum(column), func.max(column))).one())
+        for column in (Profile.updated_at_s, TeamProfile.updated_at_s, RunPage.updated_at_s)
+    ]
+
+
+def read_names(session: Session, run_id: str) -> Names:
+    """All of it, as the database has it now."""
+    donors = session.execute(
+        select(
+            Profile.donor,
+            Profile.display_name,
+            Profile.url,
+            Profile.about,
+            Profile.show_devices,
+        )
+    )
+    teams = session.execute(
+        select(TeamProfile.team, TeamProfile.display_name, TeamProfile.url, TeamProfile.about)
+    )
+    page = session.get(RunPage, run_id)
+    return Names(
+        {key: About(name, web_link(url), about, shown) for key, name, url, about, shown in donors},
+        {team: About(name, web_link(url), about) for team, name, url, about in teams},
+        page.join_link if page else None,
+        page.notes if page else "",
+    )
+
+
+def web_link(url: str) -> str | None:
+    """A stranger's link, if it is one that a page may carry: to http or https, to a host."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return None
+    safe = parts.scheme in ("http", "https") and parts.hostname and url.isprintable()
+    return url if safe and " " not in url else None
+
+
+class Index:
+    """Keys and names, folded once: finds part of either without a look at each.
+
+    One thread changes it; :meth:`freeze` gives what the others search.
+    """
+
+    def __init__(self) -> None:
+        self._place: dict[PeerId, int] = {}
+        self._keys: list[PeerId] = []
+        self._lines: list[str] = []
+        self._blocks: list[Block] = []
+        self._stale: set[int] = set()
+
+    def put(self, key: PeerId, name: str | None) -> None:
+        """Let a donor be found by its key and by its name, if it has one."""
+        place = self._place.get(key)
+        if place is None:
+            place = self._place[key] = len(self._keys)
+            self._keys.append(key)
+            self._lines.append("")
+        self._lines[place] = f"{(name or '').casefold()}\n{key.casefold()}"
+        self._stale.add(place // _BLOCK)
+
+    def freeze(self) -> tuple[Block, ...]:
+        """The index as it is now."""
+        for number in sorted(self._stale):
+            lines = tuple(self._lines[number * _BLOCK : (number + 1) * _BLOCK])
+            keys = tuple(self._keys[number * _BLOCK : (number + 1) * _BLOCK])
+            self._blocks[number : number + 1] = [Block("\n\n".join(lines), lines, keys)]
+        self._stale.clear()
+        return tuple(self._blocks)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some lines of the index."""
+
+    text: str
+    lines: tuple[str, ...]
+    keys: tuple[PeerId, ...]
+
+
+def find(blocks: Iterable[Block], wanted: str) -> list[PeerId]:
+    """Keys of the donors whose name or key holds ``wanted``, whatever the case of its letters."""
+    folded = wanted.casefold()
+    return [
+        key
+        for block in blocks
+        if folded in block.text
+        for key, line in zip(block.keys, block.lines, strict=True)
+        if folded in line
+    ]
