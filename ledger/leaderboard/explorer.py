@@ -100,8 +100,8 @@ def log_page(
         newer = bool(leaves) and _any(
             session, wanted, LogLeaf.leaf_index > last, LogLeaf.leaf_index < head.size
         )
-        links = _Links(session, head.size)
-        listed = [(index, leaf, links.round_of(leaf)) for index, leaf in leaves]
+        rounds = _Rounds(session, head.size)
+        listed = [(index, leaf, rounds.page_of(leaf)) for index, leaf in leaves]
     return page(
         "log.html",
         request,
@@ -111,7 +111,6 @@ def log_page(
         size=head.size,
         older=first if older else None,
         newer=last if newer else None,
-        links=links,
     )
 
 
@@ -158,7 +157,7 @@ def leaf_page(request: Request, index: Annotated[int, Path(lt=1 << 53)]) -> Resp
         data = next(read_leaves(session, index, index + 1))
         leaf = parse_leaf(data)
         values: dict[str, Any] = {
-            "rows": rows_of(leaf, _Links(session, head.size).exists),
+            "rows": rows_of(leaf, _Rounds(session, head.size).is_over),
             "proof": [step.hex() for step in tree.inclusion_proof(session, index, head.size)],
             "act": signed_act(session, index),
             "root_key": _manifest(session).root,
@@ -187,7 +186,10 @@ def leaves_of_donor(
     size: Annotated[int | None, Query(ge=1, lt=1 << 53, description="of an older head")] = None,
 ) -> LeavesOfDonor:
     """Where the record speaks of a donor's credit: to recompute its totals leaf by leaf."""
-    with reader_of(request).session() as (session, note):
+    reader = reader_of(request)
+    if reader.snapshot().owner(donor) is None:
+        raise HTTPException(404, "The record knows no such donor.")
+    with reader.session() as (session, note):
         head = _head(note)
         within = min(size or head.size, head.size)
         rows = session.execute(
@@ -200,42 +202,28 @@ def leaves_of_donor(
         restores = session.scalars(
             select(LogLeaf.leaf_index).where(LogLeaf.kind == "restore", LogLeaf.leaf_index < within)
         ).all()
-        if not rows and not _Links(session, head.size).exists(f"/donor/{donor}"):
-            raise HTTPException(404, "The record knows no such donor.")
     listed = {row.leaf_index for row in rows[:_MAX_OF_DONOR]} | set(restores)
     reversals = [parse_leaf(row.data) for row in rows[:_MAX_OF_DONOR] if row.kind == "reversal"]
     listed |= {leaf.verdict_leaf for leaf in reversals if isinstance(leaf, ReversalLeaf)}
     return LeavesOfDonor(size=within, leaves=sorted(listed), more=len(rows) > _MAX_OF_DONOR)
 
 
-class _Links:
-    """Which pages the site has, so that no link is dead."""
+class _Rounds:
+    """Which rounds are over: only these have pages, and work is paid before."""
 
     def __init__(self, session: Session, size: int) -> None:
         self._session, self._size = session, size
-        self._known: dict[str, bool] = {}
+        self._known: dict[int, bool] = {}
 
-    def exists(self, path: str) -> bool:
-        if path not in self._known:
-            self._known[path] = self._look(*path.strip("/").split("/", 1))
-        return self._known[path]
+    def is_over(self, number: int) -> bool:
+        if number not in self._known:
+            within = LogLeaf.leaf_index < self._size
+            self._known[number] = _any(self._session, Wanted("round", round=number), within)
+        return self._known[number]
 
-    def round_of(self, leaf: Leaf) -> str | None:
+    def page_of(self, leaf: Leaf) -> str | None:
         number = getattr(leaf, "round", None)
-        path = f"/round/{number}"
-        return path if number is not None and self.exists(path) else None
-
-    def _look(self, page_of: str, name: str) -> bool:
-        if page_of == "log":
-            return int(name) < self._size
-        if page_of == "round":
-            return self._has("round", LogLeaf.round == int(name))
-        if page_of == "donor":
-            return self._has("enrol", LogLeaf.donor == name)
-        return False
-
-    def _has(self, kind: str, condition: ColumnElement[bool]) -> bool:
-        return _any(self._session, Wanted(kind), condition, LogLeaf.leaf_index < self._size)
+        return None if number is None or not self.is_over(number) else f"/round/{number}"
 
 
 def _head(note: str) -> Checkpoint:

@@ -76,7 +76,7 @@ def _leaves(values: tuple[int, ...]) -> list[tuple[str, str | None]]:
 
 _moment, _word = _said(text.moment), _said(text.words)
 _donor, _round, _leaf = _leads("/donor/"), _leads("/round/"), _leads("/log/")
-_campaign, _team = _leads("/campaign/"), _leads("/team/")
+_campaign, _team = _leads("/campaigns/"), _leads("/team/")
 
 _FIELDS: dict[str, tuple[str, Links]] = {
     "v": ("version of this form of leaf", _plain),
@@ -156,12 +156,12 @@ _FIELDS: dict[str, tuple[str, Links]] = {
 }  # fmt: skip
 
 
-def rows_of(leaf: BaseLeaf, exists: Callable[[str], bool] = lambda _: True) -> list[Row]:
+def rows_of(leaf: BaseLeaf, is_over: Callable[[int], bool] = lambda _: True) -> list[Row]:
     """Fields of a leaf in its own order, those that say something.
 
     Args:
-        leaf: any kind of leaf.
-        exists: whether the site has a page at a path; where it has none, nothing leads there.
+        leaf: any kind of leaf, which the fold accepted: whom it names has a page.
+        is_over: whether a round is, and so has a page.
     """
     rows = []
     for name in type(leaf).model_fields:
@@ -169,7 +169,7 @@ def rows_of(leaf: BaseLeaf, exists: Callable[[str], bool] = lambda _: True) -> l
         if value is None:
             continue
         meaning, links = _FIELDS[name]
-        values = [(said, path if path and exists(path) else None) for said, path in links(value)]
+        values = [(f"{value}", None)] if name == "round" and not is_over(value) else links(value)
         rows.append(Row(name, meaning, values))
     return rows
 

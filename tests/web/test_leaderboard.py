@@ -31,6 +31,11 @@ PAGES = [
     *("/log", "/log/0", "/log/9", "/receipt"),
 ]
 
+SCRIPTS = [
+    {"src": "/static/copy.js", "defer": None},
+    {"src": "/static/proof/page.js", "type": "module"},
+]
+
 
 class Page(HTMLParser):
     """What matters of a page: its words, elements, attributes and links."""
@@ -75,7 +80,7 @@ def test_every_page_is_well_formed_and_loads_only_its_own_files(
         page = Page(answer.text)
         for tag, attributes in page.elements:
             assert tag != "style"
-            assert tag != "script" or attributes == {"src": "/static/copy.js", "defer": None}
+            assert tag != "script" or attributes in SCRIPTS
             assert not {"style", "onload", "onerror", "onclick", "onmouseover"} & set(attributes)
         assert all(link.startswith(("/", "?", "#")) for link in _links(page)), path
 
@@ -398,6 +403,7 @@ def test_api_is_described_and_open_to_other_sites(client: TestClient) -> None:
         "/api/v1/donors",
         "/api/v1/donors/{donor}",
         "/api/v1/donors/{donor}/verdicts",
+        "/api/v1/donors/{donor}/leaves",
         "/api/v1/rounds",
         "/api/v1/rounds/{number}",
         "/api/v1/audits",

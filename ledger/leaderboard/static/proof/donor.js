@@ -12,7 +12,7 @@ const amount = (microcredits) => `${microcredits.toLocaleString("en")} microcred
 
 /**
  * Recompute and compare. `shown` has the page's `keys`, its `size` in leaves, and microcredits as
- * `pending`, `final`, `forfeited`, `unpaid`; `progress(done, total)` is told as leaves are read.
+ * `pending`, `final`, `forfeited`, `unpaid` (of its own keys), `sponsored` and `given`; `progress(done, total)` is told as leaves are read.
  */
 export async function checkDonor(checks, site, found, shown, progress) {
   let read;
@@ -45,6 +45,14 @@ export async function checkDonor(checks, site, found, shown, progress) {
       },
       [folded],
     );
+  }
+  if (shown.sponsored || shown.given) {
+    await checks.step("What money moved", async () => {
+      throw new Unchecked(
+        `${amount(shown.sponsored)} sponsored and ${amount(shown.given)} given away follow from all ` +
+          "donations and the whole pools' credit; the command recomputes them",
+      );
+    });
   }
 }
 

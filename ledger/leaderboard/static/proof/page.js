@@ -79,15 +79,10 @@ async function check(checks) {
 }
 
 function shownTotals() {
-  const { keys, size, pending, final, forfeited, unpaid } = panel.dataset;
-  return {
-    keys: keys.split(" "),
-    size: Number(size),
-    pending: Number(pending),
-    final: Number(final),
-    forfeited: Number(forfeited),
-    unpaid: Number(unpaid),
-  };
+  const { keys, ...numbers } = panel.dataset;
+  const names = ["size", "pending", "final", "forfeited", "unpaid", "sponsored", "given"];
+  const shown = Object.fromEntries(names.map((name) => [name, Number(numbers[name])]));
+  return { ...shown, keys: keys.split(" ") };
 }
 
 function showProgress(done, total) {
