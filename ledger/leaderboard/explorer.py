@@ -39,6 +39,7 @@ api_router = APIRouter(prefix="/api/v1", tags=["v1"])
 _PER_PAGE = 50
 _HEADS = 20
 _MAX_OF_DONOR = 5000
+_SEE_OTHER = 303
 _OF_DONOR = ("credit", "final", "reversal", "merge", "key_rotation")
 _KINDS = tuple(one.model_fields["kind"].default for one in get_args(Leaf))
 
@@ -116,10 +117,10 @@ def log_page(
 
 @router.get("/log/jump")
 def jump(
-    request: Request, index: Annotated[str, Query(pattern=r"^\s*[0-9]{1,15}\s*$")]
+    request: Request, index: Annotated[str, Query(pattern=r"^\s*[0-9]{0,15}\s*$")] = ""
 ) -> Response:
-    """From the field on the list to a leaf."""
-    return RedirectResponse(f"/log/{int(index)}", status_code=303)
+    """From the field on the list to a leaf; an empty field leads back to the list."""
+    return RedirectResponse(f"/log/{int(index)}" if index.strip() else "/log", _SEE_OTHER)
 
 
 @router.get("/log/heads")

@@ -1,26 +1,44 @@
-"""The leaderboard under test, on a record whose donors have hostile names.
+"""The leaderboard under test, on a record whose donors have hostile names, and in real Chromium.
 
-``test_chromium.py`` needs a browser and is collected only where one is installed: the rest of
-this folder asserts the same pages without one, so a machine without Chromium still tests them.
+A page in the browser fails its test on any complaint: an error on the console or in a script, a
+breach of the site's policy, a dialog, a request to another host.
 """
 
 from __future__ import annotations
 
 import shutil
 import socket
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import uvicorn
+from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_playwright
 from starlette.testclient import TestClient
 
 from ledger.leaderboard.app import create_app
 from protocol.audit_policy import Verdict, Why
 
-collect_ignore = [] if shutil.which("chromium") else ["test_chromium.py"]
+sys.path.insert(0, str(Path(__file__).parent))  # for proof_rig
 
+PLAIN_HTTP_HOST = "record.test"  # this machine, by a name that a browser does not trust
+
+_CHROMIUM_ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    f"--host-resolver-rules=MAP {PLAIN_HTTP_HOST} 127.0.0.1",
+]
+
+Visit = Callable[..., Page]
 HOSTILE_NAMES = (
     "<script>document.title='owned'</script>",
     "\"><img src=x onerror=document.title='owned'>",
@@ -75,3 +93,49 @@ def site(history: Any) -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         server.should_exit = True
         thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One Chromium for a module: Playwright's loop runs while it is open, in nobody else's way."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.fail("there is no Chromium here: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=_CHROMIUM_ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Visit]:
+    """``visit(expecting=("404",), **context options)``: a new page, in a context of its own.
+
+    Complaints fail the test at its end, but for those that contain a text that is expected.
+    """
+    contexts: list[BrowserContext] = []
+    complaints: list[str] = []
+
+    def new_page(expecting: tuple[str, ...] = (), **options: Any) -> Page:
+        def complain(what: str) -> None:
+            if not any(expected in what for expected in expecting):
+                complaints.append(what)
+
+        def watch(request: Request) -> None:
+            where = urlsplit(request.url)
+            if where.scheme in ("http", "https", "ws", "wss") and where.hostname not in ("127.0.0.1", PLAIN_HTTP_HOST):
+                complain(f"asked another host: {request.url}")
+
+        context = browser.new_context(**options)
+        contexts.append(context)
+        context.on("request", watch)
+        page = context.new_page()
+        page.on("console", lambda said: said.type != "log" and complain(f"console: {said.text}"))
+        page.on("pageerror", lambda error: complain(f"script: {error}"))
+        page.on("dialog", lambda dialog: complain(f"dialog: {dialog.message}"))
+        return page
+
+    yield new_page
+    for context in contexts:
+        context.close()
+    assert complaints == []

@@ -89,6 +89,19 @@ export function readExpected(pasted) {
   return { root, runId: link ? link[1] : null };
 }
 
+/** The root key that this site names is the one that the reader knows from elsewhere. */
+export async function checkRoot(checks, expected, named) {
+  await checks.step("The root key is the one that you know", async () => {
+    if (expected.root === null) {
+      throw new Unchecked(`this page itself names ${named}: compare it with your join link, or paste that`);
+    }
+    if (expected.root !== named) {
+      throw new Misfit(`this site's root key is ${named}; you know ${expected.root}: it is another run's`);
+    }
+    return expected.root;
+  });
+}
+
 /**
  * The newest head: its tree, its signature, and whose key that is.
  *
@@ -112,15 +125,7 @@ export async function checkHead(checks, site, expected, named) {
     },
     [read],
   );
-  await checks.step("The root key is the one that you know", async () => {
-    if (expected.root === null) {
-      throw new Unchecked(`this page itself names ${named}: compare it with your join link, or paste that`);
-    }
-    if (expected.root !== named) {
-      throw new Misfit(`this site's root key is ${named}; you know ${expected.root}: it is another run's`);
-    }
-    return expected.root;
-  });
+  await checkRoot(checks, expected, named);
   const vouched = await checks.step(
     "The root key vouches for the log's key",
     async () => {

@@ -1,7 +1,7 @@
 // A receipt, checked without its being sent anywhere: protocol/tlog.py and ledger/receipts.py.
 
 import { Misfit, Unchecked, ascii, equal, fromBase64, fromHex, hex, text } from "./bytes.js";
-import { checkExtends, leaves, parseLeaf } from "./checks.js";
+import { checkExtends, checkRoot, leaves, parseLeaf } from "./checks.js";
 import { MAX_DELEGATIONS_BYTES, logKeys, parseDelegations } from "./delegations.js";
 import { MAX_NOTE_BYTES, readCheckpoint, verifyCheckpoint } from "./note.js";
 import { Tiles } from "./tiles.js";
@@ -45,6 +45,7 @@ export async function checkReceipt(checks, site, leafText, proofText, expected, 
     },
     [read],
   );
+  await checkRoot(checks, expected, named);
   await checks.step(
     "The head is signed by a key that the root key vouches for",
     async () => {
