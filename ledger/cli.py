@@ -226,7 +226,7 @@ def _read_text(path: Path) -> str:
 
 
 def _describe(report: Report) -> str:
-    audits = report.audits
+    audits, crowd = report.audits, report.crowd
     lines = [
         f"verified: {report.size} leaves of {report.origin}",
         f"  run              {report.run_id}",
@@ -243,6 +243,9 @@ def _describe(report: Report) -> str:
         f"  verdicts         {audits.passed} passed, {audits.failed} failed, "
         f"{audits.inconclusive} inconclusive, {audits.unavailable} unavailable, "
         f"{audits.other} other",
+        f"  campaigns        {crowd.campaigns}, with {crowd.pledges} pledges, {crowd.donations} gifts, "
+        f"{crowd.pools} pools; {crowd.teams} teams",
+        f"  signed acts      {crowd.acts} checked; {crowd.unnamed} more are for nobody to see",
     ]
     if report.old_size is not None:
         lines.append(f"  extends          the earlier head of {report.old_size} leaves")

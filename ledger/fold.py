@@ -217,7 +217,7 @@ class Board:
             raise BadRecord("the log does not begin with its run")
         if leaf.run_id != self.run_id:
             raise BadRecord("speaks of another run")
-        if isinstance(leaf, CreditLeaf):
+        if isinstance(leaf, CreditLeaf):  # nearly all are
             self._take_credit(leaf)
         elif isinstance(leaf, EnrolLeaf):
             self._take_enrol(leaf)

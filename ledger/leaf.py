@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 from typing import Annotated, Literal
 
 import rfc8785
@@ -27,6 +28,13 @@ MAX_SAFE_INTEGER = (1 << 53) - 1
 
 MAX_CREDITS_IN_LEAF = 2048
 """Leaf indexes that one leaf may list: of 16 digits each, they fit a leaf (MAX_LEAF_BYTES)."""
+
+
+_encode = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, check_circular=False
+).encode
+"""RFC 8785 for what leaves are made of: ASCII, whole numbers, no nesting but lists of numbers.
+Other JSON may sort, escape or round differently."""
 
 
 def _hex(value: object) -> object:
@@ -94,4 +102,7 @@ class BaseLeaf(BaseModel):
 
     def canonical(self) -> bytes:
         """RFC 8785 bytes: what is hashed, stored and served."""
+        text = _encode(self.__dict__)
+        if text.isascii():
+            return text.encode()
         return rfc8785.dumps(self.model_dump(mode="json"))

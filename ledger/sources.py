@@ -22,10 +22,20 @@ from sqlalchemy.orm import Session
 from ledger import tree
 from ledger.authority import MAX_DELEGATIONS_BYTES, Delegations, load_delegations
 from ledger.log import LOOKED_UP_BY, latest_head, read_leaves
-from ledger.schema import LogLeaf
-from ledger.tiles import MAX_BUNDLE_BYTES, TILE_HEIGHT, TILE_WIDTH, Tile, tiles_of, unpack_entries
+from ledger.records import Leaf
+from ledger.schema import ActRow, LogLeaf
+from ledger.tiles import (
+    MAX_BUNDLE_BYTES,
+    TILE_HEIGHT,
+    TILE_WIDTH,
+    Tile,
+    number_path,
+    tiles_of,
+    unpack_entries,
+)
 from protocol.errors import BadDigest, BadRecord, TransientError, UsageError
 from protocol.identity import PeerId
+from protocol.limits import MAX_RECORD_BYTES
 from protocol.merkle import HASH_BYTES
 from protocol.notes import MAX_NOTE_BYTES
 
@@ -34,6 +44,7 @@ Node = tuple[int, int, bytes]
 
 _HTTP_TIMEOUT_S = 30
 _ROWS = 1000
+_MAX_ACT_BYTES = MAX_RECORD_BYTES + 4096  # as protocol.envelope.parse_envelope takes
 _MAX_PAGE_BYTES = 4 << 20
 _PAGE_DONORS = 500
 _BOARD_ATTEMPTS = 5
@@ -70,10 +81,11 @@ class _LogGrewError(Exception):
     """The log grew while the pages of the board were turned."""
 
 
-class NodeCheck(Protocol):
-    """Compares recomputed nodes of the tree with those that a source publishes."""
+class Check(Protocol):
+    """Compares what the leaves give with what a source keeps besides them."""
 
-    def add(self, made: list[Node]) -> None: ...
+    def add(self, leaf: Leaf, made: list[Node]) -> None:
+        """Take the next leaf, and the nodes of the tree that it completes."""
 
     def finish(self) -> None: ...
 
@@ -90,11 +102,14 @@ class Source(Protocol):
 
     def entries(self, size: int) -> Iterator[bytes]: ...
 
-    def node_check(self) -> NodeCheck: ...
+    def act(self, index: int) -> bytes | None:
+        """The envelope of the public act behind a leaf, or None where it is not published."""
+
+    def check(self) -> Check: ...
 
 
 class DatabaseSource:
-    """The log in its own database; every stored node is compared."""
+    """The log in its own database; every stored node and column is compared."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -114,26 +129,18 @@ class DatabaseSource:
         return load_delegations(self._session)
 
     def entries(self, size: int) -> Iterator[bytes]:
-        yield from read_leaves(self._session, 0, size)
-        self._check_columns(size)
+        return read_leaves(self._session, 0, size)
 
-    def _check_columns(self, size: int) -> None:
-        """The site looks leaves up by columns: each must repeat what its leaf says."""
-        columns = [getattr(LogLeaf, name) for name in LOOKED_UP_BY]
-        for first in range(0, size, _ROWS):
-            rows = self._session.execute(
-                select(LogLeaf.leaf_index, LogLeaf.data, *columns)
-                .where(LogLeaf.leaf_index >= first, LogLeaf.leaf_index < min(size, first + _ROWS))
-                .order_by(LogLeaf.leaf_index)
-            )
-            for index, data, *held in rows:
-                leaf = json.loads(data)  # the fold has parsed it before
-                for name, value in zip(LOOKED_UP_BY, held, strict=True):
-                    if value != leaf.get(name):
-                        raise BadDigest(f"leaf {index} is filed under another {name} than its own")
+    def act(self, index: int) -> bytes | None:
+        row = self._session.get(ActRow, index)
+        if row is None or not row.public:
+            return None
+        if not isinstance(row.envelope, bytes):  # SQLite keeps any type in any column
+            raise BadRecord(f"the act of leaf {index} is not bytes: somebody edited the database")
+        return row.envelope
 
-    def node_check(self) -> NodeCheck:
-        return _StoredNodeCheck(self._session)
+    def check(self) -> Check:
+        return _StoredCheck(self._session)
 
 
 class TileSource:
@@ -164,7 +171,10 @@ class TileSource:
             except BadRecord as error:
                 raise BadRecord(f"{tile.path}: {error}") from error
 
-    def node_check(self) -> NodeCheck:
+    def act(self, index: int) -> bytes | None:
+        return self._fetch(f"acts/{number_path(index)}", _MAX_ACT_BYTES)
+
+    def check(self) -> Check:
         return _TileCheck(self.tile)
 
     def tile(self, tile: Tile) -> bytes:
@@ -266,7 +276,7 @@ class _TileCheck:
         self._read = read
         self._open: dict[int, tuple[int, list[bytes]]] = {}  # level -> (tile index, hashes)
 
-    def add(self, made: list[Node]) -> None:
+    def add(self, _leaf: Leaf, made: list[Node]) -> None:
         for level, position, value in made:
             if level % TILE_HEIGHT:
                 continue
@@ -296,27 +306,55 @@ class _TileCheck:
             raise BadDigest(f"{tile.path} is longer than its hashes")
 
 
-class _StoredNodeCheck:
-    """Recomputed nodes against those stored in the database, all of them."""
-
-    _BATCH = 1000
+class _StoredCheck:
+    """Recomputed nodes and columns against those stored in the database, all of them."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._waiting: list[Node] = []
+        self._size = 0
+        self._filed: list[tuple[object, ...]] = []  # of the leaves before _size
+        self._nodes: dict[int, tuple[int, list[bytes]]] = {}  # level -> (first position, hashes)
 
-    def add(self, made: list[Node]) -> None:
-        self._waiting += made
-        if len(self._waiting) >= self._BATCH:
+    def add(self, leaf: Leaf, made: list[Node]) -> None:
+        for level, position, value in made:
+            self._nodes.setdefault(level, (position, []))[1].append(value)
+        self._filed.append(tuple([getattr(leaf, name, None) for name in LOOKED_UP_BY]))
+        self._size += 1
+        if len(self._filed) == _ROWS:
             self.finish()
 
     def finish(self) -> None:
-        stored = tree.load_nodes(self._session, [node[:2] for node in self._waiting])
-        for level, position, value in self._waiting:
-            if stored[level, position] != value:
-                first = position << level
+        for level, (first, hashes) in self._nodes.items():
+            self._compare_nodes(level, first, hashes)
+        self._compare_columns()
+        self._nodes.clear()
+        self._filed.clear()
+
+    def _compare_nodes(self, level: int, first: int, hashes: list[bytes]) -> None:
+        if tree.load_row(self._session, level, first, first + len(hashes)) == hashes:
+            return
+        wanted = [(level, first + offset) for offset in range(len(hashes))]
+        stored = tree.load_nodes(self._session, wanted)
+        for node, value in zip(wanted, hashes, strict=True):
+            if stored[node] != value:
+                start, end = node[1] << level, (node[1] + 1) << level
                 raise BadDigest(
-                    f"leaf {first}: the stored hash of leaves {first} to "
-                    f"{first + (1 << level) - 1} is not the one that the leaves give"
+                    f"leaf {start}: the stored hash of leaves {start} to {end - 1} is not the one "
+                    "that the leaves give"
                 )
-        self._waiting.clear()
+
+    def _compare_columns(self) -> None:
+        """The site looks leaves up by columns: each must repeat what its leaf says."""
+        first = self._size - len(self._filed)
+        rows = self._session.execute(
+            select(*[getattr(LogLeaf, name) for name in LOOKED_UP_BY])
+            .where(LogLeaf.leaf_index >= first, LogLeaf.leaf_index < self._size)
+            .order_by(LogLeaf.leaf_index)
+        )
+        for index, (row, filed) in enumerate(zip(rows, self._filed, strict=True), start=first):
+            if row == filed:
+                continue
+            wrong = next(n for n, name in enumerate(LOOKED_UP_BY) if row[n] != filed[n])
+            raise BadDigest(
+                f"leaf {index} is filed under another {LOOKED_UP_BY[wrong]} than its own"
+            )

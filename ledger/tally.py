@@ -126,11 +126,29 @@ class Judgement:
 
 
 @dataclass(slots=True)
+class Paid:
+    """What later leaves and pages ask of a credit leaf. The leaf itself takes six times the memory,
+    and a record holds millions."""
+
+    at_s: int
+    work: Literal["training", "probation", "reducing"]
+    round: int
+    assignment_id: str | None
+    worker: PeerId
+    donor: PeerId
+    tokens: int
+    chunks: int
+    microcredits: int
+    execution: str | None
+    audit_ppm: int | None
+
+
+@dataclass(slots=True)
 class Credit:
     """One credit leaf, and what became of it."""
 
     index: int
-    leaf: CreditLeaf
+    leaf: Paid
     place: int  # contributions of its donor so far, itself included
     status: Status = "pending"
     selected: bool | None = None  # by its round's draw; None: not published, or not drawn for
@@ -206,8 +224,21 @@ class Accounts:
         by_round = self.rounds.setdefault(leaf.round, Tally())
         for tally in (self.total, donor.tally, worker.tally, by_round, *also):
             tally.add(leaf)
-        credit = Credit(index, leaf, donor.tally.contributions, verdict=verdict, also=also)
-        self.touched.add(leaf.donor)
+        self.touched.add(donor.donor)
+        paid = Paid(
+            at_s=leaf.at_s,
+            work=leaf.work,
+            round=leaf.round,
+            assignment_id=leaf.assignment_id,
+            worker=worker.worker,  # the same text, once in memory
+            donor=donor.donor,
+            tokens=leaf.tokens,
+            chunks=leaf.chunks,
+            microcredits=leaf.microcredits,
+            execution=leaf.execution,
+            audit_ppm=leaf.audit_ppm,
+        )
+        credit = Credit(index, paid, donor.tally.contributions, verdict=verdict, also=also)
         self.credits[index] = credit
         self.by_round.setdefault(leaf.round, []).append(credit)
         if leaf.assignment_id is not None:

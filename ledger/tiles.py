@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from ledger import tree
 from ledger.authority import load_delegations
 from ledger.log import latest_head, read_leaves
-from ledger.schema import LogNode
 from protocol.errors import BadDigest, BadRecord, UsageError
 from protocol.notes import read_checkpoint
 
@@ -43,12 +42,9 @@ class Tile:
     @property
     def path(self) -> str:
         """Relative path of the file."""
-        digits = f"{self.index:03d}"
-        digits = digits.zfill(-(-len(digits) // 3) * 3)
-        groups = [digits[first : first + 3] for first in range(0, len(digits), 3)]
-        number = "/".join([f"x{group}" for group in groups[:-1]] + groups[-1:])
+        level = ENTRIES if self.level is None else self.level
         partial = "" if self.width == TILE_WIDTH else f".p/{self.width}"
-        return f"tile/{ENTRIES if self.level is None else self.level}/{number}{partial}"
+        return f"tile/{level}/{number_path(self.index)}{partial}"
 
     @classmethod
     def parse(cls, path: str) -> Tile:
@@ -70,6 +66,14 @@ class Tile:
     def exists_at(self, size: int) -> bool:
         """Whether a tree of ``size`` leaves has all of this tile."""
         return self.index * TILE_WIDTH + self.width <= size >> (TILE_HEIGHT * (self.level or 0))
+
+
+def number_path(number: int) -> str:
+    """A number as a path: digits in groups of three, all but the last with an ``x``."""
+    digits = f"{number:03d}"
+    digits = digits.zfill(-(-len(digits) // 3) * 3)
+    groups = [digits[first : first + 3] for first in range(0, len(digits), 3)]
+    return "/".join([f"x{group}" for group in groups[:-1]] + groups[-1:])
 
 
 def tiles_of(size: int, level: int | None) -> Iterator[Tile]:
@@ -95,15 +99,7 @@ def read_tile(session: Session, tile: Tile) -> bytes:
     start, end = tile.index * TILE_WIDTH, tile.index * TILE_WIDTH + tile.width
     if tile.level is None:
         return pack_entries(read_leaves(session, start, end))
-    hashes = session.scalars(
-        select(LogNode.hash)
-        .where(
-            LogNode.level == TILE_HEIGHT * tile.level,
-            LogNode.position >= start,
-            LogNode.position < end,
-        )
-        .order_by(LogNode.position)
-    ).all()
+    hashes = tree.load_row(session, TILE_HEIGHT * tile.level, start, end)
     if len(hashes) != tile.width:
         raise BadDigest(f"{tile.path} is not whole: the log is damaged")
     return b"".join(hashes)

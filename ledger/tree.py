@@ -74,6 +74,17 @@ def load_nodes(session: Session, ids: Iterable[NodeId]) -> dict[NodeId, bytes]:
     return found
 
 
+def load_row(session: Session, level: int, start: int, end: int) -> list[bytes]:
+    """Hashes of the stored nodes [start, end) of one level; fewer, if some are missing."""
+    return list(
+        session.scalars(
+            select(LogNode.hash)
+            .where(LogNode.level == level, LogNode.position >= start, LogNode.position < end)
+            .order_by(LogNode.position)
+        )
+    )
+
+
 def root(session: Session, size: int) -> bytes:
     """Root of the first ``size`` leaves."""
     ids = cover(0, size)

@@ -4,12 +4,15 @@ Steps, all of which must hold (:func:`verify`):
 
 1. every leaf parses, and contradicts none before it: enrolment, order of rounds, nothing paid
    twice, credit recomputed from the leaf's tokens and the run's formula, draws recomputed from the
-   chain that the run leaf fixed, credit final or taken back only as the audits allow
-   (:mod:`ledger.fold`);
+   chain that the run leaf fixed, credit final or taken back only as the audits allow, campaigns,
+   pledges, money, teams and joined keys by their rules (:mod:`ledger.fold`); and what all persons
+   have together is what was credited;
 2. the leaves hash to the root of the head, and to every published hash in between;
 3. the head is signed by a key that the run's root key delegated, or by the key that was given;
 4. the earlier head that was given is a prefix: nothing was rewritten since;
-5. every total on the leaderboard equals the fold, to the unit.
+5. every public act is there, signed by the right key, and says what its leaf says
+   (:mod:`ledger.act_check`);
+6. every total on the leaderboard equals the fold, to the unit.
 
 Without a root fingerprint or key, step 3 starts from the root that the run leaf itself names. That
 proves the record whole and of one root, not whose root it is: the report says so.
@@ -22,9 +25,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ledger import tree
+from ledger.act_check import ActCheck
 from ledger.authority import log_keys
 from ledger.fold import Board
+from ledger.records import ActLeaf
 from ledger.sources import PublishedBoard, PublishedTotals, Source
+from ledger.standing import standings
 from protocol import merkle
 from protocol.audit_policy import Verdict
 from protocol.errors import BadDigest, BadRecord, BadSignature
@@ -56,6 +62,19 @@ class AuditReport:
 
 
 @dataclass(frozen=True)
+class CrowdReport:
+    """What the record says of people besides training."""
+
+    campaigns: int  # the manifest's own among them
+    pledges: int  # that were made
+    donations: int
+    pools: int
+    teams: int
+    acts: int  # public ones, each checked against its leaf and its signature
+    unnamed: int  # acts of private and secret pledges and gifts: nobody can check these
+
+
+@dataclass(frozen=True)
 class Report:
     """What a successful verification found."""
 
@@ -65,7 +84,7 @@ class Report:
     run_id: str
     trust: Trust
     root_fingerprint: PeerId
-    donors: int
+    donors: int  # persons
     devices: int
     rounds: int
     merged_tokens: int
@@ -75,6 +94,7 @@ class Report:
     forfeited_microcredits: int
     unpaid_microcredits: int
     audits: AuditReport
+    crowd: CrowdReport
     old_size: int | None  # of the earlier head that it extends
     board_compared: bool  # a published leaderboard was equal to the fold
 
@@ -105,7 +125,7 @@ def verify(
     head = read_checkpoint(note)
     old = read_checkpoint(old_checkpoint) if old_checkpoint is not None else None
     _check_sizes(head, old, published)
-    board, old_at_s = _replay(source, head, old, published, progress)
+    board, acts, old_at_s = _replay(source, head, old, published, progress)
     assert board.manifest is not None
     _check_names(board.manifest, head, root)
     open_checkpoint(note, _believed_keys(source, board, vkey, board.newest_s))
@@ -119,7 +139,7 @@ def verify(
         run_id=board.run_id,
         trust=trust,
         root_fingerprint=board.manifest.root,
-        donors=len(board.donors),
+        donors=sum(1 for _ in board.people.owners()),
         devices=len(board.workers),
         rounds=len(board.rounds),
         merged_tokens=board.merged_tokens,
@@ -129,6 +149,7 @@ def verify(
         forfeited_microcredits=board.total.forfeited_microcredits,
         unpaid_microcredits=board.total.unpaid_microcredits,
         audits=_audit_report(board),
+        crowd=_crowd_report(board, acts),
         old_size=old.size if old else None,
         board_compared=published is not None,
     )
@@ -151,6 +172,19 @@ def _audit_report(board: Board) -> AuditReport:
     )
 
 
+def _crowd_report(board: Board, acts: ActCheck) -> CrowdReport:
+    crowd = board.crowd
+    return CrowdReport(
+        campaigns=len(crowd.campaigns.campaigns),
+        pledges=len(crowd.pledges.pledges),
+        donations=len(crowd.pools.donations),
+        pools=len(crowd.pools.pools),
+        teams=len(crowd.teams.teams),
+        acts=acts.checked,
+        unnamed=acts.unnamed,
+    )
+
+
 def _check_sizes(head: Checkpoint, old: Checkpoint | None, board: PublishedBoard | None) -> None:
     if head.size == 0:
         raise BadRecord("the log is empty: not even its run was recorded")
@@ -170,9 +204,10 @@ def _replay(
     old: Checkpoint | None,
     published: PublishedBoard | None,
     progress: Progress,
-) -> tuple[Board, int]:
-    """The fold of all leaves, and the time of the newest leaf under the earlier head."""
-    board, edge, nodes = Board(), tree.Frontier(0, []), source.node_check()
+) -> tuple[Board, ActCheck, int]:
+    """The fold of all leaves, their acts, and the newest time under the earlier head."""
+    board, edge, check = Board(), tree.Frontier(0, []), source.check()
+    acts = ActCheck(source, board)
     old_at_s = 0
 
     def at_this_size() -> None:
@@ -186,30 +221,34 @@ def _replay(
 
     at_this_size()
     for data in source.entries(head.size):
-        nodes.add(edge.push(merkle.leaf_hash(data)))
-        board.apply(data)
+        made = edge.push(merkle.leaf_hash(data))
+        leaf = board.apply(data)
+        check.add(leaf, made)
+        if isinstance(leaf, ActLeaf):
+            acts.add(edge.size - 1, leaf)
         at_this_size()
         if old is not None and edge.size == max(1, old.size):
             old_at_s = board.newest_s
         progress(edge.size, head.size)
-    nodes.finish()
+    check.finish()
+    acts.finish()
     if edge.root() != head.root:
         raise BadDigest(f"the {head.size} leaves do not hash to the root of the signed head")
     board.check_merged()
     board.check_sums()
-    return board, old_at_s
+    return board, acts, old_at_s
 
 
 def _compare(board: Board, published: PublishedBoard) -> None:
     """Insist that the leaderboard shows the fold."""
     fold = {
-        key: PublishedTotals(
-            donor.tally.pending_microcredits,
-            donor.tally.final_microcredits,
-            donor.tally.forfeited_microcredits,
-            donor.tally.tokens,
+        person.owner: PublishedTotals(
+            person.pending_microcredits,
+            person.final_microcredits,
+            person.forfeited_microcredits,
+            person.own.tokens,
         )
-        for key, donor in board.donors.items()
+        for person in (standings(board) if board.size else ())
     }
     for key in fold.keys() | published.donors.keys():
         if fold.get(key) != published.donors.get(key):
