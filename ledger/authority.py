@@ -77,6 +77,22 @@ class Delegations:
             raise BadRecord("delegations are malformed") from error
         return cls(run_id, parts[0], parts[1])
 
+    def joined(self, others: Delegations | None) -> Delegations:
+        """All of these and of the others: what was said once is not unsaid by leaving it out."""
+        if others is None:
+            return self
+        return Delegations(
+            self.run_id,
+            _union(self.delegations, others.delegations),
+            _union(self.revocations, others.revocations),
+        )
+
+    def before_revoking(self, older: Delegations) -> Delegations:
+        """These, but for what was revoked since the older ones: a head of either verifies."""
+        known = {_encode(envelope) for envelope in older.revocations}
+        kept = tuple(e for e in self.revocations if _encode(e) in known)
+        return Delegations(self.run_id, self.delegations, kept)
+
     def log_only(self) -> Delegations:
         """Without the delegations of other purposes: what a receipt needs."""
         kept = tuple(
@@ -88,9 +104,11 @@ class Delegations:
 
 
 def log_keys(
-    records: Delegations, root: PeerId, origin: str, *, run_id: bytes, at_s: float
+    records: Delegations, root: PeerId, origin: str, *, run_id: bytes, at_s: float | None
 ) -> list[NoteKey]:
     """Keys that the root vouched for as signers of the log ``origin`` at ``at_s``.
+
+    ``None`` stands for any time: a first look, before the newest leaf is known.
 
     Raises:
         BadSignature: none, or a record is not the root's.
@@ -103,7 +121,8 @@ def log_keys(
         if record.purpose != wire.KEY_PURPOSE_LOG:
             continue
         try:
-            trust.require(wire.KEY_PURPOSE_LOG, record.public_key, at_s)
+            judged_s = record.not_before_s if at_s is None else at_s
+            trust.require(wire.KEY_PURPOSE_LOG, record.public_key, judged_s)
         except BadSignature as error:
             problem = str(error)
             continue
@@ -152,6 +171,13 @@ def _unverified(envelope: wire.Envelope) -> wire.Delegation:
         return wire.Delegation.FromString(envelope.payload)
     except DecodeError as error:
         raise BadRecord("a delegation is damaged: restore the database from a backup") from error
+
+
+def _union(
+    first: Iterable[wire.Envelope], second: Iterable[wire.Envelope]
+) -> tuple[wire.Envelope, ...]:
+    by_bytes = {_encode(envelope): envelope for envelope in (*first, *second)}
+    return tuple(by_bytes[name] for name in sorted(by_bytes))
 
 
 def _encode(envelope: wire.Envelope) -> str:

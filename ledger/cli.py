@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from sqlalchemy import create_engine, inspect
-from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
+from sqlalchemy import inspect
+from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
+from ledger.cli_mirror import mirror_command
 from ledger.credit import MICROCREDITS_PER_CREDIT
+from ledger.export import export_tiles
 from ledger.log import latest_head
+from ledger.progress import check_fingerprint, progress_bar
+from ledger.read_only import URL_HELP, read_only_engine
 from ledger.receipts import verify_receipt
 from ledger.schema import LogLeaf
 from ledger.sources import DatabaseSource, HttpSource, Source, directory_source
-from ledger.tiles import export_tiles
 from ledger.verify import Report, verify
-from protocol.errors import BadRecord, UsageError
-from protocol.identity import PublicKey
+from protocol.errors import UsageError
 from protocol.tlog import MAX_PROOF_BYTES
-
-_DB_HELP = "Database URL, for example sqlite:///run/coordinator.db"
 
 
 @click.group()
@@ -35,8 +32,11 @@ def cli() -> None:
     """Read and verify the public record; serve the leaderboard."""
 
 
+cli.add_command(mirror_command)
+
+
 @cli.command("verify")
-@click.option("--db", metavar="URL", help=_DB_HELP)
+@click.option("--db", metavar="URL", help=URL_HELP)
 @click.option("--dir", "folder", type=click.Path(path_type=Path), help="Folder of tiles.")
 @click.option("--url", help="Leaderboard, or any web host with the tiles.")
 @click.option("--root", metavar="FINGERPRINT", help="Root key of the run, from the join link.")
@@ -66,15 +66,15 @@ def verify_command(
     if root is not None and vkey is not None:
         raise UsageError("give --root or --vkey, not both")
     if root is not None:
-        _check_fingerprint(root)
+        check_fingerprint(root)
     old = _read_text(old_checkpoint) if old_checkpoint is not None else None
-    with _open_source(db, folder, url) as source, _bar("verifying") as show:
+    with _open_source(db, folder, url) as source, progress_bar("verifying") as show:
         report = verify(source, root=root, vkey=vkey, old_checkpoint=old, progress=show)
     click.echo(json.dumps(asdict(report), indent=2) if as_json else _describe(report))
 
 
 @cli.command("head")
-@click.option("--db", metavar="URL", required=True, help=_DB_HELP)
+@click.option("--db", metavar="URL", required=True, help=URL_HELP)
 def head_command(db: str) -> None:
     """Print the newest signed head."""
     with _open_session(db) as session:
@@ -85,11 +85,11 @@ def head_command(db: str) -> None:
 
 
 @cli.command("export-tiles")
-@click.option("--db", metavar="URL", required=True, help=_DB_HELP)
+@click.option("--db", metavar="URL", required=True, help=URL_HELP)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 def export_command(db: str, out: Path) -> None:
     """Write the record as static files (C2SP tlog-tiles) that any web host can mirror."""
-    with _open_session(db) as session, _bar("exporting") as show:
+    with _open_session(db) as session, progress_bar("exporting") as show:
         head = latest_head(session)
         total = head.tree_size if head else 0
         size = export_tiles(session, out, lambda done: show(done, total))
@@ -116,7 +116,7 @@ def check_command(proof: Path, leaf: Path, root: str | None, vkey: str | None) -
     if (root is None) == (vkey is None):
         raise UsageError("give the run's --root fingerprint (from the join link) or its --vkey")
     if root is not None:
-        _check_fingerprint(root)
+        check_fingerprint(root)
     verified = verify_receipt(_read_file(leaf), _read_text(proof), root=root, vkey=vkey)
     click.echo(
         f"genuine: leaf {verified.index} of {verified.checkpoint.size} "
@@ -126,15 +126,37 @@ def check_command(proof: Path, leaf: Path, root: str | None, vkey: str | None) -
 
 
 @cli.command("serve")
-@click.option("--db", metavar="URL", required=True, help=_DB_HELP)
+@click.option("--db", metavar="URL", help=URL_HELP)
+@click.option(
+    "--dir",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Folder of tiles, for example a mirror; no database is needed.",
+)
+@click.option("--root", metavar="FINGERPRINT", help="With --dir: root key of the run.")
+@click.option(
+    "--index",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="With --dir: file that pages are looked up in; by default in the user's cache folder.",
+)
 @click.option("--listen", default="127.0.0.1:8080", show_default=True, metavar="HOST:PORT")
-def serve_command(db: str, listen: str) -> None:
+def serve_command(
+    db: str | None, folder: Path | None, root: str | None, index: Path | None, listen: str
+) -> None:
     """Serve the leaderboard; reads only."""
-    from ledger.leaderboard.server import serve
+    from ledger.leaderboard.server import serve, serve_folder
 
     host, separator, port = listen.rpartition(":")
     if not separator or not port.isdecimal() or int(port) > 65535:
         raise UsageError(f"--listen is HOST:PORT, not {listen!r}")
+    if (db is None) == (folder is None):
+        raise UsageError("give exactly one of --db and --dir")
+    if folder is not None:
+        if root is not None:
+            check_fingerprint(root)
+        serve_folder(folder, index, root, host.strip("[]"), int(port))
+        return
+    assert db is not None
     with _open_session(db):
         pass  # a wrong URL should fail here, in a sentence
     serve(db, host.strip("[]"), int(port))
@@ -143,10 +165,7 @@ def serve_command(db: str, listen: str) -> None:
 @contextmanager
 def _open_session(url: str) -> Iterator[Session]:
     """A session on a database that holds a log."""
-    try:
-        engine = create_engine(url)
-    except (ArgumentError, NoSuchModuleError) as error:
-        raise UsageError(f"not a database URL: {url!r}; {_DB_HELP.lower()}") from error
+    engine = read_only_engine(url)
     file = engine.url.database
     if engine.dialect.name == "sqlite" and (not file or not Path(file).is_file()):
         raise UsageError(f"there is no database at {file or url}")
@@ -156,9 +175,10 @@ def _open_session(url: str) -> Iterator[Session]:
                 raise UsageError(f"{engine.url.render_as_string()} holds no public record")
             yield session
     except DatabaseError as error:
+        shown = file if engine.dialect.name == "sqlite" else engine.url.render_as_string()
         raise UsageError(
-            f"cannot read the database {file or url}: {error.orig}; if it is damaged, restore it "
-            "from a backup"
+            f"cannot read the database {shown}: {error.orig}; if it is damaged, restore it from a "
+            "backup"
         ) from error
     finally:
         engine.dispose()
@@ -174,37 +194,6 @@ def _open_source(db: str | None, folder: Path | None, url: str | None) -> Iterat
     else:
         assert url is not None
         yield HttpSource(url)
-
-
-class _Bar:
-    """Progress on standard error, so that standard output stays a report."""
-
-    def __init__(self, bar: Progress, what: str) -> None:
-        self._bar = bar
-        self._task = bar.add_task(what, total=None)
-
-    def __call__(self, done: int, total: int) -> None:
-        if done % 256 == 0 or done == total:
-            self._bar.update(self._task, completed=done, total=total)
-
-
-@contextmanager
-def _bar(what: str) -> Iterator[_Bar]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
-        yield _Bar(bar, what)
-
-
-def _check_fingerprint(root: str) -> None:
-    try:
-        PublicKey.from_peer_id(root)
-    except BadRecord as error:
-        raise UsageError(f"--root: {error}; copy it from the join link") from error
 
 
 def _read_file(path: Path) -> bytes:

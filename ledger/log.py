@@ -66,6 +66,42 @@ def read_leaves(session: Session, start: int, end: int) -> Iterator[bytes]:
             raise BadDigest(f"leaf {first + len(rows)} is missing: the log is damaged")
 
 
+def append_leaves(session: Session, leaves: Sequence[Leaf]) -> list[int]:
+    """Add leaves inside the caller's transaction; O(log n) each at worst, O(1) on average.
+
+    Returns:
+        Their indexes.
+
+    Raises:
+        UsageError: another program writes this log, or a leaf is too large.
+        BadDigest: the stored tree is damaged.
+    """
+    if not leaves:
+        return []
+    size = tree.tree_size(session)
+    frontier = tree.Frontier.load(session, size)
+    leaf_rows, node_rows = [], []
+    for index, leaf in enumerate(leaves, start=size):
+        data = leaf.canonical()
+        if len(data) > MAX_LEAF_BYTES:
+            raise UsageError(
+                f"a {leaf.kind} leaf of {len(data)} bytes is over {MAX_LEAF_BYTES}: "
+                "shorten the texts of the run manifest"
+            )
+        leaf_rows.append({"leaf_index": index, "data": data, **_columns(leaf)})
+        for level, position, value in frontier.push(merkle.leaf_hash(data)):
+            node_rows.append({"level": level, "position": position, "hash": value})
+    try:
+        session.execute(insert(LogLeaf), leaf_rows)
+        session.execute(insert(LogNode), node_rows)
+    except IntegrityError as error:
+        raise UsageError(
+            "another program appended to this log at the same moment; "
+            "stop the second coordinator: a log has one writer"
+        ) from error
+    return list(range(size, size + len(leaves)))
+
+
 class Log:
     """Appends to the log of one run, and signs its heads."""
 
@@ -85,39 +121,8 @@ class Log:
         self._now_s = now_s
 
     def append(self, session: Session, leaves: Sequence[Leaf]) -> list[int]:
-        """Add leaves inside the caller's transaction; O(log n) each at worst, O(1) on average.
-
-        Returns:
-            Their indexes.
-
-        Raises:
-            UsageError: another program writes this log, or a leaf is too large.
-            BadDigest: the stored tree is damaged.
-        """
-        if not leaves:
-            return []
-        size = tree.tree_size(session)
-        frontier = tree.Frontier.load(session, size)
-        leaf_rows, node_rows = [], []
-        for index, leaf in enumerate(leaves, start=size):
-            data = leaf.canonical()
-            if len(data) > MAX_LEAF_BYTES:
-                raise UsageError(
-                    f"a {leaf.kind} leaf of {len(data)} bytes is over {MAX_LEAF_BYTES}: "
-                    "shorten the texts of the run manifest"
-                )
-            leaf_rows.append({"leaf_index": index, "data": data, **_columns(leaf)})
-            for level, position, value in frontier.push(merkle.leaf_hash(data)):
-                node_rows.append({"level": level, "position": position, "hash": value})
-        try:
-            session.execute(insert(LogLeaf), leaf_rows)
-            session.execute(insert(LogNode), node_rows)
-        except IntegrityError as error:
-            raise UsageError(
-                "another program appended to this log at the same moment; "
-                "stop the second coordinator: a log has one writer"
-            ) from error
-        return list(range(size, size + len(leaves)))
+        """:func:`append_leaves`."""
+        return append_leaves(session, leaves)
 
     def behind(self, session: Session) -> bool:
         """Whether leaves are there that no signed head covers."""

@@ -6,21 +6,18 @@ bounded in size.
 
 from __future__ import annotations
 
-import http.client
 import json
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from ledger import tree
 from ledger.authority import MAX_DELEGATIONS_BYTES, Delegations, load_delegations
+from ledger.fetching import Fetch, WebFolder
 from ledger.log import LOOKED_UP_BY, latest_head, read_leaves
 from ledger.records import Leaf
 from ledger.schema import ActRow, LogLeaf
@@ -42,7 +39,6 @@ from protocol.notes import MAX_NOTE_BYTES
 Node = tuple[int, int, bytes]
 """(level, position, hash)"""
 
-_HTTP_TIMEOUT_S = 30
 _ROWS = 1000
 _MAX_ACT_BYTES = MAX_RECORD_BYTES + 4096  # as protocol.envelope.parse_envelope takes
 _MAX_PAGE_BYTES = 4 << 20
@@ -146,7 +142,7 @@ class DatabaseSource:
 class TileSource:
     """A log as static files, behind any ``path -> bytes`` function."""
 
-    def __init__(self, fetch: Callable[[str, int], bytes | None]) -> None:
+    def __init__(self, fetch: Fetch) -> None:
         """Read through ``fetch(path, most_bytes)``, which gives None for a missing file."""
         self._fetch = fetch
 
@@ -165,11 +161,15 @@ class TileSource:
 
     def entries(self, size: int) -> Iterator[bytes]:
         for tile in tiles_of(size, None):
-            bundle = self._need(tile.path, MAX_BUNDLE_BYTES)
-            try:
-                yield from unpack_entries(bundle, tile.width)
-            except BadRecord as error:
-                raise BadRecord(f"{tile.path}: {error}") from error
+            yield from self.bundle(tile)
+
+    def bundle(self, tile: Tile) -> list[bytes]:
+        """Leaves of a bundle of entries."""
+        data, found = self._need_tile(tile, MAX_BUNDLE_BYTES)
+        try:
+            return unpack_entries(data, found.width)[: tile.width]
+        except BadRecord as error:
+            raise BadRecord(f"{found.path}: {error}") from error
 
     def act(self, index: int) -> bytes | None:
         return self._fetch(f"acts/{number_path(index)}", _MAX_ACT_BYTES)
@@ -179,10 +179,22 @@ class TileSource:
 
     def tile(self, tile: Tile) -> bytes:
         """Contents of a tile of hashes."""
-        return self._need(tile.path, TILE_WIDTH * HASH_BYTES)
+        data, found = self._need_tile(tile, TILE_WIDTH * HASH_BYTES)
+        return data if found == tile else data[: tile.width * HASH_BYTES]
+
+    def _need_tile(self, tile: Tile, most_bytes: int) -> tuple[bytes, Tile]:
+        """A tile; or, where a partial one has made way for it, the full one."""
+        data = self._fetch(tile.path, most_bytes)
+        if data is None and tile.width < TILE_WIDTH:
+            tile = Tile(tile.level, tile.index)
+            data = self._fetch(tile.path, most_bytes)
+        return self._whole(tile.path, data, most_bytes), tile
 
     def _need(self, path: str, most_bytes: int) -> bytes:
-        data = self._fetch(path, most_bytes)
+        return self._whole(path, self._fetch(path, most_bytes), most_bytes)
+
+    @staticmethod
+    def _whole(path: str, data: bytes | None, most_bytes: int) -> bytes:
         if data is None:
             raise BadRecord(f"{path} is missing: this is not a whole log")
         if len(data) > most_bytes:
@@ -209,10 +221,8 @@ class HttpSource(TileSource):
     """A leaderboard, or any web host with the tiles."""
 
     def __init__(self, url: str) -> None:
-        if urlsplit(url).scheme not in ("http", "https"):
-            raise UsageError(f"not a web address: {url!r}; it begins with https:// or http://")
-        self._base = url.rstrip("/")
-        super().__init__(self._get)
+        self._site = WebFolder(url)
+        super().__init__(self._site.get)
 
     def board(self) -> PublishedBoard | None:
         """All pages of the donors' board, of one and the same size of the log."""
@@ -243,7 +253,7 @@ class HttpSource(TileSource):
         return PublishedBoard(campaign["size"], PublishedTotals.read(campaign), donors)
 
     def _json(self, path: str) -> dict[str, Any] | None:
-        data = self._get(path, _MAX_PAGE_BYTES)
+        data = self._site.get(path, _MAX_PAGE_BYTES)
         if data is None:
             return None
         try:
@@ -253,20 +263,6 @@ class HttpSource(TileSource):
         if not isinstance(answer, dict):
             raise BadRecord(f"{path} is not understood")
         return answer
-
-    def _get(self, path: str, most_bytes: int) -> bytes | None:
-        request = urllib.request.Request(f"{self._base}/{path}")  # noqa: S310  checked above
-        try:
-            with urllib.request.urlopen(request, timeout=_HTTP_TIMEOUT_S) as answer:  # noqa: S310
-                data: bytes = answer.read(most_bytes + 1)
-                return data
-        except urllib.error.HTTPError as error:
-            error.close()
-            if error.code == http.HTTPStatus.NOT_FOUND:
-                return None
-            raise TransientError(f"{self._base}/{path} answers {error.code}") from error
-        except (OSError, http.client.HTTPException) as error:
-            raise TransientError(f"cannot read {self._base}/{path}: {error}") from error
 
 
 class _TileCheck:

@@ -10,22 +10,20 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from sqlalchemy.orm import Session
 
 from ledger import tree
-from ledger.authority import load_delegations
-from ledger.log import latest_head, read_leaves
-from protocol.errors import BadDigest, BadRecord, UsageError
-from protocol.notes import read_checkpoint
+from ledger.log import read_leaves
+from protocol.errors import BadDigest, BadRecord
 
 TILE_WIDTH = 256
 TILE_HEIGHT = 8
 ENTRIES = "entries"
 MAX_BUNDLE_BYTES = TILE_WIDTH * (2 + 65_535)
+_NUMBER = re.compile(r"(?:x[0-9]{3}/)*[0-9]{3}")
 _PATH = re.compile(
     r"tile/(entries|[0-9]|[1-5][0-9]|6[0-3])/((?:x[0-9]{3}/)*[0-9]{3})(?:\.p/([0-9]{1,3}))?"
 )
@@ -76,10 +74,23 @@ def number_path(number: int) -> str:
     return "/".join([f"x{group}" for group in groups[:-1]] + groups[-1:])
 
 
-def tiles_of(size: int, level: int | None) -> Iterator[Tile]:
-    """Tiles of one level in a tree of ``size`` leaves, the partial one last."""
+def parse_number(path: str) -> int:
+    """Read :func:`number_path`; one path for one number.
+
+    Raises:
+        BadRecord: not the path of a number.
+    """
+    match = _NUMBER.fullmatch(path[:100])
+    number = int(path.replace("x", "").replace("/", "")) if match else -1
+    if match is None or number_path(number) != path:
+        raise BadRecord("not a number in groups of three digits")
+    return number
+
+
+def tiles_of(size: int, level: int | None, first: int = 0) -> Iterator[Tile]:
+    """Tiles of one level in a tree of ``size`` leaves, from ``first`` on, the partial one last."""
     nodes = size >> (TILE_HEIGHT * (level or 0))
-    for index in range(nodes // TILE_WIDTH):
+    for index in range(first, nodes // TILE_WIDTH):
         yield Tile(level, index)
     if nodes % TILE_WIDTH:
         yield Tile(level, nodes // TILE_WIDTH, nodes % TILE_WIDTH)
@@ -105,7 +116,7 @@ def read_tile(session: Session, tile: Tile) -> bytes:
     return b"".join(hashes)
 
 
-def pack_entries(leaves: Iterator[bytes]) -> bytes:
+def pack_entries(leaves: Iterable[bytes]) -> bytes:
     """A bundle of entries."""
     return b"".join(struct.pack(">H", len(leaf)) + leaf for leaf in leaves)
 
@@ -129,51 +140,3 @@ def unpack_entries(bundle: bytes, width: int) -> list[bytes]:
     if offset != len(bundle):
         raise BadRecord("a bundle is cut short, or longer than its entries")
     return entries
-
-
-def export_tiles(
-    session: Session, out: Path, progress: Callable[[int], None] = lambda _: None
-) -> int:
-    """Write the log under its newest signed head as static files; the checkpoint last.
-
-    Files that are there already in full are kept, so that a mirror is brought up to date cheaply.
-
-    Args:
-        session: of the ledger's database.
-        out: folder, made if missing.
-        progress: told the number of leaves written so far.
-
-    Returns:
-        Leaves under the head.
-
-    Raises:
-        UsageError: no head was signed yet.
-    """
-    head = latest_head(session)
-    if head is None:
-        raise UsageError("nothing to export: no head of this log was signed yet")
-    size = read_checkpoint(head.checkpoint).size
-    for level in levels_of(size):
-        for tile in tiles_of(size, level):
-            _write_once(session, out, tile)
-    for tile in tiles_of(size, None):
-        _write_once(session, out, tile)
-        progress(tile.index * TILE_WIDTH + tile.width)
-    delegations = load_delegations(session)
-    if delegations is not None:
-        _write(out / "delegations", delegations.dump())
-    _write(out / "checkpoint", head.checkpoint.encode())
-    return size
-
-
-def _write_once(session: Session, out: Path, tile: Tile) -> None:
-    if not (out / tile.path).exists():
-        _write(out / tile.path, read_tile(session, tile))
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all: a mirror never serves half a tile."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)

@@ -124,11 +124,54 @@ def ledger_history() -> ModuleType:
     return module
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A module that says ``BOTH_DATABASES = True`` is run over SQLite and over PostgreSQL."""
+    if "ledger_url" in metafunc.fixturenames and getattr(metafunc.module, "BOTH_DATABASES", False):
+        metafunc.parametrize("ledger_url", ["sqlite", "postgresql"], indirect=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_rig() -> ModuleType:
+    """``tests/postgres_rig.py``: a real PostgreSQL of the tests' own."""
+    spec = importlib.util.spec_from_file_location(
+        "postgres_rig", Path(__file__).with_name("postgres_rig.py")
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def postgres_server(postgres_rig: ModuleType) -> Iterator[Any]:
+    """A server for all tests of this process; what it holds does not survive a crash."""
+    with postgres_rig.postgres(durable=False) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def ledger_template(postgres_server: Any) -> str:
+    """A PostgreSQL database with the record's tables, to be copied."""
+    return str(postgres_server.make_template())
+
+
+@pytest.fixture
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """URL of a database of the test's own: a SQLite file, unless PostgreSQL is asked for."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        yield f"sqlite:///{tmp_path}/ledger.db"
+        return
+    server = request.getfixturevalue("postgres_server")
+    with server.database(request.getfixturevalue("ledger_template")) as url:
+        yield url
+
+
 @pytest.fixture
 def history(
-    ledger_history: ModuleType, make_manifest: Callable[..., RunManifest], tmp_path: Path
+    ledger_history: ModuleType, make_manifest: Callable[..., RunManifest], ledger_url: str
 ) -> Iterator[Any]:
-    """A record in a SQLite file: the run, three devices of two donors, two rounds and a skip."""
+    """A record in a database: the run, three devices of two donors, two rounds and a skip."""
     manifest = make_manifest(
         # Only counted, never built: large enough that a step earns credit.
         model_config_json={
@@ -139,7 +182,7 @@ def history(
         },
         campaign={"goal_microcredits": 5000},
     )
-    written = ledger_history.History(manifest, f"sqlite:///{tmp_path}/ledger.db")
+    written = ledger_history.History(manifest, ledger_url)
     written.open()
     for name, donor in (("ada", "ada"), ("bob", "bob"), ("bob-laptop", "bob")):
         written.enrol(name, donor=donor, display_name=donor.title())

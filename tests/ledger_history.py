@@ -70,7 +70,8 @@ class History:
         self.manifest = manifest
         self.url = url
         self.engine: Engine = create_engine(url)
-        event.listen(self.engine, "connect", _without_fsync)
+        if self.engine.dialect.name == "sqlite":
+            event.listen(self.engine, "connect", _without_fsync)
         Base.metadata.create_all(self.engine)
         self.log = Log(manifest.origin, LOG_KEY, now_s=lambda: self.now_s)
         self.now_s = START_S

@@ -8,27 +8,11 @@ from typing import Any
 from google.protobuf.message import Message
 from sqlalchemy.orm import Session
 
+from ledger.acts import open_act
 from ledger.schema import ActRow
-from protocol.envelope import open_envelope, parse_envelope, payload_type
-from protocol.errors import BadRecord
+from ledger.tiles import number_path
+from protocol.envelope import parse_envelope
 from protocol.wire import records_pb2 as wire
-
-_PUBLIC: tuple[type[Message], ...] = (
-    wire.Delegation,
-    wire.Revocation,
-    wire.CampaignTerms,
-    wire.CampaignEnd,
-    wire.CampaignNews,
-    wire.Pledge,
-    wire.Pool,
-    wire.Donation,
-    wire.Voiding,
-    wire.TeamFounding,
-    wire.TeamMembership,
-    wire.KeyChange,
-    wire.AccountMerge,
-)
-_BY_TYPE = {payload_type(record): record for record in _PUBLIC}
 
 
 @dataclass(frozen=True)
@@ -42,14 +26,6 @@ class SignedAct:
     fields: list[tuple[str, str]]
 
 
-def act_path(index: int) -> str:
-    """Path of the envelope behind a leaf: digits in groups of three, as those of tiles."""
-    digits = f"{index:03d}"
-    digits = digits.zfill(-(-len(digits) // 3) * 3)
-    groups = [digits[first : first + 3] for first in range(0, len(digits), 3)]
-    return "acts/" + "/".join([f"x{group}" for group in groups[:-1]] + groups[-1:])
-
-
 def signed_act(session: Session, index: int) -> SignedAct | None:
     """The public act behind a leaf, or None where there is none to show.
 
@@ -59,17 +35,13 @@ def signed_act(session: Session, index: int) -> SignedAct | None:
     row = session.get(ActRow, index)
     if row is None or not row.public:
         return None
-    envelope = parse_envelope(row.envelope)
-    record_class = _BY_TYPE.get(envelope.payload_type)
-    if record_class is None:
-        raise BadRecord(f"the act of leaf {index} is of a type that is never public")
-    signed = open_envelope(envelope, record_class)
+    act = open_act(parse_envelope(row.envelope))
     return SignedAct(
-        act_path(index),
-        record_class.DESCRIPTOR.name,
-        signed.signer,
-        signed.digest.hex(),
-        _fields(signed.record),
+        f"acts/{number_path(index)}",
+        act.record.DESCRIPTOR.name,
+        act.signer,
+        act.digest.hex(),
+        _fields(act.record),
     )
 
 

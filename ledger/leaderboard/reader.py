@@ -23,11 +23,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import structlog
-from sqlalchemy import Engine, create_engine, event
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import ConnectionPoolEntry
 from starlette.exceptions import HTTPException
 
 from ledger.fold import Board
@@ -35,6 +33,7 @@ from ledger.leaderboard.names import Names, NamesReader
 from ledger.leaderboard.snapshot import Snapshot, Standings
 from ledger.leaderboard.watch import Watch
 from ledger.log import latest_head, read_leaves
+from ledger.read_only import read_only_engine
 from ledger.schema import LogHead
 from protocol.errors import ProtocolError, TransientError
 from protocol.notes import Checkpoint, read_checkpoint
@@ -75,9 +74,7 @@ class Reader:
     """Owns the thread that folds; safe to share between threads."""
 
     def __init__(self, database_url: str) -> None:
-        self._engine: Engine = create_engine(database_url)
-        if self._engine.dialect.name == "sqlite":
-            event.listen(self._engine, "connect", _read_only)
+        self._engine: Engine = read_only_engine(database_url)
         self._watch = Watch(self._engine)
         self._fold = threading.Lock()  # held while the fold changes, and while it is read
         self._standings = Standings(Board())
@@ -250,9 +247,3 @@ class Reader:
         """Fold from the first leaf again."""
         with self._fold:
             self._standings = Standings(Board())
-
-
-def _read_only(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA query_only=ON")
-    cursor.close()

@@ -1,4 +1,4 @@
-"""The record itself over HTTP: checkpoint, tiles, delegations, receipts.
+"""The record itself over HTTP: checkpoint, tiles, delegations, acts, profiles, receipts.
 
 These are the files that ``ledger export-tiles`` writes, served from the database, so that a
 verifier cannot tell a live log from a mirror.
@@ -15,9 +15,10 @@ from starlette.exceptions import HTTPException
 
 from ledger.authority import load_delegations
 from ledger.leaderboard.reader import Reader
+from ledger.published import load_profiles, load_site
 from ledger.receipts import Receipt, make_receipt
-from ledger.schema import LogLeaf
-from ledger.tiles import TILE_WIDTH, Tile, read_tile
+from ledger.schema import ActRow, LogLeaf
+from ledger.tiles import TILE_WIDTH, Tile, parse_number, read_tile
 from protocol.errors import BadRecord, TransientError
 from protocol.notes import read_checkpoint
 
@@ -53,6 +54,41 @@ def delegations(request: Request) -> Response:
     return Response(
         records.dump(), media_type="application/json", headers={"Cache-Control": _FRESH}
     )
+
+
+@router.get("/acts/{rest:path}")
+def act(request: Request, rest: str) -> Response:
+    """The signed act behind a leaf, where it is public."""
+    try:
+        index = parse_number(rest)
+    except BadRecord as error:
+        raise HTTPException(404, "There is no such act.") from error
+    with reader_of(request).session() as (session, note):
+        row = session.get(ActRow, index) if index < read_checkpoint(note).size else None
+        if row is None or not row.public:
+            raise HTTPException(404, "There is no such act.")
+        data = row.envelope
+    return Response(
+        data, media_type="application/octet-stream", headers={"Cache-Control": _IMMUTABLE}
+    )
+
+
+@router.get("/profiles")
+def profiles(request: Request) -> Response:
+    """What people chose to show, and whom to forget."""
+    with reader_of(request).session() as (session, _):
+        data = load_profiles(session).dump()
+    return Response(data, media_type="application/json", headers={"Cache-Control": _FRESH})
+
+
+@router.get("/site")
+def site(request: Request) -> Response:
+    """The join link and the organiser's words."""
+    with reader_of(request).session() as (session, _):
+        found = load_site(session)
+    if found is None:
+        raise HTTPException(404, "Nothing is said of this run besides its record.")
+    return Response(found.dump(), media_type="application/json", headers={"Cache-Control": _FRESH})
 
 
 @router.get("/tile/{rest:path}")

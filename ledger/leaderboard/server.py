@@ -2,13 +2,63 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
+import threading
+from pathlib import Path
 
 import click
+import platformdirs
+import structlog
 import uvicorn
+from sqlalchemy.exc import DatabaseError
 
+from ledger.folder_index import FolderIndex
 from ledger.leaderboard.app import create_app
-from protocol.errors import UsageError
+from protocol.errors import ProtocolError, UsageError
+from protocol.identity import PeerId
+
+logger = structlog.get_logger()
+
+_LOOK_EVERY_S = 2.0
+
+
+def serve_folder(
+    folder: Path, index: Path | None, root: PeerId | None, host: str, port: int
+) -> None:
+    """Serve a folder of tiles until interrupted; what is new in it is shown within seconds.
+
+    Raises:
+        PeerFault: the folder is damaged, or not signed by who may.
+        UsageError: it holds no record, or the address or the index cannot be had.
+    """
+    made = FolderIndex(folder, index or _cached(folder), root=root)
+    made.refresh()
+    ended = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(made, ended), name="folder")
+    watcher.start()
+    try:
+        serve(made.url, host, port)
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def _watch(index: FolderIndex, ended: threading.Event) -> None:
+    while not ended.wait(_LOOK_EVERY_S):
+        try:
+            index.refresh()
+        except (
+            ProtocolError,
+            DatabaseError,
+            OSError,
+        ) as error:  # what was shown before goes on being shown
+            logger.warning("the folder cannot be followed", error=str(error))
+
+
+def _cached(folder: Path) -> Path:
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
+    return platformdirs.user_cache_path("barnraise") / "record" / f"{name}.db"
 
 
 def serve(database_url: str, host: str, port: int) -> None:

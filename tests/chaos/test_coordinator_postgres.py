@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chaos_postgres import Postgres, postgres
 from chaos_scripted_run import ScriptedRun, engine_rig, manifest
+from postgres_rig import Postgres, postgres
 from sqlalchemy.orm import Session
 
 from coordinator.database import Database
@@ -35,16 +35,11 @@ def server() -> Iterator[Postgres]:
 
 @pytest.fixture
 async def run(server: Postgres, tmp_path: Path) -> Any:
-    database = Database(server.url)
-    with database.engine.begin() as connection:
-        connection.exec_driver_sql("DROP SCHEMA public CASCADE")
-        connection.exec_driver_sql("CREATE SCHEMA public")
-    database.close()
     made = ScriptedRun(tmp_path, manifest(ROUNDS))
-    made.url = server.url
-    await made.boot()
-    yield made
-    made.database.close()
+    with server.database() as made.url:
+        await made.boot()
+        yield made
+        made.database.close()
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
@@ -85,13 +80,13 @@ async def test_restarted_under_a_round(run: Any, server: Postgres, mode: str) ->
     assert first.start_sequence == 0
 
 
-async def test_two_programs_append_at_one_moment(run: Any, server: Postgres) -> None:
+async def test_two_programs_append_at_one_moment(run: Any) -> None:
     """They wait for each other; nobody's leaves are refused, and none is lost."""
     each, programs = 20, 3
     size = run.read(tree.tree_size)
 
     def program(number: int) -> None:
-        database = Database(server.url)
+        database = Database(run.url)
         for turn in range(each):
             device = run.identity(1000 + number * each + turn).peer_id
             leaf = EnrolLeaf(

@@ -19,7 +19,7 @@ from coordinator.audit.public_records import Evidence
 from coordinator.audit.replay import verified_reader
 from coordinator.keys import KeyRing
 from coordinator.schema import StateRow
-from ledger import tiles
+from ledger.export import export_tiles
 from ledger.log import Log
 from ledger.records import EnrolLeaf, RunLeaf
 from ledger.sources import directory_source
@@ -447,7 +447,7 @@ def test_the_runs_first_leaf_is_proven_by_a_few_tiles(
             )
             log.append(session, [leaf])
         log.sign_head(session)
-        tiles.export_tiles(session, tmp_path / "tiles")
+        export_tiles(session, tmp_path / "tiles")
 
     with audit_queue.database.session() as session:
         write(session)

@@ -26,9 +26,9 @@ from coordinator.lost_rounds import MARGIN_ROUNDS
 from coordinator.restore import restore
 from coordinator.schema import RoundRow, WorkerRow
 from coordinator.snapshot import Snapshot, take_snapshot
+from ledger.export import export_tiles
 from ledger.records import RestoreLeaf, parse_leaf
 from ledger.sources import DatabaseSource, directory_source
-from ledger.tiles import export_tiles
 from ledger.verify import verify
 from protocol.errors import BadDigest, BadRecord, TooLate, UsageError
 from protocol.identity import Identity

@@ -15,12 +15,13 @@ from sqlalchemy.orm import Session
 
 from ledger.authority import Delegations, load_delegations, log_keys, store_delegations
 from ledger.cli import cli
+from ledger.export import export_tiles
 from ledger.log import read_leaves
 from ledger.receipts import make_receipt, verify_receipt
 from ledger.records import CreditLeaf, parse_leaf
 from ledger.schema import DelegationRow, LogLeaf, LogNode
 from ledger.sources import DatabaseSource, directory_source
-from ledger.tiles import Tile, export_tiles, levels_of, tiles_of, unpack_entries
+from ledger.tiles import Tile, levels_of, tiles_of, unpack_entries
 from ledger.verify import Report, verify
 from protocol import merkle
 from protocol.errors import BadDigest, BadRecord, BadSignature, ProtocolError, TransientError
@@ -29,6 +30,8 @@ from protocol.notes import Checkpoint, NoteKey, read_checkpoint, sign_checkpoint
 from protocol.tlog import Proof
 from protocol.trust import delegate
 from protocol.wire import records_pb2 as wire
+
+BOTH_DATABASES = True
 
 
 def _verify_database(history: Any, **options: Any) -> Report:

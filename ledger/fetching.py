@@ -1,0 +1,130 @@
+"""Files over HTTP from somebody who is not trusted: bounded in size, and in time.
+
+A server that sends a byte now and then would keep a reader for ever, so a slow one is a failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import urlsplit
+
+from protocol.errors import TransientError, UsageError
+
+Fetch = Callable[[str, int], bytes | None]
+"""``(path, most_bytes)`` -> at most one byte more than that; None for a missing file."""
+
+TIMEOUT_S = 30.0
+_LEAST_BYTES_PER_S = 4096
+_BLOCK_BYTES = 1 << 16
+
+
+class WebFolder:
+    """A leaderboard, or any web host with the record's files."""
+
+    def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S) -> None:
+        """Read below ``url``.
+
+        Args:
+            url: http or https.
+            timeout_s: of a silent server; and of a slow one's headers, after which it is to send
+                some kilobytes each second.
+
+        Raises:
+            UsageError: not a web address.
+        """
+        if urlsplit(url).scheme not in ("http", "https"):
+            raise UsageError(f"not a web address: {url!r}; it begins with https:// or http://")
+        self.url = url.rstrip("/")
+        self._timeout_s = timeout_s
+        self._opener = urllib.request.OpenerDirector()
+        for handler in (
+            urllib.request.ProxyHandler(),
+            _WatchedHttp(),
+            _WatchedHttps(),
+            urllib.request.HTTPRedirectHandler(),
+            urllib.request.HTTPDefaultErrorHandler(),
+            urllib.request.HTTPErrorProcessor(),
+            urllib.request.UnknownHandler(),
+        ):
+            self._opener.add_handler(handler)
+
+    def get(self, path: str, most_bytes: int) -> bytes | None:
+        """A file, read to at most one byte more than ``most_bytes``; None: there is none.
+
+        Raises:
+            TransientError: the server is away, answers with an error, or is too slow.
+        """
+        address = f"{self.url}/{path}"
+        try:
+            with self._opener.open(address, timeout=self._timeout_s) as answer:
+                return self._read(answer, most_bytes + 1)
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
+                return None
+            raise TransientError(f"{address} answers {error.code}") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise TransientError(f"cannot read {address}: {error}") from error
+
+    def _read(self, answer: Any, most_bytes: int) -> bytes:
+        began_s, data = time.monotonic(), bytearray()
+        while len(data) < most_bytes:
+            block = answer.read1(min(_BLOCK_BYTES, most_bytes - len(data)))
+            if not block:
+                left = answer.length
+                if left:
+                    raise http.client.IncompleteRead(bytes(data[:0]), left)
+                break
+            data += block
+            spent_s = time.monotonic() - began_s
+            if spent_s > self._timeout_s + len(data) / _LEAST_BYTES_PER_S:
+                raise TimeoutError(f"too slow: {len(data)} bytes in {spent_s:.0f} s")
+        return bytes(data)
+
+
+@contextlib.contextmanager
+def _watched(connection: http.client.HTTPConnection, timeout_s: float) -> Iterator[None]:
+    """Hang up if the headers are not there in time: each byte of them would buy more of it."""
+
+    def hang_up() -> None:
+        with contextlib.suppress(OSError, AttributeError):  # it may end at this very moment
+            connection.sock.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(timeout_s, hang_up)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+
+
+class _WatchedConnection(http.client.HTTPConnection):
+    def getresponse(self) -> http.client.HTTPResponse:
+        with _watched(self, self.timeout or TIMEOUT_S):
+            return super().getresponse()
+
+
+class _WatchedSecureConnection(http.client.HTTPSConnection):
+    def getresponse(self) -> http.client.HTTPResponse:
+        with _watched(self, self.timeout or TIMEOUT_S):
+            return super().getresponse()
+
+
+class _WatchedHttp(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_WatchedConnection, req)
+
+
+class _WatchedHttps(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_WatchedSecureConnection, req)
