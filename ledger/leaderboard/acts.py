@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,23 +48,21 @@ def signed_act(session: Session, index: int) -> SignedAct | None:
 
 def _fields(record: Message) -> list[tuple[str, str]]:
     """Names and texts of the fields that are set, in the order of their numbers."""
-    said = []
-    for field in record.DESCRIPTOR.fields:
-        value = getattr(record, field.name)
-        if field.label == field.LABEL_REPEATED:
-            said.append((field.name, "\n".join(_text(field, one) for one in value)))
-        elif field.type == field.TYPE_MESSAGE:
-            if record.HasField(field.name):
-                said.append((field.name, _text(field, value)))
-        else:
-            said.append((field.name, _text(field, value)))
-    return [(name, value) for name, value in said if value]
+    return [
+        (field.name, "\n".join(_text(field, one) for one in _each(value)))
+        for field, value in record.ListFields()
+    ]
+
+
+def _each(value: Any) -> Iterable[Any]:
+    """A repeated field's values, or the one."""
+    return [value] if isinstance(value, str | bytes | int | Message) else value
 
 
 def _text(field: Any, value: Any) -> str:
-    if field.type == field.TYPE_ENUM:
-        name: str = field.enum_type.values_by_number[value].name if value else ""
-        return name
+    if field.enum_type is not None:
+        known = field.enum_type.values_by_number.get(value)
+        return str(value) if known is None else str(known.name)
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, wire.Envelope):

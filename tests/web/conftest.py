@@ -10,7 +10,7 @@ import shutil
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,9 +23,10 @@ from starlette.testclient import TestClient
 from ledger.leaderboard.app import create_app
 from protocol.audit_policy import Verdict, Why
 
-sys.path.insert(0, str(Path(__file__).parent))  # for proof_rig
+sys.path.insert(0, str(Path(__file__).parent))
 
-PLAIN_HTTP_HOST = "record.test"  # this machine, by a name that a browser does not trust
+from crowd_rig import every_kind
+from proof_rig import PLAIN_HTTP_HOST, Visit
 
 _CHROMIUM_ARGUMENTS = [
     "--no-sandbox",
@@ -38,7 +39,6 @@ _CHROMIUM_ARGUMENTS = [
     f"--host-resolver-rules=MAP {PLAIN_HTTP_HOST} 127.0.0.1",
 ]
 
-Visit = Callable[..., Page]
 HOSTILE_NAMES = (
     "<script>document.title='owned'</script>",
     "\"><img src=x onerror=document.title='owned'>",
@@ -75,6 +75,14 @@ def audited(history: Any) -> Any:
     history.block(bob)
     history.settle({ada: 4})
     return history
+
+
+@pytest.fixture
+def crowded(audited: Any, ledger_history: Any) -> tuple[Any, dict[str, int]]:
+    """A record with a leaf of every kind but restore."""
+    made = every_kind(audited, ledger_history.ROOT)
+    audited.release()
+    return audited, made
 
 
 @pytest.fixture
@@ -123,7 +131,8 @@ def visit(browser: Browser) -> Iterator[Visit]:
 
         def watch(request: Request) -> None:
             where = urlsplit(request.url)
-            if where.scheme in ("http", "https", "ws", "wss") and where.hostname not in ("127.0.0.1", PLAIN_HTTP_HOST):
+            is_ours = where.hostname in ("127.0.0.1", PLAIN_HTTP_HOST)
+            if not is_ours and where.scheme not in ("data", "blob"):
                 complain(f"asked another host: {request.url}")
 
         context = browser.new_context(**options)

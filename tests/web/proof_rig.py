@@ -9,9 +9,11 @@ from typing import Any
 from playwright.sync_api import Page, Route, expect
 
 CHECK_MS = 60_000  # a busy machine
+PLAIN_HTTP_HOST = "record.test"  # this machine, by a name that a browser does not trust
 MODULES = "/static/proof/"
 
 Change = Callable[[bytearray], Any]
+Visit = Callable[..., Page]
 
 
 def start(page: Page, root: str = "", *, saved: str | Path = "") -> None:

@@ -99,7 +99,8 @@ def test_every_proof_of_small_trees_is_ours_and_a_changed_one_is_refused(page: P
               await tree.verifyConsistency(old, oldRoot, size, root, proof);
               said[`${old} before ${size}`] = proof.map(hex);
               for (let at = 0; at < proof.length; at += 1) {
-                const wrong = proof.map((step, place) => place === at ? oldRoot.map((b) => b ^ 1) : step);
+                const other = oldRoot.map((byte) => byte ^ 1);
+                const wrong = proof.map((step, place) => place === at ? other : step);
                 const refused = await tree.verifyConsistency(old, oldRoot, size, root, wrong)
                   .then(() => false, () => true);
                 if (!refused) said.wrong = `${old} before ${size}, step ${at}`;
@@ -163,7 +164,8 @@ def test_keys_and_envelopes_of_the_vectors(page: Page) -> None:
     for key in vectors("identity")["keys"]:
         assert call(page, "bytes.js", "keyOfPeerId", key["peer_id"]) == {"hex": key["public_key"]}
     good = ROOT.peer_id
-    for wrong in ("", good[:-1], good + "1", "1" + good[1:][::-1], good.replace("K", "0"), "2" * 52):
+    wrongs = ("", good[:-1], good + "1", "1" + good[1:][::-1], good.replace("K", "0"), "2" * 52)
+    for wrong in wrongs:
         with pytest.raises(Error, match=r"not the PeerID|not hex"):
             call(page, "bytes.js", "keyOfPeerId", wrong)
     vector = vectors("envelope")
@@ -178,7 +180,7 @@ def test_keys_and_envelopes_of_the_vectors(page: Page) -> None:
     assert page.evaluate(verify, envelope.replace("000102", "000103", 1))[2] is False
     whole = bytes.fromhex(envelope)
     for broken in (whole[:-1], whole + b"\x1a", b"\x0f" + whole, b"\xff" * 11, whole + whole):
-        with pytest.raises(Error, match="record|envelope"):
+        with pytest.raises(Error, match=r"record|envelope"):
             page.evaluate(verify, broken.hex())
 
 
@@ -199,11 +201,12 @@ def test_paths_of_tiles_and_bundles_are_ours(page: Page) -> None:
 
 def test_canonical_json_is_ours(page: Page) -> None:
     for value in (
-        *({"b": 1, "a": [True, None, "é\u2028\n\"\\"]}, {"€": 1, "\r": 2, "1": 3, "😀": 4, "דּ": 5}),
+        *({"b": 1, "a": [True, None, 'é\u2028\n"\\']}, {"€": 1, "\r": 2, "1": 3, "😀": 4, "דּ": 5}),
         *({"f": [1e21, 1e-7, 0.003, 333333333.33333329, 4.50, 2e-3, 1.0]}, [], {}, "", 2**53 - 1),
     ):
         assert call(page, "bytes.js", "canonical", value) == rfc8785.dumps(value).decode()
-    for text in ('{"run_id":"","at_s":1, "x":1}', '{"at_s":1,"at_s":1,"run_id":""}', "{", "[" * 9000):
+    spaced, twice = '{"run_id":"","at_s":1, "x":1}', '{"at_s":1,"at_s":1,"run_id":""}'
+    for text in (spaced, twice, "{", "[" * 9000):
         with pytest.raises(Error, match="canonical form"):
             call(page, "checks.js", "parseLeaf", raw(text.encode()))
     with pytest.raises(Error, match="lacks its run"):
