@@ -9,12 +9,11 @@ Invariants:
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, Field
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse
@@ -23,6 +22,7 @@ from ledger import tree
 from ledger.authority import load_delegations, log_keys
 from ledger.leaderboard.acts import signed_act
 from ledger.leaderboard.leaf_fields import KINDS, rows_of
+from ledger.leaderboard.leaf_list import Wanted, is_any, listed
 from ledger.leaderboard.pages import page
 from ledger.leaderboard.record import reader_of
 from ledger.log import read_leaves
@@ -36,7 +36,6 @@ from protocol.notes import Checkpoint, read_checkpoint
 router = APIRouter(include_in_schema=False)
 api_router = APIRouter(prefix="/api/v1", tags=["v1"])
 
-_PER_PAGE = 50
 _HEADS = 20
 _MAX_OF_DONOR = 5000
 _SEE_OTHER = 303
@@ -45,28 +44,6 @@ _KINDS = tuple(one.model_fields["kind"].default for one in get_args(Leaf))
 
 Index = Annotated[int, Query(ge=0, lt=1 << 53)]
 Key = Annotated[str, Path(max_length=64)]
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """Which leaves to list."""
-
-    kind: str = ""
-    donor: str = ""
-    round: int | None = None
-
-    def conditions(self) -> list[ColumnElement[bool]]:
-        said = {"kind": self.kind or None, "donor": self.donor or None, "round": self.round}
-        return [
-            getattr(LogLeaf, name) == value for name, value in said.items() if value is not None
-        ]
-
-    def query(self) -> str:
-        """For links to further pages of the list."""
-        said = {"kind": self.kind, "donor": self.donor, "round": self.round}
-        return "".join(
-            f"&{name}={value}" for name, value in said.items() if value not in ("", None)
-        )
 
 
 class LeavesOfDonor(BaseModel):
@@ -93,25 +70,19 @@ def log_page(
     wanted = Wanted(kind, donor, int(round) if round else None)
     with reader_of(request).session() as (session, note):
         head = _head(note)
-        found = _listed(session, wanted, head.size, before, after)
-        leaves = [(index, parse_leaf(data)) for index, data in found[:_PER_PAGE]]
-        first = min((index for index, _ in leaves), default=0)
-        last = max((index for index, _ in leaves), default=0)
-        older = bool(leaves) and _any(session, wanted, LogLeaf.leaf_index < first)
-        newer = bool(leaves) and _any(
-            session, wanted, LogLeaf.leaf_index > last, LogLeaf.leaf_index < head.size
-        )
+        found = listed(session, wanted, size=head.size, before=before, after=after)
+        leaves = [(index, parse_leaf(data)) for index, data in found.leaves]
         rounds = _Rounds(session, head.size)
-        listed = [(index, leaf, rounds.page_of(leaf)) for index, leaf in leaves]
+        shown = [(index, leaf, rounds.page_of(leaf)) for index, leaf in leaves]
     return page(
         "log.html",
         request,
-        leaves=listed,
+        leaves=shown,
         kinds=KINDS,
         wanted=wanted,
         size=head.size,
-        older=first if older else None,
-        newer=last if newer else None,
+        older=found.older,
+        newer=found.newer,
     )
 
 
@@ -196,7 +167,7 @@ def leaves_of_donor(
         rows = session.execute(
             select(LogLeaf.leaf_index, LogLeaf.kind, LogLeaf.data)
             .where(LogLeaf.donor == donor, LogLeaf.leaf_index < within)
-            .where(LogLeaf.kind.in_(_OF_DONOR))
+            .where(func.coalesce(LogLeaf.kind, "").in_(_OF_DONOR))  # the donor's index is better
             .order_by(LogLeaf.leaf_index)
             .limit(_MAX_OF_DONOR + 1)
         ).all()
@@ -218,8 +189,8 @@ class _Rounds:
 
     def is_over(self, number: int) -> bool:
         if number not in self._known:
-            within = LogLeaf.leaf_index < self._size
-            self._known[number] = _any(self._session, Wanted("round", round=number), within)
+            wanted = Wanted("round", round=number)
+            self._known[number] = is_any(self._session, wanted, self._size)
         return self._known[number]
 
     def page_of(self, leaf: Leaf) -> str | None:
@@ -232,24 +203,6 @@ def _head(note: str) -> Checkpoint:
     if not head.size:
         raise HTTPException(503, "The record of this run has not begun yet.")
     return head
-
-
-def _listed(
-    session: Session, wanted: Wanted, size: int, before: int | None, after: int | None
-) -> list[tuple[int, bytes]]:
-    """Up to a page of ``(index, bytes)``, newest first: those before or those after a leaf."""
-    chosen = select(LogLeaf.leaf_index, LogLeaf.data).where(*wanted.conditions())
-    chosen = chosen.where(LogLeaf.leaf_index < min(size, size if before is None else before))
-    if after is None:
-        chosen = chosen.order_by(LogLeaf.leaf_index.desc()).limit(_PER_PAGE)
-        return [(index, data) for index, data in session.execute(chosen)]
-    chosen = chosen.where(LogLeaf.leaf_index > after).order_by(LogLeaf.leaf_index).limit(_PER_PAGE)
-    return [(index, data) for index, data in session.execute(chosen)][::-1]
-
-
-def _any(session: Session, wanted: Wanted, *conditions: ColumnElement[bool]) -> bool:
-    found = select(LogLeaf.leaf_index).where(*wanted.conditions(), *conditions).limit(1)
-    return session.scalar(found) is not None
 
 
 def _manifest(session: Session) -> RunManifest:

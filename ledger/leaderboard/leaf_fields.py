@@ -169,8 +169,8 @@ def rows_of(leaf: BaseLeaf, is_over: Callable[[int], bool] = lambda _: True) -> 
         if value is None:
             continue
         meaning, links = _FIELDS[name]
-        values = [(f"{value}", None)] if name == "round" and not is_over(value) else links(value)
-        rows.append(Row(name, meaning, values))
+        has_page = name != "round" or is_over(value)
+        rows.append(Row(name, meaning, links(value) if has_page else _plain(value)))
     return rows
 
 

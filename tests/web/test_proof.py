@@ -211,6 +211,23 @@ def _edit_leaf(history: Any, index: int) -> bytes:
         return row.data
 
 
+def test_a_script_that_is_slipped_into_a_page_does_not_run(
+    audited: Any, site: str, visit: Visit
+) -> None:
+    script = "<script>document.title = 'owned'</script></main>"
+    page = visit(expecting=("Content Security Policy",))
+
+    def serve(route: Route) -> None:
+        response = route.fetch()
+        route.fulfill(response=response, body=response.text().replace("</main>", script))
+
+    page.route("**/log/9", serve)
+    page.goto(f"{site}/log/9")
+    assert page.locator("main script").count() == 1
+    assert "owned" not in page.title()
+    assert check(page, audited.manifest.root) == ("holds", {})
+
+
 def test_a_page_that_shows_other_bytes_than_the_record_is_found_out(
     audited: Any, site: str, visit: Visit
 ) -> None:

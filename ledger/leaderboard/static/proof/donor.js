@@ -5,6 +5,9 @@ import { Misfit, Unchecked, canonical } from "./bytes.js";
 import { leaves, parseLeaf } from "./checks.js";
 
 export const MAX_LEAVES = 5000;
+const TOO_MANY =
+  `more than ${MAX_LEAVES.toLocaleString("en")} leaves speak of this donor: too many to check ` +
+  "here; use the command, which replays them all";
 const MAX_LIST_BYTES = 1 << 20;
 const READ_AT_ONCE = 16;
 const STATES = ["pending", "final", "forfeited", "unpaid"];
@@ -63,12 +66,7 @@ async function readLeaves(site, found, shown, progress) {
   const wanted = new Set();
   for (const key of shown.keys) {
     for (const index of await listOf(site, key, shown.size)) wanted.add(index);
-    if (wanted.size > MAX_LEAVES) {
-      throw new Unchecked(
-        `more than ${MAX_LEAVES.toLocaleString("en")} leaves speak of this donor: too many to ` +
-          "check here; use the command, which replays them all",
-      );
-    }
+    if (wanted.size > MAX_LEAVES) throw new Unchecked(TOO_MANY);
   }
   const indexes = [...wanted].sort((a, b) => a - b);
   const read = new Map();
@@ -84,7 +82,7 @@ async function readLeaves(site, found, shown, progress) {
 async function listOf(site, key, size) {
   const path = `api/v1/donors/${encodeURIComponent(key)}/leaves?size=${size}`;
   const answer = JSON.parse(new TextDecoder().decode(await site.bytes(path, MAX_LIST_BYTES)));
-  if (answer.more) throw new Unchecked(`more than ${answer.leaves.length.toLocaleString("en")} leaves speak of this donor: too many to check here; use the command`);
+  if (answer.more) throw new Unchecked(TOO_MANY);
   if (!answer.leaves.every((index) => Number.isSafeInteger(index) && index >= 0 && index < size)) {
     throw new Misfit(`/${path} lists something that is no leaf under the head`);
   }
@@ -102,7 +100,9 @@ function checkJoined(read, keys) {
     let at = key;
     for (let steps = 0; at !== keys[0]; steps += 1) {
       at = next.get(at);
-      if (at === undefined || steps > keys.length) throw new Misfit(`no leaf joins the key ${key} to this donor`);
+      if (at === undefined || steps > keys.length) {
+        throw new Misfit(`no leaf joins the key ${key} to this donor`);
+      }
     }
   }
   return keys.length === 1 ? "one key" : `${keys.length} keys, joined by leaves of their own`;
@@ -118,7 +118,7 @@ export function foldCredit(read, keys) {
     } else if ((leaf.kind === "final" || leaf.kind === "reversal") && keys.has(leaf.donor)) {
       changeState(read, credits, index, leaf);
       changes += 1;
-    } else if (leaf.kind === "restore" && [...credits].some(([at, { state }]) => at >= leaf.log_size && state === "pending")) {
+    } else if (leaf.kind === "restore" && isPendingFrom(credits, leaf.log_size)) {
       throw new Unchecked(
         `the run was restored from a backup by leaf ${index}, which made credit of this donor ` +
           "final: what that did is not recomputed here; use the command",
@@ -133,13 +133,21 @@ export function foldCredit(read, keys) {
   return totals;
 }
 
+/** Whether credit from a leaf on is pending. */
+const isPendingFrom = (credits, first) =>
+  [...credits].some(([index, { state }]) => index >= first && state === "pending");
+
 function changeState(read, credits, index, leaf) {
   const [from, to] = transition(read, index, leaf);
   let sum = 0;
   for (const at of leaf.credits) {
     const credit = credits.get(at);
-    if (credit?.donor !== leaf.donor) throw new Misfit(`leaf ${index} speaks of leaf ${at}, which is no credit of this donor`);
-    if (!from.includes(credit.state)) throw new Misfit(`leaf ${index} changes the credit of leaf ${at}, which is ${credit.state}`);
+    if (credit?.donor !== leaf.donor) {
+      throw new Misfit(`leaf ${index} speaks of leaf ${at}, which is no credit of this donor`);
+    }
+    if (!from.includes(credit.state)) {
+      throw new Misfit(`leaf ${index} changes the credit of leaf ${at}, which is ${credit.state}`);
+    }
     credit.state = to;
     sum += credit.microcredits;
   }
@@ -152,7 +160,9 @@ function changeState(read, credits, index, leaf) {
 function transition(read, index, leaf) {
   if (leaf.kind === "final") return [["pending"], "final"];
   const verdict = read.get(leaf.verdict_leaf);
-  if (verdict?.kind !== "verdict") throw new Misfit(`leaf ${index} names leaf ${leaf.verdict_leaf}, which is no verdict`);
+  if (verdict?.kind !== "verdict") {
+    throw new Misfit(`leaf ${index} names leaf ${leaf.verdict_leaf}, which is no verdict`);
+  }
   if (leaf.restored) return [["forfeited"], "pending"];
   if (verdict.verdict === "failed") return [["pending", "final"], "forfeited"];
   if (verdict.verdict === "unavailable") return [["pending"], "unpaid"];

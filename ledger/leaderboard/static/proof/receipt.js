@@ -20,7 +20,9 @@ export function parseProof(file) {
   let extra = null;
   if (lines[0]?.startsWith("extra ")) extra = fromBase64(lines.shift().slice("extra ".length));
   const index = /^index (0|[1-9][0-9]{0,18})$/.exec(lines.shift() ?? "")?.[1];
-  if (index === undefined || !Number.isSafeInteger(Number(index))) throw new Misfit("not a receipt: no index line");
+  if (index === undefined || !Number.isSafeInteger(Number(index))) {
+    throw new Misfit("not a receipt: no index line");
+  }
   if (lines.length > MAX_PATH) throw new Misfit("the receipt's proof is too long for any tree");
   const path = lines.map(fromBase64);
   if (path.some((step) => step.length !== 32)) throw new Misfit("its audit path holds what is no hash");
@@ -53,7 +55,8 @@ export async function checkReceipt(checks, site, leafText, proofText, expected, 
         throw new Unchecked("the receipt lacks the delegations: use the command, with --vkey");
       }
       const { run_id: runId, at_s: atS } = receipt.leaf;
-      const keys = await logKeys(parseDelegations(receipt.extra), expected.root ?? named, fromHex(runId), atS);
+      const records = parseDelegations(receipt.extra);
+      const keys = await logKeys(records, expected.root ?? named, fromHex(runId), atS);
       await verifyCheckpoint(receipt.head, keys.map((key) => key.publicKey));
       return `root key ${expected.root ?? named}`;
     },
@@ -65,14 +68,22 @@ export async function checkReceipt(checks, site, leafText, proofText, expected, 
 
 async function compare(site, receipt, bytes) {
   const head = readCheckpoint(await site.bytes("checkpoint", MAX_NOTE_BYTES));
-  if (head.origin !== receipt.head.origin) throw new Misfit(`the receipt is of ${receipt.head.origin}, this record of ${head.origin}`);
+  if (head.origin !== receipt.head.origin) {
+    throw new Misfit(`the receipt is of ${receipt.head.origin}, this record of ${head.origin}`);
+  }
   if (receipt.head.size > head.size) {
-    throw new Misfit(`history was cut here: the receipt's head has ${leaves(receipt.head.size)}, this record ${head.size}; keep the receipt`);
+    throw new Misfit(
+      `history was cut here: the receipt's head has ${leaves(receipt.head.size)}, this record ` +
+        `${head.size}; keep the receipt`,
+    );
   }
   const tiles = new Tiles(site, head);
   const held = await tiles.leaf(receipt.index);
   if (!equal(held, bytes)) {
-    throw new Misfit(`history was rewritten here: this record holds another leaf in its place; keep the receipt as evidence: ${text(held)}`);
+    throw new Misfit(
+      "history was rewritten here: this record holds another leaf in its place; keep the " +
+        `receipt as evidence: ${text(held)}`,
+    );
   }
   await checkExtends({ head, tiles }, receipt.head);
   return `leaf ${receipt.index} of ${leaves(head.size)}, root ${hex(head.root).slice(0, 16)}…`;
