@@ -1,4 +1,4 @@
-"""The pages of rounds, audits, the log and receipts. Each reads a model and fills a template."""
+"""The pages of rounds and audits. Each reads a model and fills a template."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from protocol.identity import PeerId
 router = APIRouter(include_in_schema=False)
 
 _ROUNDS_PER_PAGE = 50
-_LEAVES_PER_PAGE = 50
 _VERDICTS_PER_PAGE = 50
 
 Page = Annotated[int, Query(ge=1, le=MAX_PAGE)]

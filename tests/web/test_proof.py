@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from crowd_rig import HOSTILE_TEXT
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 from proof_rig import CHECK_MS, PLAIN_HTTP_HOST, Change, Visit, check, flip, outcome, swap, tamper
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
@@ -138,8 +138,9 @@ CHANGES: list[tuple[str, Change, str, str]] = [
 
 def test_one_changed_byte_on_the_way_is_named(audited: Any, site: str, visit: Visit) -> None:
     assert audited.size() == 29
+    page = visit(expecting=FAILED_REQUEST)
     for pattern, change, step, words in CHANGES:
-        page = visit(expecting=FAILED_REQUEST)
+        page.unroute_all()
         tamper(page, pattern, change)
         page.goto(f"{site}/log/heads")
         state, wrong = check(page, audited.manifest.root)
@@ -154,11 +155,11 @@ def test_of_many_tiles_the_one_that_does_not_fit_is_named(
     long: Any, site: str, visit: Visit
 ) -> None:
     root = long.manifest.root
+    page = visit()
     for index in (3, 255, 256, 550):
-        page = visit()
         page.goto(f"{site}/log/{index}")
         assert check(page, root) == ("holds", {}), index
-    page = visit()
+    page = visit()  # that has no file yet
     tamper(page, "**/tile/0/001", flip(32 * 200))
     page.goto(f"{site}/log/300")
     state, wrong = check(page, root)
@@ -252,7 +253,6 @@ def test_a_saved_head_must_be_a_beginning_of_this_one(
     saved.write_text(old)
 
     def said(head: str) -> tuple[str, str | None]:
-        page = visit()
         page.goto(f"{site}/log/heads")
         state, wrong = check(page, root, saved=head)
         return state, wrong.get(SAVED_STEP)
@@ -358,8 +358,9 @@ def test_a_list_of_leaves_that_hides_or_invents_some_is_found_out(
         (lambda leaves: [*leaves, -1], listed, "no leaf under the head"),
         (lambda leaves: [*leaves, "9"], listed, "no leaf under the head"),
     ]
+    page = visit()
     for change, step, words in changes:
-        page = visit()
+        page.unroute_all()
         tamper(page, "**/leaves?*", _other_list(change))
         page.goto(site + donor(audited, 0))
         state, wrong = check(page, audited.manifest.root)
@@ -476,15 +477,14 @@ def test_a_receipt_convicts_a_site_that_rewrote_or_cut_its_record(
 def test_signed_acts_are_shown_as_text_and_checked(crowded: Any, site: str, visit: Visit) -> None:
     history, made = crowded
     root = history.manifest.root
+    page = visit()
     for name in ("delegation 2", "campaign", "private pledge", "key_rotation"):
-        page = visit()
         page.goto(f"{site}/log/{made[name]}")
         assert check(page, root) == ("holds", {}), name
         is_public = name != "private pledge"
         assert page.get_by_text("The signed act is the one that it names").count() == is_public
         assert page.get_by_text("is not public").count() != is_public
         assert "owned" not in page.title()
-    page = visit()
     page.goto(f"{site}/log/{made['news']}")
     assert page.get_by_text(HOSTILE_TEXT, exact=True).count() == 2
     tamper(page, "**/acts/*", flip(50))

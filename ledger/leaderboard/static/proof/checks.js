@@ -209,7 +209,8 @@ export async function checkSaved(checks, found, savedText) {
         throw error instanceof Misfit ? new Misfit("the saved head is not signed by this log's key") : error;
       });
       await checkExtends(found, saved);
-      return `${leaves(size - saved.size)} more than the ${saved.size.toLocaleString("en")} of then (root ${hex(root).slice(0, 16)}…)`;
+      const then = saved.size.toLocaleString("en");
+      return `${leaves(size - saved.size)} more than the ${then} of then; root ${hex(root).slice(0, 16)}…`;
     },
     [found.tree, found.signed],
   );

@@ -14,8 +14,9 @@ const STATES = ["pending", "final", "forfeited", "unpaid"];
 const amount = (microcredits) => `${microcredits.toLocaleString("en")} microcredits`;
 
 /**
- * Recompute and compare. `shown` has the page's `keys`, its `size` in leaves, and microcredits as
- * `pending`, `final`, `forfeited`, `unpaid` (of its own keys), `sponsored` and `given`; `progress(done, total)` is told as leaves are read.
+ * Recompute and compare. `shown` has the page's `keys`, its `size` in leaves, and microcredits: of
+ * its own keys as `pending`, `final`, `forfeited`, `unpaid`; of money as `sponsored` and `given`.
+ * `progress(done, total)` is told as leaves are read.
  */
 export async function checkDonor(checks, site, found, shown, progress) {
   let read;
@@ -33,7 +34,8 @@ export async function checkDonor(checks, site, found, shown, progress) {
     "The leaves contradict none before them",
     async () => {
       totals = foldCredit(read, new Set(shown.keys));
-      return `${totals.credits.toLocaleString("en")} credits, ${totals.changes.toLocaleString("en")} changes of status`;
+      const { credits, changes } = totals;
+      return `${credits.toLocaleString("en")} credits, ${changes.toLocaleString("en")} changes of status`;
     },
     [listed],
   );
