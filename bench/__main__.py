@@ -10,6 +10,7 @@ BENCHES = (
     "train",
     "allreduce",
     "ledger",
+    "leaderboard",
     "economics",
     "audit",
     "hostile",

@@ -57,7 +57,7 @@ def _leaves(batch: int, quick: bool) -> int:
 def _measure(path: Path, batch: int, leaves: int) -> Iterator[Row]:
     """Append, prove and verify one log."""
     root, key = Identity.generate(), Identity.generate()
-    manifest = _manifest(root)
+    manifest = bench_manifest(root)
     engine = create_engine(f"sqlite:///{path}")
     event.listen(engine, "connect", _durable)
     Base.metadata.create_all(engine)
@@ -169,7 +169,8 @@ def _delegation(root: Identity, key: Identity, manifest: RunManifest) -> wire.En
     )
 
 
-def _manifest(root: Identity) -> RunManifest:
+def bench_manifest(root: Identity) -> RunManifest:
+    """A run to record."""
     return RunManifest.from_mapping(
         {
             "name": "bench",

@@ -17,13 +17,13 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Protocol
 
 from ledger.acts import Act, leaf_of, open_act, purpose_of
 from ledger.authority import Delegations
 from ledger.fold import Board
 from ledger.pledges import Pledge
 from ledger.records import ActLeaf, DelegationLeaf, VoidLeaf
-from ledger.sources import Source
 from protocol.envelope import open_envelope, parse_envelope
 from protocol.errors import BadDigest, BadRecord, BadSignature, PeerFault
 from protocol.identity import PeerId, PublicKey
@@ -40,10 +40,18 @@ class _Signed:
     signer: PeerId
 
 
+class ActSource(Protocol):
+    """Where acts, and who may sign them, are read from: a :class:`ledger.sources.Source`, say."""
+
+    def act(self, index: int) -> bytes | None: ...
+
+    def delegations(self) -> Delegations | None: ...
+
+
 class ActCheck:
     """Takes every leaf behind the fold, and keeps what only the end of the record can tell."""
 
-    def __init__(self, source: Source, board: Board) -> None:
+    def __init__(self, source: ActSource, board: Board) -> None:
         self._source = source
         self._board = board
         self._delegated: list[_Signed] = []
@@ -90,6 +98,7 @@ class ActCheck:
                     f"leaf {signed.leaf_index}: its act is signed by {signed.signer}, which was "
                     f"no {name} key of this run then"
                 )
+        self._records = None  # the record may go on, and new keys with it
 
     def _envelope(self, index: int, leaf: ActLeaf) -> wire.Envelope:
         if isinstance(leaf, DelegationLeaf):

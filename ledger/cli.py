@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from ledger.cli_mirror import mirror_command
 from ledger.credit import MICROCREDITS_PER_CREDIT
 from ledger.export import export_tiles
+from ledger.exports.cli import certificate_group, dump_command
 from ledger.log import latest_head
 from ledger.progress import check_fingerprint, progress_bar
 from ledger.read_only import URL_HELP, read_only_engine
@@ -32,6 +33,8 @@ def cli() -> None:
     """Read and verify the public record; serve the leaderboard."""
 
 
+cli.add_command(certificate_group)
+cli.add_command(dump_command)
 cli.add_command(mirror_command)
 
 
@@ -140,8 +143,18 @@ def check_command(proof: Path, leaf: Path, root: str | None, vkey: str | None) -
     help="With --dir: file that pages are looked up in; by default in the user's cache folder.",
 )
 @click.option("--listen", default="127.0.0.1:8080", show_default=True, metavar="HOST:PORT")
+@click.option(
+    "--dumps",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder that `ledger dump` writes to; the newest dump in it is offered.",
+)
 def serve_command(
-    db: str | None, folder: Path | None, root: str | None, index: Path | None, listen: str
+    db: str | None,
+    folder: Path | None,
+    root: str | None,
+    index: Path | None,
+    listen: str,
+    dumps: Path | None,
 ) -> None:
     """Serve the leaderboard; reads only."""
     from ledger.leaderboard.server import serve, serve_folder
@@ -154,12 +167,12 @@ def serve_command(
     if folder is not None:
         if root is not None:
             check_fingerprint(root)
-        serve_folder(folder, index, root, host.strip("[]"), int(port))
+        serve_folder(folder, index, root, host.strip("[]"), int(port), dumps=dumps)
         return
     assert db is not None
     with _open_session(db):
         pass  # a wrong URL should fail here, in a sentence
-    serve(db, host.strip("[]"), int(port))
+    serve(db, host.strip("[]"), int(port), dumps=dumps)
 
 
 @contextmanager
@@ -232,8 +245,8 @@ def _describe(report: Report) -> str:
         f"  verdicts         {audits.passed} passed, {audits.failed} failed, "
         f"{audits.inconclusive} inconclusive, {audits.unavailable} unavailable, "
         f"{audits.other} other",
-        f"  campaigns        {crowd.campaigns}, with {crowd.pledges} pledges, {crowd.donations} gifts, "
-        f"{crowd.pools} pools; {crowd.teams} teams",
+        f"  campaigns        {crowd.campaigns}, with {crowd.pledges} pledges, {crowd.donations} "
+        f"gifts, {crowd.pools} pools; {crowd.teams} teams",
         f"  signed acts      {crowd.acts} checked; {crowd.unnamed} more are for nobody to see",
     ]
     if report.old_size is not None:

@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
@@ -91,40 +91,39 @@ class WebFolder:
         return bytes(data)
 
 
-@contextlib.contextmanager
-def _watched(connection: http.client.HTTPConnection, timeout_s: float) -> Iterator[None]:
-    """Hang up if the headers are not there in time: each byte of them would buy more of it."""
+class _Watched(http.client.HTTPConnection):
+    """Hangs up if the headers are not there in time: each byte of them would buy more of it."""
 
-    def hang_up() -> None:
-        with contextlib.suppress(OSError, AttributeError):  # it may end at this very moment
-            connection.sock.shutdown(socket.SHUT_RDWR)
-
-    timer = threading.Timer(timeout_s, hang_up)
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        timer.join()
-
-
-class _WatchedConnection(http.client.HTTPConnection):
     def getresponse(self) -> http.client.HTTPResponse:
-        with _watched(self, self.timeout or TIMEOUT_S):
-            return super().getresponse()
+        late = threading.Event()
+
+        def hang_up() -> None:
+            late.set()
+            with contextlib.suppress(OSError, AttributeError):  # it may end at this very moment
+                self.sock.shutdown(socket.SHUT_RDWR)
+
+        timer = threading.Timer(self.timeout or TIMEOUT_S, hang_up)
+        timer.start()
+        try:
+            answer = super().getresponse()
+        finally:
+            timer.cancel()
+            timer.join()
+        if late.is_set():  # what was cut off looks like the end of the headers
+            answer.close()
+            raise TimeoutError("too slow: its headers did not come in time")
+        return answer
 
 
-class _WatchedSecureConnection(http.client.HTTPSConnection):
-    def getresponse(self) -> http.client.HTTPResponse:
-        with _watched(self, self.timeout or TIMEOUT_S):
-            return super().getresponse()
+class _WatchedSecurely(_Watched, http.client.HTTPSConnection):
+    pass
 
 
 class _WatchedHttp(urllib.request.HTTPHandler):
     def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_WatchedConnection, req)
+        return self.do_open(_Watched, req)
 
 
 class _WatchedHttps(urllib.request.HTTPSHandler):
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_WatchedSecureConnection, req)
+        return self.do_open(_WatchedSecurely, req)

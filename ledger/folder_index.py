@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import Engine, create_engine, event, select
+from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
@@ -29,22 +29,18 @@ from ledger.crowd_records import ActLeaf
 from ledger.log import append_leaves, latest_head, read_leaves
 from ledger.mirror_pin import Pin
 from ledger.published import (
-    MAX_ACT_BYTES,
     MAX_PROFILES_BYTES,
     MAX_SITE_BYTES,
     PROFILES,
     SITE,
     Profiles,
     Site,
-    act_path,
-    check_act,
-    may_be_public,
     store_profiles,
     store_site,
 )
 from ledger.records import Leaf, parse_leaf
 from ledger.replay import Replay
-from ledger.schema import ActRow, Base, LogHead, LogLeaf
+from ledger.schema import ActRow, Base, LogHead
 from ledger.sources import directory_source
 from ledger.tile_folder import CHECKPOINT, DELEGATIONS, TileFolder
 from ledger.tiles import TILE_WIDTH, tiles_of
@@ -72,7 +68,8 @@ class FolderIndex:
         self._folder = TileFolder(folder)
         self._file = file
         self._root = root
-        self._replay = Replay()
+        self._source = directory_source(folder)
+        self._replay = Replay(self._source)
         self._seen: object = None
 
     @property
@@ -129,7 +126,7 @@ class FolderIndex:
         for name in (building, self._file):
             for suffix in ("", "-wal", "-shm"):
                 name.with_name(name.name + suffix).unlink(missing_ok=True)
-        self._replay = Replay()
+        self._replay = Replay(self._source)
         if not self._fill(building, note):
             raise BadDigest("a new index does not fit its folder")
         building.replace(self._file)
@@ -162,14 +159,19 @@ class FolderIndex:
         size, waiting = tree.tree_size(session), list[Leaf]()
         known_root = tree.root(session, size)
         if self._replay.size > read_checkpoint(note).size:
-            self._replay = Replay()
-        replay, self._replay = self._replay, Replay()  # of no use once a leaf was refused
+            self._replay = Replay(self._source)
+        replay, self._replay = (
+            self._replay,
+            Replay(self._source),
+        )  # of no use once a leaf was refused
         for data in self._leaves(replay.size, read_checkpoint(note).size):
             leaf, _ = replay.take(data)
             if replay.size == size and replay.root() != known_root:
                 raise BadDigest(f"the first {size} leaves are not those that were indexed")
             if replay.size > size:
                 waiting.append(leaf)
+                if isinstance(leaf, ActLeaf):
+                    self._add_act(session, replay.size - 1, leaf)
             if len(waiting) == _ROWS:
                 append_leaves(session, waiting)
                 waiting.clear()
@@ -183,9 +185,8 @@ class FolderIndex:
     def _leaves(self, start: int, end: int) -> Iterator[bytes]:
         if start == end:
             return
-        source = directory_source(self._folder.path)
         for tile in tiles_of(end, None, first=start // TILE_WIDTH):
-            yield from source.bundle(tile)[max(0, start - tile.index * TILE_WIDTH) :]
+            yield from self._source.bundle(tile)[max(0, start - tile.index * TILE_WIDTH) :]
 
     @staticmethod
     def _add_head(session: Session, note: str, delegations: Delegations | None) -> None:
@@ -195,7 +196,6 @@ class FolderIndex:
             store_delegations(session, delegations.delegations, delegations.revocations)
 
     def _add_beside(self, session: Session) -> None:
-        self._add_acts(session)
         profiles = self._folder.read(PROFILES, MAX_PROFILES_BYTES)
         if profiles is not None:
             store_profiles(session, Profiles.parse(profiles))
@@ -204,32 +204,20 @@ class FolderIndex:
             run_id = parse_leaf(next(read_leaves(session, 0, 1))).run_id
             store_site(session, run_id, Site.parse(site))
 
-    def _add_acts(self, session: Session) -> None:
-        """Acts that the folder has and the index lacks."""
-        kinds = [kind.model_fields["kind"].default for kind in ActLeaf.__subclasses__()]
-        lacking = session.execute(
-            select(LogLeaf.leaf_index, LogLeaf.data)
-            .outerjoin(ActRow, ActRow.leaf_index == LogLeaf.leaf_index)
-            .where(LogLeaf.kind.in_(kinds), ActRow.leaf_index.is_(None))
-            .order_by(LogLeaf.leaf_index)
-        ).all()
-        for index, data in lacking:
-            leaf = parse_leaf(data)
-            assert isinstance(leaf, ActLeaf)
-            envelope = self._folder.read(act_path(index), MAX_ACT_BYTES)
-            if envelope is None or not may_be_public(leaf):
-                continue
-            check_act(index, leaf, envelope)
-            signer = parse_envelope(envelope).signatures[0].keyid
-            session.add(
-                ActRow(
-                    leaf_index=index,
-                    digest=leaf.record_digest,
-                    signer=signer,
-                    public=True,
-                    envelope=envelope,
-                )
+    def _add_act(self, session: Session, index: int, leaf: ActLeaf) -> None:
+        """Keep the act behind a leaf, where it is public; the replay has checked it."""
+        data = self._source.act(index)
+        if data is None:
+            return
+        session.add(
+            ActRow(
+                leaf_index=index,
+                digest=leaf.record_digest,
+                signer=parse_envelope(data).signatures[0].keyid,
+                public=True,
+                envelope=data,
             )
+        )
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -9,8 +9,8 @@ Nothing that the source says is believed. Steps of an update, all of which must 
 3. every new leaf parses and contradicts none before it (:mod:`ledger.fold`), and all of them hash
    to the new head; tiles of hashes are computed here, not copied;
 4. its key was delegated at the newest leaf's time;
-5. acts are those that the leaves stand for; profiles and the run's page can be read, and say
-   nothing that was to be forgotten;
+5. every public act is there, and is what its leaf stands for (:mod:`ledger.act_check`); profiles
+   and the run's page can be read, and say nothing that was to be forgotten;
 6. all of that is put into place, the head last.
 
 Invariants:
@@ -28,7 +28,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ledger.authority import Delegations, log_keys
-from ledger.crowd_records import ActLeaf
 from ledger.fetching import Fetch
 from ledger.fold import Board
 from ledger.mirror_pin import Pin
@@ -42,8 +41,6 @@ from ledger.published import (
     Profiles,
     Site,
     act_path,
-    check_act,
-    may_be_public,
 )
 from ledger.replay import Replay
 from ledger.sources import TileSource
@@ -73,16 +70,15 @@ class Update:
     old_size: int  # 0: the folder was empty
     size: int
     fetched_bundles: int  # of entries
-    acts: int  # new ones
+    fetched_acts: int
 
 
 @dataclass
 class _Held:
     """The log that the folder shows, and what is asked of it next."""
 
-    replay: Replay = field(default_factory=Replay)
+    replay: Replay
     bundle: list[bytes] = field(default_factory=list)  # the last, partial one
-    missing_acts: dict[int, ActLeaf] = field(default_factory=dict)
 
 
 class Mirror:
@@ -112,7 +108,8 @@ class Mirror:
         self._progress = progress
         self._held: _Held | None = None
         self._tiles = TileBuilder(folder)
-        self._bundles = 0
+        self._known: Delegations | None = None
+        self._bundles = self._acts = 0  # fetched by this update
 
     def update(self) -> Update:
         """Bring the folder up to date once.
@@ -124,6 +121,7 @@ class Mirror:
             UsageError: the folder is damaged, of another run, or in use.
         """
         with self._folder.alone():
+            self._bundles = self._acts = 0
             pin = self._pinned()
             held = self._held or self._replay(pin)
             self._held = None  # until all went well: what is folded cannot be unfolded
@@ -149,7 +147,7 @@ class Mirror:
 
     def _replay(self, pin: Pin | None) -> _Held:
         """Fold what the folder holds, from its first leaf on."""
-        held, note = _Held(), self._folder.checkpoint()
+        held, note = _Held(Replay(self)), self._folder.checkpoint()
         self._tiles = TileBuilder(self._folder)
         if note is None:
             return held
@@ -161,7 +159,8 @@ class Mirror:
                     raise BadRecord(f"{tile.path} is missing")
                 self._fold(held, unpack_entries(data, tile.width), size)
             pin = pin or Pin.of(held.replay.board, self._root)
-            held.replay.check_head(note, self._folder.delegations(), pin)
+            self._known = self._folder.delegations()
+            held.replay.check_head(note, self._known, pin)
         except PeerFault as error:
             raise UsageError(
                 f"{self._folder.path} is damaged, or of another run: {error}; mirror into a new "
@@ -173,8 +172,8 @@ class Mirror:
         """Check everything, then put it into place."""
         note = _text(data)
         head = read_checkpoint(note)
-        delegations = self._delegations()
-        old_size, self._bundles = held.replay.size, 0
+        delegations = self._learn()
+        old_size = held.replay.size
         if pin is None:
             pin = Pin.of(held.replay.board, self._root) if old_size else self._first_pin(head)
         if head.origin != pin.origin:
@@ -189,14 +188,13 @@ class Mirror:
         self._fetch_leaves(held, head)
         held.replay.check_head(note, delegations, pin)
         self._tiles.stage_partial()
-        acts = self._fetch_acts(held)
         profiles, site = self._profiles(), self._site(pin)
         pin.save(self._folder)
         self._folder.publish(note, delegations)
         for path, content in ((PROFILES, profiles), (SITE, site)):
             if content is not None and content != self._folder.read(path, len(content)):
                 self._folder.replace(path, content)
-        return Update(pin.origin, pin.root, old_size, head.size, self._bundles, acts)
+        return Update(pin.origin, pin.root, old_size, head.size, self._bundles, self._acts)
 
     def _first_pin(self, head: Checkpoint) -> Pin:
         """Which run this is; that its head is signed by the run's root is checked next."""
@@ -233,35 +231,37 @@ class Mirror:
 
     def _fold(self, held: _Held, leaves: list[bytes], total: int) -> None:
         for data in leaves:
-            leaf, made = held.replay.take(data)
-            if isinstance(leaf, ActLeaf) and may_be_public(leaf):
-                held.missing_acts[held.replay.size - 1] = leaf
+            _, made = held.replay.take(data)
             self._tiles.add(made)
             held.bundle.append(data)
             if len(held.bundle) == TILE_WIDTH:
                 held.bundle.clear()
             self._progress(held.replay.size, total)
 
-    def _delegations(self) -> Delegations:
+    def delegations(self) -> Delegations | None:
+        """What is known of the root key's word: for :class:`ledger.act_check.ActCheck`."""
+        return self._known
+
+    def _learn(self) -> Delegations:
+        """The word of the source and of the folder together."""
         published = self._source.delegations()
         if published is None:
             raise BadSignature("no delegations are published with this log")
-        return published.joined(self._folder.delegations())
+        self._known = published.joined(self._folder.delegations())
+        return self._known
 
-    def _fetch_acts(self, held: _Held) -> int:
-        """Stage the acts behind new leaves; one that is not there is asked for by the next run."""
-        count = 0
-        for index, leaf in held.missing_acts.items():
-            path = act_path(index)
-            if self._folder.read(path, 0) is not None:
-                continue
-            data = self._fetch(path, MAX_ACT_BYTES)
+    def act(self, index: int) -> bytes | None:
+        """The act behind a leaf, staged if the folder lacks it."""
+        path = act_path(index)
+        for read in (self._folder.read, self._folder.staged):
+            data = read(path, MAX_ACT_BYTES)
             if data is not None:
-                check_act(index, leaf, data)
-                self._folder.stage(path, data)
-                count += 1
-        held.missing_acts.clear()
-        return count
+                return data
+        data = self._source.act(index)
+        if data is not None:
+            self._folder.stage(path, data)
+            self._acts += 1
+        return data
 
     def _profiles(self) -> bytes | None:
         data = self._fetch(PROFILES, MAX_PROFILES_BYTES)

@@ -17,23 +17,20 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Annotated, Literal, TypeVar
 
-from google.protobuf.message import Message
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
-from ledger.crowd_records import ActId, ActLeaf
+from ledger.crowd_records import ActId
 from ledger.donors import clean_name
 from ledger.leaf import Count, KeyId
 from ledger.schema import ActRow, Base, ErasedProfile, Profile, RunPage, TeamProfile
 from ledger.tiles import number_path
-from protocol.envelope import open_envelope, parse_envelope, payload_type
-from protocol.errors import BadDigest, BadRecord, UsageError
+from protocol.errors import BadRecord, UsageError
 from protocol.identity import PeerId
 from protocol.limits import MAX_RECORD_BYTES
 from protocol.link import JoinLink
 from protocol.manifest import explain_validation
-from protocol.wire import records_pb2 as wire
 
 PROFILES = "profiles"
 SITE = "site"
@@ -43,25 +40,6 @@ MAX_SITE_BYTES = 1 << 20
 _MAX_ROWS = 1_000_000
 _ROWS_PER_INSERT = 1000
 _URL = re.compile(r"https?://[^\s/?#@]+([/?#]\S*)?", re.IGNORECASE)
-
-_ACTS: dict[str, type[Message]] = {
-    payload_type(record): record
-    for record in (
-        wire.Delegation,
-        wire.Revocation,
-        wire.CampaignTerms,
-        wire.CampaignEnd,
-        wire.CampaignNews,
-        wire.Pledge,
-        wire.Pool,
-        wire.Donation,
-        wire.Voiding,
-        wire.TeamFounding,
-        wire.TeamMembership,
-        wire.KeyChange,
-        wire.AccountMerge,
-    )
-}
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -193,25 +171,6 @@ class Site(_Said):
 def act_path(index: int) -> str:
     """Path of the envelope behind a leaf."""
     return f"acts/{number_path(index)}"
-
-
-def may_be_public(leaf: ActLeaf) -> bool:
-    """Whether the act behind a leaf may be there for anybody."""
-    return getattr(leaf, "visibility", "public") == "public"
-
-
-def check_act(index: int, leaf: ActLeaf, data: bytes) -> None:
-    """Insist that an envelope is the one that its leaf stands for.
-
-    Raises:
-        BadRecord, BadSignature, BadDigest: it is none, or another.
-    """
-    envelope = parse_envelope(data)
-    record_class = _ACTS.get(envelope.payload_type)
-    if record_class is None:
-        raise BadRecord(f"{act_path(index)} is of a type that is never public")
-    if open_envelope(envelope, record_class).digest.hex() != leaf.record_digest:
-        raise BadDigest(f"{act_path(index)} is not the act that leaf {index} stands for")
 
 
 def public_acts(session: Session, size: int) -> Iterable[tuple[int, bytes]]:

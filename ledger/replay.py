@@ -1,12 +1,13 @@
-"""A log that is replayed as it grows: the fold and the tree of the same leaves, side by side."""
+"""A log that is replayed as it grows: the fold, the acts and the tree of the same leaves."""
 
 from __future__ import annotations
 
 from ledger import tree
+from ledger.act_check import ActCheck, ActSource
 from ledger.authority import Delegations, log_keys
 from ledger.fold import Board
 from ledger.mirror_pin import Pin
-from ledger.records import Leaf
+from ledger.records import ActLeaf, Leaf
 from ledger.sources import Node
 from protocol import merkle
 from protocol.errors import BadDigest, BadRecord, BadSignature
@@ -16,8 +17,9 @@ from protocol.notes import open_checkpoint, read_checkpoint
 class Replay:
     """Leaves so far. After a leaf that was refused, it is of no use any more."""
 
-    def __init__(self) -> None:
+    def __init__(self, acts: ActSource) -> None:
         self.board = Board()
+        self._acts = ActCheck(acts, self.board)
         self._edge = tree.Frontier(0, [])
 
     @property
@@ -32,10 +34,14 @@ class Replay:
         """Take the next leaf; returns it, and the nodes of the tree that it completes.
 
         Raises:
-            BadRecord: it is malformed or contradicts the leaves before it; names the leaf.
+            BadRecord, BadDigest, BadSignature: it is malformed, contradicts the leaves before it,
+                or its act is not there or another; names the leaf.
         """
         made = self._edge.push(merkle.leaf_hash(data))
-        return self.board.apply(data), made
+        leaf = self.board.apply(data)
+        if isinstance(leaf, ActLeaf):
+            self._acts.add(self.size - 1, leaf)
+        return leaf, made
 
     def check_head(self, note: str, delegations: Delegations | None, pin: Pin) -> None:
         """Insist that a head is of exactly these leaves, and signed by who may.
@@ -50,6 +56,7 @@ class Replay:
             raise BadDigest(f"the {head.size} leaves do not hash to the root of the signed head")
         self.board.check_merged()
         self.board.check_sums()
+        self._acts.finish()
         if manifest is None or (manifest.root, self.board.run_id) != (pin.root, pin.run_id):
             raise BadSignature(f"leaf 0 is of another run than {pin.run_id} of {pin.root}")
         if head.origin != manifest.origin:

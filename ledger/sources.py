@@ -186,8 +186,9 @@ class TileSource:
         """A tile; or, where a partial one has made way for it, the full one."""
         data = self._fetch(tile.path, most_bytes)
         if data is None and tile.width < TILE_WIDTH:
-            tile = Tile(tile.level, tile.index)
-            data = self._fetch(tile.path, most_bytes)
+            whole = Tile(tile.level, tile.index)
+            data = self._fetch(whole.path, most_bytes)
+            tile = tile if data is None else whole
         return self._whole(tile.path, data, most_bytes), tile
 
     def _need(self, path: str, most_bytes: int) -> bytes:

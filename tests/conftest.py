@@ -167,6 +167,24 @@ def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def crowd_history() -> ModuleType:
+    """``tests/crowd_history.py``: signs and records acts in a record of ``ledger_history``."""
+    path = Path(__file__).with_name("crowd_history.py")
+    spec = importlib.util.spec_from_file_location("crowd_history", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def crowd(history: Any, crowd_history: ModuleType) -> Any:
+    """Acts in the record of ``history``: its donors are ``ada`` and ``bob``."""
+    return crowd_history.CrowdHistory(history)
+
+
 @pytest.fixture
 def history(
     ledger_history: ModuleType, make_manifest: Callable[..., RunManifest], ledger_url: str

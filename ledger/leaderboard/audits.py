@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from ledger.campaigns import permille
+from ledger.leaderboard.held import Paged
 from ledger.leaderboard.reader import Reading
 from ledger.tally import Judgement
 from protocol.identity import PeerId
@@ -47,18 +48,10 @@ class VerdictRow(BaseModel):
     record_digest: str = Field(description="SHA-256 of the signed verdict")
 
 
-class Verdicts(BaseModel):
+class Verdicts(Paged):
     """One page of verdicts, newest first."""
 
-    size: int
-    total: int
-    page: int
-    per_page: int
     verdicts: list[VerdictRow]
-
-    @property
-    def pages(self) -> int:
-        return max(1, -(-self.total // self.per_page))
 
 
 def audits(reading: Reading) -> Audits:

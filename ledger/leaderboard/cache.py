@@ -18,11 +18,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ledger.leaderboard.middleware import is_known
+
 _MOST_BYTES = 64 << 20
 _VIEWS = re.compile(
     rb"(/api/v1)?/(donors|teams|pools|campaigns|pledges)"
     rb"|(/api/v1)?/(donors?|teams?|campaigns?)/[^/]*"
-    rb"|/|/api/v1/campaign|(/api/v1)?/(rounds|audits|verdicts)|(/api/v1)?/rounds?/[0-9]+"
+    rb"|/|/charts|/api/v1/series/[a-z]+|/api/v1/campaign"
+    rb"|(/api/v1)?/(rounds|audits|verdicts)|(/api/v1)?/rounds?/[0-9]+"
 )
 """Paths of pages that are pure views of a snapshot and its fold."""
 
@@ -34,10 +37,11 @@ class _Kept:
     start: Message
     body: bytes
     tag: bytes
+    route: object  # that made it; also known of an answer that is not made again
 
 
 class PageCache:
-    """Outermost: answers what it can, and keeps what the app answers.
+    """Answers what it can, and keeps what the app answers.
 
     The app gives an ETag with every answer that may be kept.
     """
@@ -74,7 +78,8 @@ class PageCache:
             kept = await self._make(scope, receive)
             if serial is not None and serial == self._of and kept.tag:
                 self._keep(key, kept)
-        await _answer(kept, headers.get("if-none-match", "").encode(), send)
+        scope["route"] = kept.route
+        await _answer(kept, headers.get("if-none-match", ""), send)
 
     async def _make(self, scope: Scope, receive: Receive) -> _Kept:
         """Have the app answer, whole."""
@@ -88,9 +93,10 @@ class PageCache:
                 parts.append(message.get("body", b""))
 
         unconditional = [pair for pair in scope["headers"] if pair[0] != b"if-none-match"]
-        await self._app({**scope, "headers": unconditional}, receive, collect)
+        asked: Scope = {**scope, "headers": unconditional}
+        await self._app(asked, receive, collect)
         tag = next((value for name, value in start["headers"] if name == b"etag"), b"")
-        return _Kept(start, b"".join(parts), tag)
+        return _Kept(start, b"".join(parts), tag, asked.get("route"))
 
     def _keep(self, key: tuple[bytes, ...], kept: _Kept) -> None:
         size = len(kept.body) + sum(map(len, key))
@@ -101,11 +107,12 @@ class PageCache:
         self._bytes += size
 
 
-async def _answer(kept: _Kept, wanted: bytes, send: Send) -> None:
-    if kept.tag and kept.tag in wanted:
+async def _answer(kept: _Kept, wanted: str, send: Send) -> None:
+    if kept.tag and is_known(kept.tag.decode(), wanted):
         headers = [pair for pair in kept.start["headers"] if pair[0] != b"content-length"]
         await send({**kept.start, "status": HTTPStatus.NOT_MODIFIED, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
         return
-    await send(kept.start)
+    headers = list(kept.start["headers"])  # whoever packs the answer changes them
+    await send({**kept.start, "headers": headers})
     await send({"type": "http.response.body", "body": kept.body})

@@ -10,10 +10,10 @@ from starlette.exceptions import HTTPException
 from ledger.campaigns import permille
 from ledger.leaderboard import campaigns as models
 from ledger.leaderboard import rounds as round_models
-from ledger.leaderboard.chart import loss_chart
 from ledger.leaderboard.donors import donor_rows
 from ledger.leaderboard.pages import page
-from ledger.leaderboard.reader import Reading
+from ledger.leaderboard.pictures.gallery import gallery_of
+from ledger.leaderboard.pictures.table import table_of
 from ledger.leaderboard.record import reader_of
 
 router = APIRouter(include_in_schema=False)
@@ -30,16 +30,16 @@ def campaign_page(request: Request) -> Response:
     """The run and its campaign: goal, loss, donors, how to join, how to verify."""
     with reader_of(request).read() as reading:
         run = models.run(reading)
-        points = _loss_points(reading)
+        loss = gallery_of(request).series(reading, "loss")
         snapshot = reading.snapshot
-        newest = snapshot.orders["since"].page(max(0, run.donors - _NEW), _NEW)[::-1]
+        newest = snapshot.order("all", "since").page(max(0, run.donors - _NEW), _NEW)[::-1]
         values: dict[str, Any] = {
             "campaign": run,
             "bar": goal_bar(run),
-            "top": donor_rows(snapshot, snapshot.orders["all"].page(0, _TOP)),
+            "top": donor_rows(snapshot, snapshot.order("all").page(0, _TOP)),
             "recent": [
                 row
-                for row in donor_rows(snapshot, snapshot.orders["last"].page(0, _RECENT))
+                for row in donor_rows(snapshot, snapshot.order("all", "last").page(0, _RECENT))
                 if row.last_credit_s is not None
             ],
             "new": donor_rows(snapshot, newest),
@@ -52,11 +52,7 @@ def campaign_page(request: Request) -> Response:
             "notes": reading.names.notes,
             "checkpoint": reading.note,
         }
-    charts = [
-        ("wide", loss_chart(points, width=760, height=430)),
-        ("narrow", loss_chart(points, width=380, height=260)),
-    ]
-    return page("campaign.html", request, charts=charts, **values)
+    return page("campaign.html", request, loss=loss, loss_table=table_of(loss), **values)
 
 
 @router.get("/campaigns")
@@ -93,12 +89,3 @@ def goal_bar(campaign: models.CampaignRow) -> list[tuple[str, int, int]]:
         segments.append((name, start, width))
         start += width
     return segments
-
-
-def _loss_points(reading: Reading) -> list[tuple[int, int, int]]:
-    """``(merged tokens, loss in micronats, round)`` of every settled round whose loss is known."""
-    return [
-        (leaf.merged_tokens, leaf.validation_loss_micronats, leaf.round)
-        for leaf in (entry.leaf for entry in reading.board.rounds.values())
-        if leaf.outcome == "settled" and leaf.validation_loss_micronats is not None
-    ]

@@ -156,7 +156,7 @@ def run(reading: Reading) -> Run:
         tokens=board.merged_tokens,
         donors=len(snapshot.people),
         devices=len(board.workers),
-        active_donors=len(snapshot.orders["day"]),
+        active_donors=len(snapshot.order("day")),
         settled_rounds=len(settled),
         skipped_rounds=len(board.rounds) - len(settled),
         members_last_round=board.last_round.leaf.members if board.last_round else 0,

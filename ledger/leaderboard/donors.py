@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 from pydantic import Field
@@ -10,11 +11,10 @@ from pydantic import Field
 from ledger.leaderboard.held import Held, Paged, held
 from ledger.leaderboard.names import find
 from ledger.leaderboard.person import Person
-from ledger.leaderboard.snapshot import BoardName, Snapshot, Sort
+from ledger.leaderboard.snapshot import BoardName, Snapshot, Sort, is_on
 from protocol.identity import PeerId
 
-_SORTED_DIRECTLY = 2_000
-"""Matches of a search up to which sorting them beats a walk over the whole order."""
+_MOST_NAMESAKES = 500
 
 
 class DonorRow(Held):
@@ -60,15 +60,14 @@ def donors(
     snapshot: Snapshot, *, board: BoardName, sort: Sort, search: str, page: int, per_page: int
 ) -> Donors:
     """One page of a board. Ties are broken by key: the same on every page."""
-    everyone = snapshot.keys(board, sort)
     first = (page - 1) * per_page
     if search:
-        found = matches(snapshot, board, sort, search)
-        total, keys = len(found), list(found[first : first + per_page])
-    elif isinstance(everyone, tuple):
-        total, keys = len(everyone), list(everyone[first : first + per_page])
+        found = matches(snapshot, board, search)
+        in_order = snapshot.among(found, board, sort)
+        total, keys = len(found), list(islice(in_order, first, first + per_page))
     else:
-        total, keys = len(everyone), everyone.page(first, per_page)
+        order = snapshot.order(board, sort)
+        total, keys = len(order), order.page(first, per_page)
     return Donors(
         size=snapshot.size,
         total=total,
@@ -89,16 +88,15 @@ def anonymous_row(snapshot: Snapshot) -> Anonymous | None:
     return Anonymous(donations=found.donations, **held(found.sponsored))
 
 
-def matches(snapshot: Snapshot, board: BoardName, sort: Sort, search: str) -> Sequence[PeerId]:
-    """Who is on a board and has this in its name or in one of its keys, in an order."""
-    owners = {snapshot.given_up.get(key, key) for key in find(snapshot.blocks, search)}
+def matches(snapshot: Snapshot, board: BoardName, search: str) -> set[PeerId]:
+    """Who is on a board and has this in its name or in one of its keys."""
+    keys: Iterable[PeerId] = find(snapshot.blocks, search)
+    if snapshot.given_up:
+        keys = (snapshot.given_up.get(key, key) for key in keys)
+    if board == "all":
+        return set(keys)
     people = snapshot.people
-    found = {key for key in owners if key in people and snapshot.is_on(board, people[key])}
-    if len(found) <= _SORTED_DIRECTLY:
-        return snapshot.sorted(found, board, sort)
-    everyone = snapshot.keys(board, sort)
-    keys = everyone if isinstance(everyone, tuple) else everyone.page(0, len(everyone))
-    return [key for key in keys if key in found]
+    return {key for key in keys if is_on(board, people[key])}
 
 
 def place_of(
@@ -106,22 +104,18 @@ def place_of(
 ) -> tuple[PeerId, int] | None:
     """Whom a key, a name, or else a part of either means, and the place on the board, from 0."""
     owner = snapshot.owner(who)
-    found = [owner] if owner else matches(snapshot, board, sort, who)
-    called = [
-        key for key in found if (snapshot.names.donor(key) or "").casefold() == who.casefold()
-    ]
-    for key in called or found:
-        person = snapshot.people[key]
-        if snapshot.is_on(board, person):
-            return key, _place(snapshot, board, sort, person)
-    return None
+    meant = {owner} if owner else _namesakes(snapshot, who)
+    found = next(snapshot.among(meant or matches(snapshot, board, who), board, sort), None)
+    if found is None:
+        return None
+    return found, snapshot.place(board, sort, snapshot.people[found])
 
 
-def _place(snapshot: Snapshot, board: BoardName, sort: Sort, person: Person) -> int:
-    everyone = snapshot.keys(board, sort)
-    if isinstance(everyone, tuple):
-        return everyone.index(person.donor)
-    return everyone.before(snapshot.entry(board, sort, person))
+def _namesakes(snapshot: Snapshot, name: str) -> set[PeerId]:
+    """Who is called exactly so, whatever the case of its letters."""
+    order, folded = snapshot.order("all", "name"), name.casefold()
+    keys = order.page(order.before((False, folded)), _MOST_NAMESAKES)
+    return {key for key in keys if (snapshot.names.donor(key) or "").casefold() == folded}
 
 
 def donor_rows(

@@ -155,7 +155,7 @@ def leaf_page(request: Request, index: Annotated[int, Path(lt=1 << 53)]) -> Resp
 def leaves_of_donor(
     request: Request,
     donor: Key,
-    size: Annotated[int | None, Query(ge=1, lt=1 << 53, description="of an older head")] = None,
+    size: Annotated[int, Query(ge=1, lt=1 << 53, description="of an older head")] = (1 << 53) - 1,
 ) -> LeavesOfDonor:
     """Where the record speaks of a donor's credit: to recompute its totals leaf by leaf."""
     reader = reader_of(request)
@@ -163,7 +163,7 @@ def leaves_of_donor(
         raise HTTPException(404, "The record knows no such donor.")
     with reader.session() as (session, note):
         head = _head(note)
-        within = min(size or head.size, head.size)
+        within = min(size, head.size)
         rows = session.execute(
             select(LogLeaf.leaf_index, LogLeaf.kind, LogLeaf.data)
             .where(LogLeaf.donor == donor, LogLeaf.leaf_index < within)

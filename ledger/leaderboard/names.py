@@ -169,6 +169,8 @@ class Block:
 def find(blocks: Iterable[Block], wanted: str) -> list[PeerId]:
     """Keys of the donors whose name or key holds ``wanted``, whatever the case of its letters."""
     folded = wanted.casefold()
+    if "\n" in folded:
+        return []  # no name has a second line
     return [
         key
         for block in blocks

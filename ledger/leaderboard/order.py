@@ -9,13 +9,16 @@ Invariants:
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
+from operator import itemgetter
 from typing import Any
 
 Entry = tuple[Any, ...]
 """What the order is by, then the key."""
+
+_KEY = itemgetter(-1)
 
 _CHUNK = 512
 """Entries in a chunk at first: a change moves and copies so many, not all."""
@@ -42,6 +45,10 @@ class Order:
             keys += [entry[-1] for entry in part]
             at += 1
         return keys
+
+    def walk(self) -> Iterator[str]:
+        """All keys, in order."""
+        return map(_KEY, chain.from_iterable(self.chunks))
 
     def before(self, entry: Entry) -> int:
         """How many entries come before this one, which need not be there."""

@@ -39,7 +39,10 @@ _templates.filters |= {
 def page(template: str, request: Request, status: int = 200, **values: Any) -> Response:
     """Fill a template; every page knows its path and the site's address."""
     body = _templates.get_template(template).render(
-        path=request.url.path, base_url=str(request.base_url).rstrip("/"), **values
+        path=request.url.path,
+        base_url=str(request.base_url).rstrip("/"),
+        has_dumps=request.app.state.dumps is not None,
+        **values,
     )
     return HTMLResponse(body, status_code=status)
 

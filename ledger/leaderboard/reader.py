@@ -10,11 +10,12 @@ Invariants:
 * A record of up to ``SMALL_LEAVES`` leaves is fresh with every request, which waits for the fold.
   A larger one is shown as it was a moment ago while the thread folds what is new; requests wait
   only for the first snapshot.
-* The database is only read; SQLite is told to refuse anything else.
+* The database is only read, and is told to refuse anything else.
 """
 
 from __future__ import annotations
 
+import gc
 import itertools
 import threading
 import time
@@ -30,7 +31,8 @@ from starlette.exceptions import HTTPException
 
 from ledger.fold import Board
 from ledger.leaderboard.names import Names, NamesReader
-from ledger.leaderboard.snapshot import Snapshot, Standings
+from ledger.leaderboard.snapshot import Snapshot
+from ledger.leaderboard.standings import Standings
 from ledger.leaderboard.watch import Watch
 from ledger.log import latest_head, read_leaves
 from ledger.read_only import read_only_engine
@@ -44,6 +46,8 @@ SMALL_LEAVES = 20_000
 _MOST_WAIT_S = 20.0
 _LOOK_EVERY_S = 1.0  # when nobody asks, too: an erased name must not wait for a visitor
 _SHARE = 10  # of a large record's time, one part in so many may go into following it
+_MOST_PAUSE_S = 3.0  # but an erased name is gone within seconds
+_SPARE_GROWTH = 1.2
 _SERVICE_UNAVAILABLE = 503
 _NOT_BEGUN = "The record of this run has not begun yet."
 
@@ -87,6 +91,7 @@ class Reader:
         self._seen: object = object()
         self._snapshot: Snapshot | None = None
         self._failure: Exception | None = None
+        self._spared = 1  # leaves whose fold the garbage collector leaves alone
 
     def start(self) -> None:
         """Begin to fold; the first request would."""
@@ -193,7 +198,10 @@ class Reader:
                     self._snapshot = None
                 self._state.notify_all()
             small = self._standings.board.size <= SMALL_LEAVES
-            pause_s = 0.0 if small else (_SHARE - 1) * (time.monotonic() - started)
+            if not small:
+                self._spare_collector()
+            spent_s = time.monotonic() - started
+            pause_s = 0.0 if small else min(_MOST_PAUSE_S, (_SHARE - 1) * spent_s)
 
     def _wait(self, pause_s: float) -> bool:
         """Wait until there is something to look for; False: until :meth:`close`."""
@@ -203,6 +211,13 @@ class Reader:
                 lambda: self._closing or self._asked > self._answered, _LOOK_EVERY_S
             )
             return not self._closing
+
+    def _spare_collector(self) -> None:
+        """Keep a large fold from the garbage collector: a look at all of it stops every request."""
+        size = self._standings.board.size
+        if size >= self._spared * _SPARE_GROWTH:
+            gc.freeze()
+            self._spared = size
 
     def _refresh(self) -> Exception | None:
         """Fold what is new; gives what went wrong."""

@@ -5,14 +5,18 @@ Who was selected is recomputed from the published draw, never read from anywhere
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from ledger.campaigns import permille
 from ledger.fold import Round
-from ledger.leaderboard.held import Held, held
+from ledger.leaderboard.held import Held, Paged, held
 from ledger.leaderboard.reader import Reading
 from ledger.tally import Credit, Status, Tally
+
+_DAY_S = 86_400
 
 
 class RoundRow(Held):
@@ -33,18 +37,28 @@ class RoundRow(Held):
     leaf_index: int
 
 
-class Rounds(BaseModel):
-    """One page of rounds, newest first."""
+class Machines(BaseModel):
+    """Devices of one class."""
 
-    size: int
-    total: int
-    page: int
-    per_page: int
+    device_class: str
+    devices: int = Field(description="ever enrolled")
+    active: int = Field(description="credited in the newest 24 hours")
+
+
+class Overhead(BaseModel):
+    """What is not progress of the model, in thousandths."""
+
+    audited_permille: int = Field(description="tokens done again by auditors, of merged ones")
+    unmerged_permille: int = Field(description="credit of first units, which no model has, of all")
+    rejected_permille: int = Field(description="credit taken back, of all")
+
+
+class Rounds(Paged):
+    """One page of rounds, newest first, and who works."""
+
     rounds: list[RoundRow]
-
-    @property
-    def pages(self) -> int:
-        return max(1, -(-self.total // self.per_page))
+    machines: list[Machines]
+    overhead: Overhead
 
 
 class Member(BaseModel):
@@ -92,6 +106,33 @@ def rounds(reading: Reading, *, page: int, per_page: int) -> Rounds:
             round_row(reading, reading.board.rounds[number])
             for number in numbers[first : first + per_page]
         ],
+        machines=_machines(reading),
+        overhead=_overhead(reading),
+    )
+
+
+def _machines(reading: Reading) -> list[Machines]:
+    """Devices by class, most first; ties by name."""
+    since_s = reading.board.newest_s - _DAY_S
+    every, active = Counter[str](), Counter[str]()
+    for worker in reading.board.workers.values():
+        every[worker.device_class] += 1
+        active[worker.device_class] += (worker.last_credit_s or 0) > since_s
+    return [
+        Machines(device_class=name, devices=count, active=active[name])
+        for name, count in sorted(every.items(), key=lambda pair: (-pair[1], pair[0]))
+    ]
+
+
+def _overhead(reading: Reading) -> Overhead:
+    board, total = reading.board, reading.board.total
+    credited = total.training_microcredits + total.reducing_microcredits
+    credited = max(1, credited + total.probation_microcredits)
+    taken = total.forfeited_microcredits + total.unpaid_microcredits
+    return Overhead(
+        audited_permille=permille(board.audits.audited_tokens, max(1, board.merged_tokens)),
+        unmerged_permille=permille(total.probation_microcredits, credited),
+        rejected_permille=permille(taken, credited),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import socket
+import sys
 import threading
 from pathlib import Path
 
@@ -21,10 +22,18 @@ from protocol.identity import PeerId
 logger = structlog.get_logger()
 
 _LOOK_EVERY_S = 2.0
+_SWITCH_S = 0.001
+"""How long the thread that folds may keep a request from running; Python's own is 5 ms."""
 
 
 def serve_folder(
-    folder: Path, index: Path | None, root: PeerId | None, host: str, port: int
+    folder: Path,
+    index: Path | None,
+    root: PeerId | None,
+    host: str,
+    port: int,
+    *,
+    dumps: Path | None = None,
 ) -> None:
     """Serve a folder of tiles until interrupted; what is new in it is shown within seconds.
 
@@ -38,7 +47,7 @@ def serve_folder(
     watcher = threading.Thread(target=_watch, args=(made, ended), name="folder")
     watcher.start()
     try:
-        serve(made.url, host, port)
+        serve(made.url, host, port, dumps=dumps)
     finally:
         ended.set()
         watcher.join()
@@ -61,7 +70,7 @@ def _cached(folder: Path) -> Path:
     return platformdirs.user_cache_path("barnraise") / "record" / f"{name}.db"
 
 
-def serve(database_url: str, host: str, port: int) -> None:
+def serve(database_url: str, host: str, port: int, *, dumps: Path | None = None) -> None:
     """Serve until interrupted.
 
     Raises:
@@ -78,7 +87,8 @@ def serve(database_url: str, host: str, port: int) -> None:
         port = listener.getsockname()[1]  # port 0 asks for any free one
         shown = f"[{host}]" if family == socket.AF_INET6 else host
         click.echo(f"leaderboard at http://{shown}:{port}/; Ctrl-C ends it", err=True)
-        config = uvicorn.Config(
-            create_app(database_url), log_level="warning", server_header=False, access_log=False
-        )
+        sys.setswitchinterval(_SWITCH_S)
+        app = create_app(database_url, dumps=dumps)
+        app.state.reader.start()
+        config = uvicorn.Config(app, log_level="warning", server_header=False, access_log=False)
         uvicorn.Server(config).run(sockets=[listener])

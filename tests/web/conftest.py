@@ -6,21 +6,35 @@ breach of the site's policy, a dialog, a request to another host.
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import shutil
 import socket
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 import uvicorn
 from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_playwright
+from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
+from ledger.crowd_records import (
+    ActLeaf,
+    DonationLeaf,
+    KeyRotationLeaf,
+    MembershipLeaf,
+    PledgeLeaf,
+    PoolLeaf,
+    TeamLeaf,
+)
 from ledger.leaderboard.app import create_app
+from ledger.schema import ErasedProfile, Profile, TeamProfile
 from protocol.audit_policy import Verdict, Why
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -45,6 +59,8 @@ HOSTILE_NAMES = (
     "{{ 7 * 7 }}{% raw %}",
     "' onmouseover='document.title=1",
 )
+
+CROWDED_NAME = '=HYPERLINK("x"),]]>&<b>\'é'
 
 
 @pytest.fixture
@@ -78,7 +94,7 @@ def audited(history: Any) -> Any:
 
 
 @pytest.fixture
-def crowded(audited: Any, ledger_history: Any) -> tuple[Any, dict[str, int]]:
+def acted(audited: Any, ledger_history: Any) -> tuple[Any, dict[str, int]]:
     """A record with a leaf of every kind but restore."""
     made = every_kind(audited, ledger_history.ROOT)
     audited.release()
@@ -148,3 +164,74 @@ def visit(browser: Browser) -> Iterator[Visit]:
     for context in contexts:
         context.close()
     assert complaints == []
+
+
+@pytest.fixture
+def crowded(audited: Any, ledger_history: ModuleType) -> Any:
+    """The audited record with a team, a pool, joined keys, pledges and donations of every kind.
+
+    Ada gave up a key for another one; Cleo paid for the pool's device and chose a hostile name.
+    """
+    history, key = audited, lambda name: ledger_history.identity(name).peer_id
+    numbers = itertools.count()
+
+    def act(kind: type[ActLeaf], **fields: Any) -> ActLeaf:
+        digest = hashlib.sha256(f"act {next(numbers)}".encode()).hexdigest()
+        run_id = history.manifest.run_id
+        return kind(run_id=run_id, at_s=history.now_s, record_digest=digest, **fields)
+
+    zero = history.manifest.run_id.hex()[:32]
+    history.enrol("cleo", display_name=CROWDED_NAME)
+    pool = history.enrol("pool", display_name="Rented")
+    team = "7e" * 16
+    pledge = {"campaign": zero, "microcredits": 5_000, "until_s": history.now_s + 9_999_999}
+    money = {
+        "campaign": zero,
+        "currency": "EUR",
+        "received_s": history.now_s,
+        "treasurer": key("treasurer"),
+    }
+    history.write(
+        [
+            act(TeamLeaf, team=team, donor=key("ada")),
+            act(MembershipLeaf, team=team, donor=key("ada")),
+            act(MembershipLeaf, team=team, donor=key("cleo")),
+            act(PoolLeaf, campaign=zero, pool=key("pool"), currency="EUR", treasurer=key("t")),
+            act(DonationLeaf, donation="d1" * 16, donor=key("cleo"), pool=key("pool"),
+                amount_minor=200, visibility="public", **money),
+            act(DonationLeaf, donation="d2" * 16, pool=key("pool"), amount_minor=100,
+                visibility="private", **money),
+            act(DonationLeaf, donation="d3" * 16, pool=key("pool"), amount_minor=100,
+                visibility="secret", **money),
+            act(PledgeLeaf, pledge="b1" * 16, revision=0, donor=key("cleo"), visibility="public",
+                **pledge),
+            act(PledgeLeaf, pledge="b2" * 16, revision=0, visibility="private", **pledge),
+            act(PledgeLeaf, pledge="b3" * 16, revision=0, visibility="secret", **pledge),
+        ]
+    )  # fmt: skip
+    cleo = pool - 1
+    history.settle({0: 4, cleo: 3, pool: 7})
+    history.publish_draw(history.round - 2)
+    history.publish_draw(history.round - 1)
+    for worker in (0, cleo, pool):
+        history.judge(history.round - 1, worker)
+    history.judge(history.round - 2, 0)
+    history.now_s += 30 * 86_400
+    for worker in (cleo, pool):
+        history.finish(worker, history.credits_of(worker))
+    history.write([act(KeyRotationLeaf, donor=key("ada"), new=key("ada-new"))])
+    with Session(history.engine) as session, session.begin():
+        session.merge(
+            TeamProfile(
+                team=team,
+                display_name="<&\"']]> team",
+                url="https://example.org/?a=1&b=2",
+                about="=1+1",
+                updated_at_s=history.now_s,
+            )
+        )
+        row = session.get_one(Profile, key("cleo"))
+        row.url, row.about, row.show_devices = "https://cleo.example/", "a\tb", True
+        session.merge(ErasedProfile(subject=key("bob"), erased_at_s=history.now_s))
+        session.delete(session.get_one(Profile, key("bob")))
+    return history

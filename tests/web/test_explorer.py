@@ -27,11 +27,11 @@ def _listed(html: str) -> list[int]:
     return [int(index) for index in re.findall(r'<th scope="row"[^>]*><a href="/log/(\d+)"', html)]
 
 
-def test_every_kind_and_field_of_a_leaf_has_a_meaning(crowded: Any) -> None:
+def test_every_kind_and_field_of_a_leaf_has_a_meaning(acted: Any) -> None:
     kinds = get_args(Leaf)
     assert {one.model_fields["kind"].default for one in kinds} == set(KINDS)
     assert {name for one in kinds for name in one.model_fields} == known_fields()
-    written = _leaves(crowded[0])
+    written = _leaves(acted[0])
     assert {leaf.kind for leaf in written} == set(KINDS) - {"restore"}
     for leaf in written:
         said = {row.name: row for row in rows_of(leaf)}
@@ -39,8 +39,8 @@ def test_every_kind_and_field_of_a_leaf_has_a_meaning(crowded: Any) -> None:
         assert all(row.values and all(text for text, _ in row.values) for row in said.values())
 
 
-def test_every_leaf_has_a_page_and_no_link_on_it_is_dead(crowded: Any, client: TestClient) -> None:
-    history, made = crowded
+def test_every_leaf_has_a_page_and_no_link_on_it_is_dead(acted: Any, client: TestClient) -> None:
+    history, made = acted
     linked: set[str] = set()
     for index in range(history.size()):
         answer = client.get(f"/log/{index}")
@@ -51,8 +51,8 @@ def test_every_leaf_has_a_page_and_no_link_on_it_is_dead(crowded: Any, client: T
         assert client.get(path).status_code == 200, path
 
 
-def test_a_signed_act_is_shown_escaped_with_who_signed_it(crowded: Any, client: TestClient) -> None:
-    _, made = crowded
+def test_a_signed_act_is_shown_escaped_with_who_signed_it(acted: Any, client: TestClient) -> None:
+    _, made = acted
     html = client.get(f"/log/{made['news']}").text
     assert HOSTILE_TEXT not in html
     assert html.count("&lt;script&gt;document.title=&#39;owned&#39;&lt;/script&gt;") == 2
@@ -66,8 +66,8 @@ def test_a_signed_act_is_shown_escaped_with_who_signed_it(crowded: Any, client: 
         assert client.get(f"/acts/{made[name]:03d}").status_code == 404
 
 
-def test_a_damaged_act_is_not_papered_over(crowded: Any, client: TestClient) -> None:
-    history, made = crowded
+def test_a_damaged_act_is_not_papered_over(acted: Any, client: TestClient) -> None:
+    history, made = acted
     with Session(history.engine) as session, session.begin():
         row = session.get_one(ActRow, made["news"])
         row.envelope = row.envelope[:-1]
@@ -76,8 +76,8 @@ def test_a_damaged_act_is_not_papered_over(crowded: Any, client: TestClient) -> 
     assert "The record is damaged" in answer.text
 
 
-def test_the_list_is_filtered_and_walked_both_ways(crowded: Any, client: TestClient) -> None:
-    history, _ = crowded
+def test_the_list_is_filtered_and_walked_both_ways(acted: Any, client: TestClient) -> None:
+    history, _ = acted
     for _ in range(40):
         history.settle({0: 1})
     written = _leaves(history)

@@ -474,8 +474,8 @@ def test_a_receipt_convicts_a_site_that_rewrote_or_cut_its_record(
 # ---- acts, and pages without JavaScript ----
 
 
-def test_signed_acts_are_shown_as_text_and_checked(crowded: Any, site: str, visit: Visit) -> None:
-    history, made = crowded
+def test_signed_acts_are_shown_as_text_and_checked(acted: Any, site: str, visit: Visit) -> None:
+    history, made = acted
     root = history.manifest.root
     page = visit()
     for name in ("delegation 2", "campaign", "private pledge", "key_rotation"):
@@ -497,9 +497,9 @@ def test_signed_acts_are_shown_as_text_and_checked(crowded: Any, site: str, visi
 
 
 def test_a_donor_of_several_keys_and_with_sponsored_credit_is_recomputed(
-    crowded: Any, site: str, visit: Visit
+    acted: Any, site: str, visit: Visit
 ) -> None:
-    history, made = crowded
+    history, made = acted
     page = visit()
     page.goto(site + donor(history, 0))
     assert check(page, history.manifest.root) == ("holds", {})
@@ -510,10 +510,8 @@ def test_a_donor_of_several_keys_and_with_sponsored_credit_is_recomputed(
     assert "no leaf joins the key" in wrong["The keys are one person's"]
 
 
-def test_pages_of_the_log_are_whole_without_javascript(
-    crowded: Any, site: str, visit: Visit
-) -> None:
-    history, made = crowded
+def test_pages_of_the_log_are_whole_without_javascript(acted: Any, site: str, visit: Visit) -> None:
+    history, made = acted
     width = 320
     page = visit(java_script_enabled=False, viewport={"width": width, "height": 800})
     for index in [*made.values(), 0, 9]:

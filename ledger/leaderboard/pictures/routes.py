@@ -1,0 +1,55 @@
+"""Where pictures are served: the page of all of them, each as a file, and its numbers."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Request, Response
+
+from ledger.leaderboard.pages import page
+from ledger.leaderboard.pictures.draw import Shape
+from ledger.leaderboard.pictures.gallery import Form, gallery_of
+from ledger.leaderboard.pictures.paper import Theme
+from ledger.leaderboard.pictures.series import Name, Series
+from ledger.leaderboard.pictures.table import table_of
+from ledger.leaderboard.record import reader_of
+
+router = APIRouter()
+
+_MEDIA_TYPES = {"svg": "image/svg+xml", "png": "image/png"}
+_ALL: tuple[Name, ...] = ("goal", "loss", "compute", "members", "audits")
+
+Wanted = Annotated[Name, Path(description="which picture")]
+
+
+@router.get("/charts", include_in_schema=False)
+def charts_page(request: Request) -> Response:
+    """All pictures, each with its numbers."""
+    gallery = gallery_of(request)
+    with reader_of(request).read() as reading:
+        shown = [gallery.series(reading, name) for name in _ALL]
+    return page("charts.html", request, shown=[(one, table_of(one)) for one in shown])
+
+
+@router.get("/api/v1/series/{name}", tags=["v1"])
+def series(request: Request, name: Wanted) -> Series:
+    """A picture in numbers."""
+    with reader_of(request).read() as reading:
+        return gallery_of(request).series(reading, name)
+
+
+@router.get("/pictures/{name}.{form}", include_in_schema=False)
+def picture(
+    request: Request,
+    name: Wanted,
+    form: Form,
+    theme: Annotated[Theme, Query()] = "light",
+    shape: Annotated[Shape, Query()] = "wide",
+) -> Response:
+    """A picture as a file."""
+    gallery = gallery_of(request)
+    with reader_of(request).read() as reading:
+        numbers = gallery.series(reading, name)
+    body = gallery.picture(numbers, form, theme, shape)
+    headers = {"Content-Disposition": f'inline; filename="{name}.{form}"'}
+    return Response(body, media_type=_MEDIA_TYPES[form], headers=headers)

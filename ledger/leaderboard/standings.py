@@ -1,0 +1,150 @@
+"""Makes snapshots: follows the fold leaf by leaf, and keeps every board's order up to date.
+
+Invariant: what is frozen is what would be frozen after starting over from the first leaf, to the
+unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ledger.fold import Board
+from ledger.leaderboard.names import Index, Names
+from ledger.leaderboard.order import Order, Ranking
+from ledger.leaderboard.person import Person, person_of
+from ledger.leaderboard.recent import Recent
+from ledger.leaderboard.snapshot import (
+    BOARDS,
+    SORTS,
+    AnonymousGivers,
+    BoardName,
+    Snapshot,
+    Sort,
+    entry_of,
+    is_on,
+)
+from ledger.records import CreditLeaf, EnrolLeaf, ReversalLeaf
+from ledger.standing import anonymous, standing, standings, take_touched
+from protocol.identity import PeerId
+from protocol.notes import Checkpoint
+
+_REBUILD_SHARE = 4
+"""When more than one in so many changed, orders are sorted anew."""
+
+
+class Standings:
+    """Follows a fold; one thread does."""
+
+    def __init__(self, board: Board) -> None:
+        self.board = board
+        self._recent = Recent(0)
+        self._people: dict[PeerId, Person] = {}
+        self._given_up: dict[PeerId, PeerId] = {}
+        self._names = Names()
+        self._rankings = {(board, sort): Ranking() for board in BOARDS for sort in SORTS}
+        self._orders: dict[tuple[BoardName, Sort], Order] = {}
+        self._index = Index()
+        self._touched: set[PeerId] = set()
+
+    def apply(self, data: bytes) -> None:
+        """Take the next leaf.
+
+        Raises:
+            BadRecord: it is malformed or contradicts the leaves before it.
+        """
+        leaf = self.board.apply(data)
+        if self.board.size == 1:
+            self._recent = Recent(self.board.opened_s)
+        self._touched |= self._recent.move_to(self.board.newest_s)
+        if isinstance(leaf, CreditLeaf):
+            self._recent.add(leaf.donor, leaf.at_s, leaf.microcredits)
+        elif isinstance(leaf, ReversalLeaf):
+            sign = 1 if leaf.restored else -1
+            for index in leaf.credits:
+                paid = self.board.accounts.credits[index].leaf
+                self._recent.add(paid.donor, paid.at_s, sign * paid.microcredits)
+        elif isinstance(leaf, EnrolLeaf):
+            self._touched.add(leaf.donor)
+
+    def freeze(self, serial: int, note: str, head: Checkpoint, names: Names) -> Snapshot:
+        """Everybody as of now, called by these names."""
+        people, self._touched = self._changed_people(), set()
+        changed = self._changed_names(names) | people.keys()
+        if len(changed) * _REBUILD_SHARE > len(self._people):
+            self._sort_anew(people, names)
+        else:
+            self._move(people, changed, names)
+        if changed or not self._orders:
+            self._orders = {name: ranking.freeze() for name, ranking in self._rankings.items()}
+        self._names = names
+        for key in changed & self._people.keys():
+            self._index.put(key, names.donor(key))
+        return Snapshot(
+            serial,
+            note,
+            head,
+            self.board.newest_s,
+            dict(self._people),
+            dict(self._given_up),
+            names,
+            dict(self._orders),
+            self._recent.per_day(),
+            self._index.freeze(),
+            self._anonymous(),
+        )
+
+    def _anonymous(self) -> AnonymousGivers:
+        donations = self.board.crowd.pools.donations.values()
+        unnamed = sum(not given.voided and given.leaf.donor is None for given in donations)
+        return AnonymousGivers(unnamed, anonymous(self.board))
+
+    def _changed_people(self) -> dict[PeerId, Person | None]:
+        """Who is to be shown anew; None: no longer shown, for another key is."""
+        board, recent = self.board, self._recent
+        touched = take_touched(board) | {board.people.owner_of(key) for key in self._touched}
+        given_up = {key for key in touched if board.people.is_given_up(key)}
+        if given_up:
+            joins = board.people.joins
+            self._given_up = {join.old: board.people.owner_of(join.old) for join in joins}
+        people: dict[PeerId, Person | None] = dict.fromkeys(given_up)
+        if len(touched) * _REBUILD_SHARE > len(self._people):
+            return people | {one.owner: person_of(one, recent) for one in standings(board)}
+        for key in touched - given_up:
+            people[key] = person_of(standing(board, key), recent)
+        return people
+
+    def _changed_names(self, names: Names) -> set[PeerId]:
+        if names.donors is self._names.donors:
+            return set()
+        old, new = self._names.donors, names.donors
+        return {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)}
+
+    def _sort_anew(self, people: Mapping[PeerId, Person | None], names: Names) -> None:
+        for key, person in people.items():
+            self._put(key, person)
+        for board in BOARDS:
+            shown = [person for person in self._people.values() if is_on(board, person)]
+            for sort in SORTS:
+                self._rankings[board, sort] = Ranking(
+                    entry_of(board, sort, person, names.donor(person.donor)) for person in shown
+                )
+
+    def _move(
+        self, people: Mapping[PeerId, Person | None], changed: set[PeerId], names: Names
+    ) -> None:
+        for key in changed:
+            old = self._people.get(key)
+            new = people.get(key, old)
+            old_name, new_name = self._names.donor(key), names.donor(key)
+            for (board, sort), ranking in self._rankings.items():
+                ranking.replace(
+                    entry_of(board, sort, old, old_name) if old and is_on(board, old) else None,
+                    entry_of(board, sort, new, new_name) if new and is_on(board, new) else None,
+                )
+            self._put(key, new)
+
+    def _put(self, key: PeerId, person: Person | None) -> None:
+        if person is None:
+            self._people.pop(key, None)
+        else:
+            self._people[key] = person
