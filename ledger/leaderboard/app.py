@@ -28,9 +28,11 @@ from ledger.leaderboard import (
     crowd_api,
     donor_pages,
     embeds,
+    explorer,
     exports,
     metrics,
     openapi,
+    receipt_page,
     record,
     team_pages,
     views,
@@ -85,6 +87,9 @@ def create_app(database_url: str, *, dumps: Path | None = None) -> FastAPI:
     app.include_router(team_pages.router)
     app.include_router(pictures.router)
     app.include_router(views.router)
+    app.include_router(explorer.router)
+    app.include_router(explorer.api_router)
+    app.include_router(receipt_page.router)
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)

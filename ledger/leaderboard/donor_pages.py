@@ -13,6 +13,7 @@ from starlette.responses import RedirectResponse
 from ledger.leaderboard import audits as audit_models
 from ledger.leaderboard.api import MAX_PAGE
 from ledger.leaderboard.donor import donor_page
+from ledger.leaderboard.donor_check import donor_check
 from ledger.leaderboard.donors import donors, place_of
 from ledger.leaderboard.pages import page as fill
 from ledger.leaderboard.reader import Reading
@@ -70,6 +71,7 @@ def one_donor_page(request: Request, donor: str, page: Page = 1) -> Response:
         total, receipts = _receipts(reading, found.keys, page)
         team = found.donor.team
         team_name = None if team is None else reading.names.team(team)
+        check = donor_check(reading, found.donor.donor)
     return fill(
         "donor.html",
         request,
@@ -77,6 +79,7 @@ def one_donor_page(request: Request, donor: str, page: Page = 1) -> Response:
         verdicts=verdicts,
         receipts=receipts,
         team_name=team_name,
+        check=check,
         page=page,
         pages=max(1, -(-total // _PER_PAGE)),
     )

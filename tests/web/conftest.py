@@ -1,4 +1,8 @@
-"""The leaderboard under test, on a record whose donors have hostile names, and a real browser."""
+"""The leaderboard under test, on a record whose donors have hostile names, and in real Chromium.
+
+A page in the browser fails its test on any complaint: an error on the console or in a script, a
+breach of the site's policy, a dialog, a request to another host.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_playwright
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
@@ -32,7 +37,10 @@ from ledger.leaderboard.app import create_app
 from ledger.schema import ErasedProfile, Profile, TeamProfile
 from protocol.audit_policy import Verdict, Why
 
-sys.path.insert(0, str(Path(__file__).parent))  # web_page
+sys.path.insert(0, str(Path(__file__).parent))
+
+from crowd_rig import every_kind
+from proof_rig import PLAIN_HTTP_HOST, Visit
 
 _CHROMIUM_ARGUMENTS = [
     "--no-sandbox",
@@ -42,6 +50,7 @@ _CHROMIUM_ARGUMENTS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    f"--host-resolver-rules=MAP {PLAIN_HTTP_HOST} 127.0.0.1",
 ]
 
 HOSTILE_NAMES = (
@@ -85,6 +94,14 @@ def audited(history: Any) -> Any:
 
 
 @pytest.fixture
+def acted(audited: Any, ledger_history: Any) -> tuple[Any, dict[str, int]]:
+    """A record with a leaf of every kind but restore."""
+    made = every_kind(audited, ledger_history.ROOT)
+    audited.release()
+    return audited, made
+
+
+@pytest.fixture
 def client(history: Any) -> Iterator[TestClient]:
     with TestClient(create_app(history.url)) as client:
         yield client
@@ -112,6 +129,41 @@ def browser() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=chromium, args=_CHROMIUM_ARGUMENTS)
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Visit]:
+    """``visit(expecting=("404",), **context options)``: a new page, in a context of its own.
+
+    Complaints fail the test at its end, but for those that contain a text that is expected.
+    """
+    contexts: list[BrowserContext] = []
+    complaints: list[str] = []
+
+    def new_page(expecting: tuple[str, ...] = (), **options: Any) -> Page:
+        def complain(what: str) -> None:
+            if not any(expected in what for expected in expecting):
+                complaints.append(what)
+
+        def watch(request: Request) -> None:
+            where = urlsplit(request.url)
+            is_ours = where.hostname in ("127.0.0.1", PLAIN_HTTP_HOST)
+            if not is_ours and where.scheme not in ("data", "blob"):
+                complain(f"asked another host: {request.url}")
+
+        context = browser.new_context(**options)
+        contexts.append(context)
+        context.on("request", watch)
+        page = context.new_page()
+        page.on("console", lambda said: said.type != "log" and complain(f"console: {said.text}"))
+        page.on("pageerror", lambda error: complain(f"script: {error}"))
+        page.on("dialog", lambda dialog: complain(f"dialog: {dialog.message}"))
+        return page
+
+    yield new_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
 
 
 @pytest.fixture
