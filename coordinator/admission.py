@@ -7,7 +7,8 @@ Steps, all of which must hold, beyond the signature and freshness that every req
 3. the donor is the device itself, or signed that the device works for it;
 4. an anchor is one that the organiser listed;
 5. neither the device nor its donor is blocked, and it works for no other donor already;
-6. a new key passes :mod:`coordinator.newcomers`: room, quotas, invitation or approval.
+6. a new device's donor was not given up for another key of the same person;
+7. a new key passes :mod:`coordinator.newcomers`: room, quotas, invitation or approval.
 
 When a device is let in, a leaf goes into the public record; later enrolments only renew what the
 device says of itself, so enrolling again is harmless. A device that waits for the organiser's
@@ -26,12 +27,14 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from coordinator.blocks import require_welcome, welcome
+from coordinator.crowd.joined import require_own_key
+from coordinator.crowd.profiles import take_name
 from coordinator.database import Database
 from coordinator.invites import MAX_TOKEN_CHARS
 from coordinator.newcomers import NewcomerPolicy, address_key, is_let_in, require_room
 from coordinator.requests import Buckets, Clock, Rate, address_of
 from coordinator.schema import WorkerRow
-from ledger.donors import clean_name, set_profile
+from ledger.donors import clean_name
 from ledger.log import Log
 from ledger.records import EnrolLeaf
 from protocol.envelope import Signed, open_envelope, seal
@@ -143,15 +146,17 @@ class Admission:
                 self._newcomers.take(address_of(peer))
                 row = self._new_row(session, enrolment, peer, now_s)
             _check_row(row, enrolment)
+            before = row.display_name or ""
             _update(row, enrolment, now_s)
             session.add(row)
+            if not row.approved:
+                require_own_key(session, enrolment.donor)
             first = not row.approved and self._lets_in(session, enrolment, now_s)
             if first:
                 row.approved = True
             if row.approved:
                 row.admission = admission.SerializeToString()
-                if clean_name(enrolment.display_name):
-                    set_profile(session, row.donor, enrolment.display_name, now_s=int(now_s))
+                take_name(session, row.donor, row.display_name, before, now_s)
             if first:
                 session.flush()
                 self._record.append(session, [self._leaf(enrolment, now_s)])
@@ -287,10 +292,13 @@ def anchor_addresses(session: Session, *, seen_since_s: float) -> list[str]:
     ]
 
 
-def let_in(database: Database) -> list[PeerId]:
-    """Every device that was let in so far; blocks."""
+def let_in(database: Database) -> set[PeerId]:
+    """Every device that was let in so far, and whom they work for; blocks."""
     with database.session() as session:
-        return list(session.scalars(select(WorkerRow.worker).where(WorkerRow.approved)))
+        rows = session.execute(
+            select(WorkerRow.worker, WorkerRow.donor).where(WorkerRow.approved)
+        ).all()
+    return {key for row in rows for key in row}
 
 
 def dismiss_anchors(session: Session, listed: Collection[PeerId]) -> None:

@@ -33,7 +33,9 @@ from coordinator.backup_target import Target, open_target
 from coordinator.checkpoints import MOMENTUM, WEIGHTS, SavedState
 from coordinator.config import RunFolder
 from coordinator.context import RunContext
-from coordinator.keys import PRIVATE_FILES, ROOT_KEY, KeyRing
+from coordinator.crowd.pools import POOL_KEYS
+from coordinator.key_files import CROWD_KEYS
+from coordinator.keys import ANCHOR_KEY, PRIVATE_FILES, ROOT_KEY, KeyRing
 from coordinator.serve import engine_options
 from coordinator.settle import saved_state
 from coordinator.snapshot import Snapshot, take_snapshot
@@ -44,6 +46,9 @@ from protocol.dataset import DatasetManifest, read_manifest
 from protocol.errors import UsageError
 
 STORE = "store"
+_ELSEWHERE = (ROOT_KEY, ANCHOR_KEY, *CROWD_KEYS.values())
+"""Files of keys that need not be in the folder."""
+
 _ATTEMPTS = 5
 
 _log = structlog.get_logger()
@@ -234,13 +239,14 @@ def _copy_folder(run: _Run, target: Target, *, with_root_key: bool, with_data: b
     folder = run.folder
     names = ["run.toml", "manifest.json", "join-link.txt"]
     names += [f"keys/{name}" for name in PRIVATE_FILES if name != ROOT_KEY or with_root_key]
+    names += [f"keys/{path.name}" for path in sorted(folder.keys.glob(POOL_KEYS))]
     names += ["data/dataset.json", "data/tokenizer.json"]
     dataset = run.context.dataset
     shards = (*dataset.shards, dataset.validation) if with_data else ()
     for name in (*names, *(f"data/shards/{shard.sha256}.bin" for shard in shards)):
         path = folder.path / name
-        if not path.is_file() and name.removeprefix("keys/") in (ROOT_KEY, "anchor.key"):
-            continue  # both may be elsewhere
+        if not path.is_file() and name.removeprefix("keys/") in _ELSEWHERE:
+            continue
         if not path.is_file():
             raise UsageError(f"{path} is missing: put it back before the run is backed up")
         size = path.stat().st_size

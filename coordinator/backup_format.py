@@ -34,7 +34,10 @@ COPY_BYTES = 1 << 20
 MAX_LIST_BYTES = 32 << 20
 _MAX_FILES = 200_000
 _HEX = "[0-9a-f]{64}"
-_KEYS = r"(?:(?:round|log|anchor|root|tls)\.key|tls\.crt|delegations\.json|draw\.seed)"
+_KEYS = (
+    r"(?:(?:round|log|anchor|root|tls|campaign|treasurer|pool-[0-9A-Za-z]{12})\.key"
+    r"|tls\.crt|delegations\.json|draw\.seed)"
+)
 _PATH = re.compile(
     r"run\.toml|manifest\.json|join-link\.txt|database\.(?:sqlite|pgdump)"
     rf"|keys/{_KEYS}"

@@ -5,6 +5,8 @@ Invariants:
 * A block and its leaf in the public record commit together. The leaf holds a stable word; the
   reason in words for a person stays in the database.
 * A device is out when its own key or its donor's is blocked.
+* A person is out with every key: where several are joined, all are blocked, and welcome again,
+  together.
 * An audit lifts only blocks that audits made: what the organiser decided, the organiser undoes.
 """
 
@@ -17,6 +19,7 @@ from sqlalchemy import ColumnElement, exists, select
 from sqlalchemy.orm import Session
 
 from coordinator.audit.schema import BlockRow
+from coordinator.crowd.joined import keys_of_person
 from coordinator.schema import WorkerRow
 from ledger.log import Log
 from ledger.records import BlockLeaf
@@ -56,15 +59,10 @@ class BlockList:
             UsageError: no key, or no reason that fits.
         """
         _check(key, reason)
-        row = self.session.get(BlockRow, key)
-        if row is not None:
-            if source == ORGANISER:
-                row.reason, row.source = reason, source
-            return False
-        self.session.add(BlockRow(key=key, reason=reason, source=source, at_s=self.now_s))
-        self._append(key, True, word)
-        _log.warning("blocked", key=key, source=source, reason=reason)
-        return True
+        news = False
+        for one in sorted(keys_of_person(self.session, key)):
+            news |= self._block(one, reason, source, word)
+        return news
 
     def unblock(self, key: PeerId, *, word: str, source: str | None = None) -> bool:
         """Welcome a key again.
@@ -77,12 +75,25 @@ class BlockList:
         Returns:
             Whether there was such a block.
         """
+        lifted = False
+        for one in sorted(keys_of_person(self.session, key)):
+            row = self.session.get(BlockRow, one)
+            if row is not None and source in (None, row.source):
+                self.session.delete(row)
+                self._append(one, False, word)
+                _log.info("unblocked", key=one, word=word)
+                lifted = True
+        return lifted
+
+    def _block(self, key: PeerId, reason: str, source: str, word: str) -> bool:
         row = self.session.get(BlockRow, key)
-        if row is None or source not in (None, row.source):
+        if row is not None:
+            if source == ORGANISER:
+                row.reason, row.source = reason, source
             return False
-        self.session.delete(row)
-        self._append(key, False, word)
-        _log.info("unblocked", key=key, word=word)
+        self.session.add(BlockRow(key=key, reason=reason, source=source, at_s=self.now_s))
+        self._append(key, True, word)
+        _log.warning("blocked", key=key, source=source, reason=reason)
         return True
 
     def _append(self, key: PeerId, blocked: bool, word: str) -> None:

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from coordinator.checkpoints import CheckpointStore, SavedState
 from coordinator.context import RunContext
+from coordinator.crowd.delegations import log_delegations
 from coordinator.database import Database
 from coordinator.round_state import Restarted
 from coordinator.schema import AssignmentRow, ControlRow, RoundRow, StateRow
@@ -74,6 +75,13 @@ def _complete(context: RunContext, session: Session, first: StateRow | None, now
     if tree.tree_size(session) == 0:
         leaf = RunLeaf.of(context.manifest, at_s=int(now_s), draw_tip=context.keys.draws.tip)
         context.log.append(session, [leaf])
+    log_delegations(
+        context.log,
+        session,
+        run_id=context.run_id,
+        root=context.manifest.root,
+        now_s=now_s,
+    )
     if session.scalar(select(RoundRow.number).limit(1)) is None:
         open_round(context, session, 0, now_s)
 

@@ -19,7 +19,7 @@ _MAX_FIELDS_OF_AN_ENVELOPE = 16
 _MAX_BYTES = {
     **dict.fromkeys(("Hello", "GetReceipt", "GetAudit", "GetState", "GetShard"), 4096),
     **dict.fromkeys(("Enrol", "RequestWork", "Commit", "Report", "Heartbeat"), _SMALL_BYTES),
-    **dict.fromkeys(("Watch", "Appeal"), _SMALL_BYTES),
+    **dict.fromkeys(("Watch", "Appeal", "Act"), _SMALL_BYTES),
     **dict.fromkeys(("ReducerReport", "SubmitScreening"), MAX_RECORD_BYTES + _ENVELOPE_BYTES),
     "SubmitResults": MAX_PIECE_BYTES + _SMALL_BYTES,
     "AnswerChallenge": MAX_GRPC_MESSAGE_BYTES,

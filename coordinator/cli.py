@@ -16,6 +16,13 @@ import click
 from coordinator import cli_access, cli_backup, cli_blocks, cli_keys
 from coordinator.audit.cli import audit, replay
 from coordinator.audit.cli_calibrate import calibrate
+from coordinator.crowd import (
+    cli_campaign,
+    cli_donations,
+    cli_pool,
+    cli_profile,
+    cli_treasurer,
+)
 from coordinator.terminal import configure_logging, print_json, print_rich, reader, watch
 from protocol.errors import UsageError
 
@@ -346,8 +353,9 @@ def renew_keys(run_dir: Path, days: int) -> None:
       barnraise coordinator renew-keys --days 365
     """
     from coordinator.config import RunFolder
+    from coordinator.crowd.delegations import keep_delegations
     from coordinator.keys import KeyRing
-    from ledger.authority import store_delegations
+    from ledger.log import Log
 
     configure_logging(quiet=True)
     with reader(run_dir) as (read, manifest):
@@ -356,7 +364,9 @@ def renew_keys(run_dir: Path, days: int) -> None:
             keys, run_id=manifest.run_id, root_id=manifest.root, now_s=now_s, checked=False
         )
         renewed = ring.renewed(keys, now_s=now_s, valid_s=days * 24 * 3600)
-        read(lambda s: store_delegations(s, renewed.delegations, renewed.revocations))
+        log = Log(manifest.origin, renewed.log)
+        read(lambda session: keep_delegations(log, session, renewed, now_s))
+        read(log.sign_head)
     click.echo(f"the keys are good for {days} more days; restart 'barnraise coordinator serve'")
 
 
@@ -385,3 +395,5 @@ cli_access.register(cli)
 cli_backup.register(cli)
 cli_blocks.register(cli)
 cli_keys.register(cli)
+for module in (cli_campaign, cli_donations, cli_pool, cli_profile, cli_treasurer):
+    module.register(cli)

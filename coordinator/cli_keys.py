@@ -29,6 +29,8 @@ _DAY_S = 24 * 3600
 @click.option("--round", "round_", is_flag=True, help="The key that signs the rounds' records.")
 @click.option("--log", is_flag=True, help="The key that signs the public record's heads.")
 @click.option("--tls", is_flag=True, help="The certificate of the connections.")
+@click.option("--campaign", is_flag=True, help="The key that signs campaigns, if there is one.")
+@click.option("--treasurer", is_flag=True, help="The treasurer's key, if it is in the folder.")
 @click.option("--days", default=365, show_default=True, type=click.IntRange(1, 3650))
 @click.option("--revoke-old", is_flag=True, help="They were stolen: nothing they signed holds.")
 @click.option("--why", metavar="TEXT", help="With --revoke-old: goes to every worker.")
@@ -38,6 +40,8 @@ def rotate_keys(
     round_: bool,
     log: bool,
     tls: bool,
+    campaign: bool,
+    treasurer: bool,
     days: int,
     revoke_old: bool,
     why: str | None,
@@ -45,9 +49,9 @@ def rotate_keys(
 ) -> None:
     """Make new keys; needs keys/root.key in the folder for a moment. The join link stays.
 
-    All three, unless some are named. What the old ones signed stays valid until their delegations
-    expire, unless they are revoked. Restart the coordinator afterwards; workers follow by
-    themselves.
+    All that there are, unless some are named. What the old ones signed stays valid until their
+    delegations expire, unless they are revoked. Restart the coordinator afterwards; workers follow
+    by themselves.
 
     \b
     Examples:
@@ -58,22 +62,29 @@ def rotate_keys(
         raise UsageError("--revoke-old and --why 'REASON' go together")
     configure_logging(quiet=True)
     from coordinator.config import RunFolder
+    from coordinator.crowd.delegations import keep_delegations
+    from coordinator.key_files import CROWD_KEYS
     from coordinator.keys import KeyRing
-    from ledger.authority import store_delegations
+    from ledger.log import Log
     from protocol.wire import records_pb2 as wire
 
     named = {
         wire.KEY_PURPOSE_ROUND: round_,
         wire.KEY_PURPOSE_LOG: log,
         wire.KEY_PURPOSE_TLS: tls,
+        wire.KEY_PURPOSE_CAMPAIGN: campaign,
+        wire.KEY_PURPOSE_TREASURER: treasurer,
     }
-    purposes = [purpose for purpose, wanted in named.items() if wanted] or list(named)
     folder = RunFolder(run_dir)
     with reader(run_dir) as (read, manifest):
         now_s = int(time.time())
         ring = KeyRing.load(
             folder.keys, run_id=manifest.run_id, root_id=manifest.root, now_s=now_s, checked=False
         )
+        there = [purpose for purpose in named if purpose not in CROWD_KEYS or purpose in ring.crowd]
+        purposes = [purpose for purpose in named if named[purpose]] or there
+        if not set(purposes) <= set(there):
+            raise UsageError("there is no such key in the folder: it is made at its first use")
         rotated = ring.rotated(
             folder.keys,
             purposes,
@@ -82,7 +93,9 @@ def rotate_keys(
             since_s=read(_opened_at_s),
             why_revoked=why,
         )
-        read(lambda s: store_delegations(s, rotated.delegations, rotated.revocations))
+        record = Log(manifest.origin, rotated.log)
+        read(lambda session: keep_delegations(record, session, rotated, now_s))
+        read(record.sign_head)
     words = [wire.KeyPurpose.Name(p).removeprefix("KEY_PURPOSE_").lower() for p in purposes]
     if as_json:
         print_json({"rotated": words, "revoked": revoke_old, "serving": folder.serving})

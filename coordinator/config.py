@@ -90,6 +90,9 @@ class LimitsSection(_Section):
     devices_per_donor: int = Field(64, ge=1)
     devices_per_address: int = Field(128, ge=1)
     new_devices_per_address_per_day: int = Field(64, ge=1)
+    acts_per_donor_per_day: int = Field(
+        50, ge=1
+    )  # pledges, teams, profiles: the record is for ever
 
 
 class AuditSection(_Section):

@@ -52,6 +52,8 @@ class EngineOptions:
     kept_means: int = 512  # newest rounds whose means stay: audits rebuild weights from them
     kept_mean_bytes: int = 16 << 30  # and not more than so much of them
     heartbeat_s: float = 4.0  # what workers are told
+    acts_per_day: int = 50  # of one person
+    campaign_s: float = 5.0  # how often campaigns are looked at
     audit: AuditOptions = AuditOptions()
 
     @property

@@ -31,6 +31,8 @@ from coordinator.audit.screening import accept_screening
 from coordinator.checkpoints import CheckpointStore
 from coordinator.clockwork import let_time_pass
 from coordinator.context import EngineOptions, RunContext, to_ms
+from coordinator.crowd.desk import ActDesk, CheckFresh
+from coordinator.crowd.upkeep import CampaignKey
 from coordinator.database import Database
 from coordinator.keys import KeyRing
 from coordinator.loops import for_ever, whenever
@@ -45,6 +47,7 @@ from coordinator.turn import Turn
 from coordinator.turns import Turns
 from coordinator.validation import Evaluate, Validation
 from coordinator.work import grant_work, kept_out, known
+from ledger.acts import Act
 from ledger.log import Log
 from protocol.dataset import DatasetManifest
 from protocol.envelope import Signed
@@ -77,6 +80,7 @@ class Engine:
         evaluate: Evaluate | None = None,
         options: EngineOptions | None = None,
         troubles: Troubles | None = None,
+        campaign_key: CampaignKey | None = None,
     ) -> None:
         """Wire the parts together; touches nothing yet.
 
@@ -91,6 +95,7 @@ class Engine:
             evaluate: validation loss of a state; None records none.
             options: what may be tuned.
             troubles: takes note of what fails and is tried again.
+            campaign_key: looks for the campaign's key; default: as ``keys`` has it.
         """
         self._troubles = troubles or Troubles()
         database.on_away = partial(self._troubles.begin, DATABASE)
@@ -107,6 +112,8 @@ class Engine:
         self._told_of_lost_rounds = False
         self._states: dict[int, settle.ModelState] = {}  # by settled rounds, newest last
         self._desk = AuditDesk(self.context, self._turn, ReplayStore(checkpoints.url))
+        key = campaign_key or (lambda: keys.crowd.get(wire.KEY_PURPOSE_CAMPAIGN))
+        self._acts = ActDesk(self.context, database, self._turn, clock, key)
 
     # ---- life ----
 
@@ -146,6 +153,7 @@ class Engine:
             tasks.create_task(whenever(self._turns.settle_due, self.settle, troubles))
             tasks.create_task(whenever(self._evaluation_due, self.evaluate, troubles))
             tasks.create_task(for_ever(self.audit, options.audit.step_s, troubles))
+            tasks.create_task(for_ever(self.keep_campaigns, options.campaign_s, troubles))
 
     # ---- time ----
 
@@ -305,6 +313,22 @@ class Engine:
             NotFound, UsageError, TooLate, BadRecord: see :mod:`coordinator.audit.appeal`.
         """
         return await self._turn(lambda turn: accept_appeal(turn, signed))
+
+    async def act(self, act: Act, check_fresh: CheckFresh) -> service_pb2.ActReply:
+        """Take what a donor does besides training.
+
+        Raises:
+            ProtocolError: see :mod:`coordinator.crowd.desk`.
+        """
+        return await self._acts.accept(act, check_fresh)
+
+    async def keep_campaigns(self) -> None:
+        """End campaigns whose goal is reached or whose time is over, if their terms say so.
+
+        Raises:
+            TransientError: the database is away; it is tried again.
+        """
+        await self._acts.keep_campaigns()
 
     async def receipt(self, assignment_id: bytes) -> service_pb2.GetReceiptReply:
         """The credit leaf of a merged contribution, with its proof.

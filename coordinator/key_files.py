@@ -6,13 +6,27 @@ import base64
 import binascii
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+
+from protocol.certificate import TlsCredentials, check_certificate
 from protocol.draw import SEED_BYTES
 from protocol.errors import UsageError
+from protocol.identity import Identity
+from protocol.link import JoinLink
 from protocol.wire import records_pb2 as wire
+
+TLS_CERTIFICATE, TLS_KEY = "tls.crt", "tls.key"
+CROWD_KEYS: Mapping[wire.KeyPurpose, str] = MappingProxyType(
+    {wire.KEY_PURPOSE_CAMPAIGN: "campaign.key", wire.KEY_PURPOSE_TREASURER: "treasurer.key"}
+)
+"""Keys that sign what organisers do besides training."""
 
 
 def envelope_to_json(envelope: wire.Envelope) -> dict[str, Any]:
@@ -99,3 +113,45 @@ def write_private(directory: Path, files: dict[str, bytes]) -> None:
         raise
     for path, temporary in new.items():
         temporary.replace(path)
+
+
+def check_tls(credentials: TlsCredentials, link: JoinLink, now_s: float) -> None:
+    """Insist on a certificate that workers believe, and on its private key.
+
+    Args:
+        credentials: as they lie in the files.
+        link: names the run and its root key.
+        now_s: POSIX time.
+
+    Raises:
+        BadSignature: workers would not believe it.
+        UsageError: a file is damaged, or they do not belong together.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate(credentials.certificate_pem)
+    except ValueError as error:
+        raise UsageError(
+            f"keys/{TLS_CERTIFICATE} is damaged: restore it from a backup, or make a new one "
+            "with 'barnraise coordinator renew-keys'"
+        ) from error
+    check_certificate(certificate.public_bytes(serialization.Encoding.DER), link, now_s)
+    try:
+        key = serialization.load_pem_private_key(credentials.private_key_pem, password=None)
+        fits = key.public_key() == certificate.public_key()
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        fits = False
+    if not fits:
+        raise UsageError(
+            f"keys/{TLS_KEY} is damaged or not the key of {TLS_CERTIFICATE}: restore both from "
+            "one backup, or make new ones with 'barnraise coordinator renew-keys'"
+        )
+
+
+def crowd_key(directory: Path, purpose: wire.KeyPurpose) -> Identity | None:
+    """A key of ``CROWD_KEYS`` as it lies in the folder now; None: it does not.
+
+    Raises:
+        UsageError: its file is damaged.
+    """
+    path = directory / CROWD_KEYS[purpose]
+    return Identity.load(path) if path.exists() else None

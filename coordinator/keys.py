@@ -7,6 +7,8 @@ Invariants:
 * Private keys are files of mode 0600 in a directory of mode 0700, never overwritten.
 * A ring that loads is one that workers will believe: each delegated key is checked against the
   root's delegations, for now, before the server starts.
+* Keys of the campaign and of a treasurer are made when they are first needed. Serving needs
+  neither, and a treasurer's may live on another machine.
 * ``draw.seed`` is made once for a run and never replaced: the public record holds the tip of its
   chain, and no other seed leads there.
 """
@@ -15,16 +17,25 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-
+from coordinator.delegating import (
+    CLOCK_SKEW_S,
+    delegate_key,
+    new_serial,
+    opened,
+    revoked_serials,
+    window,
+)
 from coordinator.key_files import (
+    CROWD_KEYS,
+    TLS_CERTIFICATE,
+    TLS_KEY,
+    check_tls,
+    crowd_key,
     envelope_to_json,
     read_delegations,
     read_file,
@@ -33,30 +44,26 @@ from coordinator.key_files import (
 )
 from protocol.certificate import (
     TlsCredentials,
-    check_certificate,
     delegation_in,
     issue_certificate,
 )
 from protocol.draw import SEED_BYTES, DrawChain
 from protocol.envelope import seal
 from protocol.errors import BadSignature, UsageError
-from protocol.identity import Identity, PeerId
+from protocol.identity import Identity, PeerId, PublicKey
 from protocol.link import JoinLink
-from protocol.trust import TrustStore, delegate
+from protocol.trust import TrustStore
 from protocol.wire import records_pb2 as wire
 
 ROOT_KEY, ROUND_KEY, LOG_KEY, ANCHOR_KEY = "root.key", "round.key", "log.key", "anchor.key"
-TLS_CERTIFICATE, TLS_KEY = "tls.crt", "tls.key"
 DELEGATIONS = "delegations.json"
 DRAW_SEED = "draw.seed"
 PRIVATE_FILES = (
     *(ROOT_KEY, ROUND_KEY, LOG_KEY, ANCHOR_KEY, TLS_KEY, TLS_CERTIFICATE),
     *(DELEGATIONS, DRAW_SEED),
+    *CROWD_KEYS.values(),
 )
 """Everything in the folder of keys."""
-
-_CLOCK_SKEW_S = 3600
-"""Delegations begin this much earlier, so that a volunteer's slow clock does not refuse them."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,7 @@ class KeyRing:
     delegations: tuple[wire.Envelope, ...]
     draw_seed: bytes = field(repr=False)
     revocations: tuple[wire.Envelope, ...] = ()
+    crowd: Mapping[wire.KeyPurpose, Identity] = field(default_factory=dict)  # of CROWD_KEYS
     anchor_id: PeerId | None = None  # the run's own anchor, made by ``init``
     root: Identity | None = None  # offline: absent unless it lies in the folder
 
@@ -116,7 +124,7 @@ class KeyRing:
         return ring.renewed(directory, now_s=now_s, valid_s=valid_s)
 
     def renewed(self, directory: Path, *, now_s: int, valid_s: int) -> KeyRing:
-        """Delegate the same round and log keys again, and a new TLS key; store the result.
+        """Delegate the same keys again, and a new TLS key; store the result.
 
         Old delegations are kept as long as they hold: records under them stay valid.
 
@@ -124,17 +132,16 @@ class KeyRing:
             UsageError: the root key is not in the folder, or is another run's.
         """
         root = self._root_for("renewing", directory)
-        window = {"not_before_s": now_s - _CLOCK_SKEW_S, "not_after_s": now_s + valid_s}
+        valid = window(now_s, valid_s)
         self._refuse_revoked()
-        tls = issue_certificate(root, run_id=self.run_id, serial=_serial(), **window)
+        tls = issue_certificate(root, run_id=self.run_id, serial=new_serial(), **valid)
+        still = {p: key for p, key in self.crowd.items() if not self._is_revoked(key)}
+        keys = {wire.KEY_PURPOSE_ROUND: self.round, wire.KEY_PURPOSE_LOG: self.log, **still}
         added = tuple(
-            _delegate(root, self.run_id, purpose, identity, **window)
-            for purpose, identity in (
-                (wire.KEY_PURPOSE_ROUND, self.round),
-                (wire.KEY_PURPOSE_LOG, self.log),
-            )
+            delegate_key(root, self.run_id, purpose, key.public, **valid)
+            for purpose, key in keys.items()
         )
-        kept = tuple(e for e in self.delegations if _not_after_s(e) > now_s)
+        kept = self._lasting(now_s)
         ring = replace(self, tls=tls, delegations=kept + added)
         ring._store(directory)
         return ring
@@ -156,7 +163,7 @@ class KeyRing:
 
         Args:
             directory: of the keys.
-            purposes: of ROUND, LOG and TLS.
+            purposes: of ROUND, LOG and TLS, and of those in ``crowd``.
             now_s: POSIX time.
             valid_s: how long the delegations hold.
             since_s: of the record's first leaf: a log key vouches for all leaves under its heads.
@@ -166,20 +173,27 @@ class KeyRing:
             UsageError: the root key is not in the folder, or is another run's.
         """
         root = self._root_for("rotating", directory)
-        window = {"not_before_s": now_s - _CLOCK_SKEW_S, "not_after_s": now_s + valid_s}
+        valid = window(now_s, valid_s)
         ring, added = self, list[wire.Envelope]()
         if wire.KEY_PURPOSE_ROUND in purposes:
             ring = replace(ring, round=Identity.generate())
-            added.append(_delegate(root, self.run_id, wire.KEY_PURPOSE_ROUND, ring.round, **window))
+            added.append(
+                delegate_key(root, self.run_id, wire.KEY_PURPOSE_ROUND, ring.round.public, **valid)
+            )
         if wire.KEY_PURPOSE_LOG in purposes:
             ring = replace(ring, log=Identity.generate())
-            window["not_before_s"] = min(window["not_before_s"], since_s - _CLOCK_SKEW_S)
-            added.append(_delegate(root, self.run_id, wire.KEY_PURPOSE_LOG, ring.log, **window))
-            window["not_before_s"] = now_s - _CLOCK_SKEW_S
+            whole = {**valid, "not_before_s": min(valid["not_before_s"], since_s - CLOCK_SKEW_S)}
+            added.append(
+                delegate_key(root, self.run_id, wire.KEY_PURPOSE_LOG, ring.log.public, **whole)
+            )
         if wire.KEY_PURPOSE_TLS in purposes:
-            tls = issue_certificate(root, run_id=self.run_id, serial=_serial(), **window)
+            tls = issue_certificate(root, run_id=self.run_id, serial=new_serial(), **valid)
             ring = replace(ring, tls=tls)
-        kept = tuple(e for e in self.delegations if _not_after_s(e) > now_s)
+        for purpose in self.crowd.keys() & set(purposes):
+            fresh = Identity.generate()
+            ring = replace(ring, crowd={**ring.crowd, purpose: fresh})
+            added.append(delegate_key(root, self.run_id, purpose, fresh.public, **valid))
+        kept = self._lasting(now_s)
         ring = replace(ring, delegations=kept + tuple(added))
         ring._store(directory)
         if why_revoked is not None:
@@ -193,16 +207,17 @@ class KeyRing:
     def _serials(self, purposes: Collection[wire.KeyPurpose]) -> list[int]:
         """Of every delegation of the present keys for these purposes."""
         tls = delegation_in(self.tls.certificate_pem)
-        records = [*(wire.Delegation.FromString(e.payload) for e in self.delegations), tls]
+        records = [*opened(self.delegations), tls]
         present = {
             wire.KEY_PURPOSE_ROUND: self.round.public.raw,
             wire.KEY_PURPOSE_LOG: self.log.public.raw,
             wire.KEY_PURPOSE_TLS: tls.public_key,
+            **{purpose: key.public.raw for purpose, key in self.crowd.items()},
         }
         return [
             record.serial
             for record in records
-            if record.purpose in purposes and record.public_key == present[record.purpose]
+            if record.purpose in purposes and record.public_key == present.get(record.purpose)
         ]
 
     @classmethod
@@ -227,6 +242,7 @@ class KeyRing:
             delegations=delegations,
             draw_seed=read_seed(directory / DRAW_SEED),
             revocations=revocations,
+            crowd={p: key for p in CROWD_KEYS if (key := crowd_key(directory, p)) is not None},
             anchor_id=Identity.load(anchor).peer_id if anchor.exists() else None,
             root=Identity.load(root) if root.exists() else None,
         )
@@ -254,20 +270,12 @@ class KeyRing:
             store = self.trust()
             store.require_signer(wire.KEY_PURPOSE_ROUND, self.round.peer_id, now_s)
             store.require_signer(wire.KEY_PURPOSE_LOG, self.log.peer_id, now_s)
-            certificate = x509.load_pem_x509_certificate(self.tls.certificate_pem)
-            der = certificate.public_bytes(serialization.Encoding.DER)
-            check_certificate(der, JoinLink("localhost", 1, self.run_id, self.root_id), now_s)
+            check_tls(self.tls, JoinLink("localhost", 1, self.run_id, self.root_id), now_s)
         except BadSignature as error:
             raise UsageError(
                 f"the run's keys cannot be used: {error}. Renew them with "
                 "'barnraise coordinator renew-keys' while root.key is in the keys folder"
             ) from error
-        except ValueError as error:
-            raise UsageError(
-                f"keys/{TLS_CERTIFICATE} is damaged: restore it from a backup, or make a new one "
-                "with 'barnraise coordinator renew-keys'"
-            ) from error
-        _check_tls_key(self.tls.private_key_pem, certificate)
         self._check_root(Path("keys"))
 
     def _check_root(self, directory: Path) -> None:
@@ -276,6 +284,58 @@ class KeyRing:
                 f"{directory / ROOT_KEY} is not the root key of this run: put the one there that "
                 f"'init' made, with the fingerprint {self.root_id}"
             )
+
+    def appointed(
+        self,
+        directory: Path,
+        purpose: wire.KeyPurpose,
+        key: Identity | PublicKey,
+        *,
+        now_s: int,
+        valid_s: int,
+    ) -> KeyRing:
+        """Delegate a purpose of ``CROWD_KEYS`` to a key; one that is given whole is stored, too.
+
+        Raises:
+            UsageError: the root key is not in the folder, or is another run's; or the key was
+                revoked.
+        """
+        root = self._root_for("appointing a key", directory)
+        public = key.public if isinstance(key, Identity) else key
+        if self._is_revoked(key):
+            raise UsageError(
+                f"{public.peer_id} was revoked: it is never trusted again, make another"
+            )
+        valid = window(now_s, valid_s)
+        added = delegate_key(root, self.run_id, purpose, public, **valid)
+        ring = replace(self, delegations=(*self.delegations, added))
+        if isinstance(key, Identity):
+            ring = replace(ring, crowd={**self.crowd, purpose: key})
+        ring._store(directory)
+        return ring
+
+    def dismissed(self, directory: Path, key: PublicKey, reason: str) -> KeyRing:
+        """Revoke every delegation of a key of ``CROWD_KEYS``.
+
+        Raises:
+            UsageError: the root key is not in the folder, or is another run's; or the key has no
+                delegation.
+        """
+        revoked = revoked_serials(self.revocations)
+        serials = [
+            record.serial
+            for record in opened(self.delegations)
+            if record.public_key == key.raw
+            and record.purpose in CROWD_KEYS
+            and record.serial not in revoked
+        ]
+        if not serials:
+            raise UsageError(f"{key.peer_id} was not appointed, or is dismissed already")
+        root = self._root_for("dismissing a key", directory)
+        added = (self._revocation(serial, reason, root) for serial in serials)
+        ring = replace(self, revocations=(*self.revocations, *added))
+        ring._store(directory)
+        return ring
 
     def revoke(self, directory: Path, serial: int, reason: str) -> KeyRing:
         """Sign and store the revocation of one delegation.
@@ -301,18 +361,23 @@ class KeyRing:
         return self.root
 
     def _refuse_revoked(self) -> None:
+        if self._is_revoked(self.round) or self._is_revoked(self.log):
+            raise UsageError(
+                "a key of this run was revoked: make new ones with "
+                "'barnraise coordinator rotate-keys'"
+            )
+
+    def _is_revoked(self, key: Identity | PublicKey) -> bool:
         """A key that was revoked is never delegated again: somebody else may have it."""
-        revoked = {wire.Revocation.FromString(e.payload).serial for e in self.revocations}
-        for envelope in self.delegations:
-            record = wire.Delegation.FromString(envelope.payload)
-            if record.serial in revoked and record.public_key in (
-                self.round.public.raw,
-                self.log.public.raw,
-            ):
-                raise UsageError(
-                    "a key of this run was revoked: make new ones with "
-                    "'barnraise coordinator rotate-keys'"
-                )
+        public = key.public if isinstance(key, Identity) else key
+        revoked = revoked_serials(self.revocations)
+        records = opened(self.delegations)
+        return any(r.serial in revoked and r.public_key == public.raw for r in records)
+
+    def _lasting(self, now_s: int) -> tuple[wire.Envelope, ...]:
+        """Delegations that still hold: records under them stay valid."""
+        records = zip(self.delegations, opened(self.delegations), strict=True)
+        return tuple(envelope for envelope, record in records if record.not_after_s > now_s)
 
     def _store(self, directory: Path) -> None:
         document = {
@@ -326,43 +391,8 @@ class KeyRing:
                 DELEGATIONS: json.dumps(document, indent=1).encode(),
                 ROUND_KEY: self.round.libp2p_bytes(),
                 LOG_KEY: self.log.libp2p_bytes(),
+                **{CROWD_KEYS[p]: key.libp2p_bytes() for p, key in self.crowd.items()},
                 TLS_KEY: self.tls.private_key_pem,
                 TLS_CERTIFICATE: self.tls.certificate_pem,
             },
         )
-
-
-def _delegate(
-    root: Identity, run_id: bytes, purpose: wire.KeyPurpose, key: Identity, **window: int
-) -> wire.Envelope:
-    return delegate(
-        root,
-        run_id=run_id,
-        purpose=purpose,
-        public_key=key.public.raw,
-        serial=_serial(),
-        not_before_s=window["not_before_s"],
-        not_after_s=window["not_after_s"],
-    )
-
-
-def _check_tls_key(private_key_pem: bytes, certificate: x509.Certificate) -> None:
-    try:
-        key = serialization.load_pem_private_key(private_key_pem, password=None)
-        fits = key.public_key() == certificate.public_key()
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        fits = False
-    if not fits:
-        raise UsageError(
-            f"keys/{TLS_KEY} is damaged or not the key of {TLS_CERTIFICATE}: restore both from "
-            "one backup, or make new ones with 'barnraise coordinator renew-keys'"
-        )
-
-
-def _not_after_s(envelope: wire.Envelope) -> int:
-    return wire.Delegation.FromString(envelope.payload).not_after_s
-
-
-def _serial() -> int:
-    # Random, so that a root key kept on another machine needs no counter.
-    return secrets.randbits(63)

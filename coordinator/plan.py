@@ -160,6 +160,7 @@ preset = "{preset}"                       # ... or a preset: {presets}
 # devices_per_donor = 64
 # devices_per_address = 128
 # new_devices_per_address_per_day = 64
+# acts_per_donor_per_day = 50         # pledges, teams, profiles: the record keeps them for ever
 """
 
 _NOT_OF_THE_MODEL = (

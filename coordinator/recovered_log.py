@@ -8,12 +8,14 @@ Invariants:
 
 * Leaves are believed because they extend the backup's own tree, hash to a head that a key of the
   run's root has signed, and contradict none before them (:mod:`ledger.fold`).
+* Public acts come back with their leaves.
 * Afterwards the database says nothing that the record would refuse: what was judged, published,
   made final or taken back is not judged, published, made final or taken back again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import select, update
@@ -42,14 +44,17 @@ from coordinator.context import RunContext
 from coordinator.record import keep_loss
 from coordinator.schema import ContributionRow, RoundRow, StateRow
 from ledger import tree
+from ledger.acts import leaf_of, open_act
 from ledger.authority import Delegations, log_keys, store_delegations
 from ledger.fold import Board
-from ledger.records import VerdictLeaf, parse_leaf
+from ledger.records import ActLeaf, DelegationLeaf, Leaf, VerdictLeaf, parse_leaf
+from ledger.schema import ActRow
 from ledger.sources import Source
 from ledger.tally import Judgement
 from protocol import merkle
 from protocol.audit_policy import Verdict, Why
 from protocol.draw import SEED_BYTES
+from protocol.envelope import parse_envelope
 from protocol.errors import BadDigest, BadRecord
 from protocol.notes import open_checkpoint, read_checkpoint
 
@@ -101,6 +106,7 @@ def recover(context: RunContext, session: Session, source: Source) -> Recovered:
         for first in range(0, len(leaves), _PER_APPEND):
             context.log.append(session, leaves[first : first + _PER_APPEND])
         _tell(session, board, size)
+        keep_acts(session, source, board, leaves, size)
         records = _delegations(context, source)
         store_delegations(session, records.delegations, records.revocations)
     return Recovered(len(lost), max((*board.rounds, *board.credited, -1)))
@@ -140,6 +146,41 @@ def _delegations(context: RunContext, source: Source) -> Delegations:
         (*keys.delegations, *published.delegations),
         (*keys.revocations, *published.revocations),
     )
+
+
+def keep_acts(
+    session: Session, source: Source, board: Board, leaves: Sequence[Leaf], start: int
+) -> None:
+    """Keep the signed acts behind the leaves that came back.
+
+    Of unnamed ones the copy has nothing: their row says only that they are there, so nobody can
+    revise them or make them void any more.
+
+    Args:
+        session: of one transaction.
+        source: the copy of the record.
+        board: its fold.
+        leaves: that came back.
+        start: index of the first one.
+
+    Raises:
+        BadRecord, BadSignature: a public act is missing, or another one than its leaf says.
+    """
+    for index, leaf in enumerate(leaves, start):
+        if not isinstance(leaf, ActLeaf) or isinstance(leaf, DelegationLeaf):
+            continue  # what the root key signed comes with the delegations
+        row = ActRow(leaf_index=index, digest=leaf.record_digest, signer="", public=False)
+        row.envelope = b""
+        if board.crowd.is_public(leaf):
+            data = source.act(index)
+            if data is None:
+                raise BadRecord(f"the signed act of leaf {index} is not in the copy")
+            act = open_act(parse_envelope(data))
+            if leaf_of(act, run_id=bytes.fromhex(leaf.run_id), at_s=leaf.at_s) != leaf:
+                raise BadRecord(f"the act of leaf {index} is another one than the leaf says")
+            row.signer, row.public, row.envelope = act.signer, True, data
+        session.add(row)
+    session.flush()
 
 
 # ---- what the leaves say of the database's rows ----

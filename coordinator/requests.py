@@ -27,6 +27,7 @@ from urllib.parse import unquote
 from google.protobuf.message import Message
 
 from coordinator.overload import Visitor, retry
+from ledger.acts import Act, open_act
 from protocol.envelope import Signed, open_envelope
 from protocol.errors import (
     BadRecord,
@@ -205,10 +206,7 @@ class RequestGuard:
             RateLimited, BadSignature, BadRecord, UnknownRun, Stale, TransientError: see the
                 steps.
         """
-        if len(envelope.signatures) == 1 and envelope.signatures[0].keyid in self.known:
-            self._connections.take(connection_of(peer))
-        else:
-            self._addresses.take(address_of(peer))
+        self._let_ask(envelope, peer)
         signed = open_envelope(envelope, record_class)
         record = signed.record
         self.check_run(record.run_id)  # type: ignore[attr-defined]
@@ -217,16 +215,38 @@ class RequestGuard:
         if author != signed.signer:
             raise BadSignature(f"a record of {author[:64]} must be signed by its key")
         self._keys.take(signed.signer)
-        is_known = signed.signer in self.known
         if "freshness" in names:
-            self._nonces.check(
-                signed.signer,
-                record.freshness,  # type: ignore[attr-defined]
-                known=is_known,
-            )
-        if is_known:
+            self.check_fresh(signed.signer, record.freshness)  # type: ignore[attr-defined]
+        if signed.signer in self.known:
             self.known.proven(connection_of(peer), signed.signer)
         return signed
+
+    def open_act(self, envelope: wire.Envelope, *, peer: str) -> Act:
+        """Verify a signed act (steps 1 to 4); step 5 is for whoever knows whether it is a new one.
+
+        Raises:
+            RateLimited, BadSignature, BadRecord, UnknownRun: see the steps.
+        """
+        self._let_ask(envelope, peer)
+        act = open_act(envelope)
+        self.check_run(act.record.run_id)
+        self._keys.take(act.signer)
+        return act
+
+    def check_fresh(self, signer: PeerId, freshness: wire.Freshness) -> None:
+        """Step 5.
+
+        Raises:
+            Stale, BadRecord, TransientError: see the steps.
+        """
+        self._nonces.check(signer, freshness, known=signer in self.known)
+
+    def _let_ask(self, envelope: wire.Envelope, peer: str) -> None:
+        """Step 1."""
+        if len(envelope.signatures) == 1 and envelope.signatures[0].keyid in self.known:
+            self._connections.take(connection_of(peer))
+        else:
+            self._addresses.take(address_of(peer))
 
     def visitor(self, peer: str, signer: PeerId | None = None) -> Visitor:
         """Who calls, as far as it is known; ``signer`` only of a record that was verified."""

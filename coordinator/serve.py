@@ -18,10 +18,12 @@ from coordinator.blobs import BlobIndex
 from coordinator.checkpoints import CheckpointStore
 from coordinator.config import RunFile, RunFolder, ServerSection, split_address
 from coordinator.context import AuditOptions, EngineOptions
+from coordinator.crowd.delegations import keep_delegations
 from coordinator.database import Database
 from coordinator.engine import Engine
 from coordinator.evaluation import Evaluator
 from coordinator.init import join_link, publish_link
+from coordinator.key_files import crowd_key
 from coordinator.keys import ANCHOR_KEY, KeyRing
 from coordinator.newcomers import NewcomerPolicy, Quotas
 from coordinator.ports import join_address, require_free
@@ -33,13 +35,13 @@ from coordinator.service import CoordinatorService, Greeting
 from coordinator.steady_clock import SteadyClock
 from coordinator.supervise import Child
 from coordinator.troubles import Troubles
-from ledger.authority import store_delegations
 from ledger.log import Log
 from protocol.dataset import DatasetManifest, folder_reader, read_manifest, verify_shard
 from protocol.errors import UsageError
 from protocol.identity import PeerId
 from protocol.link import JoinLink
 from protocol.manifest import RunManifest
+from protocol.wire import records_pb2 as wire
 
 _CHILD_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
@@ -173,6 +175,7 @@ async def _serve(
                 evaluate=lambda weights: asyncio.to_thread(evaluator.loss, weights),
                 options=engine_options(run.settings),
                 troubles=Troubles(folder.troubles, clock),
+                campaign_key=lambda: crowd_key(folder.keys, wire.KEY_PURPOSE_CAMPAIGN),
             )
             await engine.start()
             service = make_service(
@@ -240,7 +243,9 @@ def make_service(
 def engine_options(settings: ServerSection) -> EngineOptions:
     """What the organiser tuned."""
     return EngineOptions(
-        heartbeat_s=settings.heartbeat_s, audit=AuditOptions(**settings.audit.model_dump())
+        heartbeat_s=settings.heartbeat_s,
+        acts_per_day=settings.limits.acts_per_donor_per_day,
+        audit=AuditOptions(**settings.audit.model_dump()),
     )
 
 
@@ -276,7 +281,7 @@ def _prepare_database(database: Database, run: Run, clock: SteadyClock) -> None:
                 "backup, or correct the setting"
             )
         clock.go_on_from(control.alive_at_s)
-        store_delegations(session, run.keys.delegations, run.keys.revocations)
+        keep_delegations(Log(run.manifest.origin, run.keys.log), session, run.keys, clock())
         sign_anew(session, run.keys, clock())
         if run.settings.public_address:  # the run may have moved here
             link = join_link(run.file, run.manifest)

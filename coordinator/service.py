@@ -135,6 +135,7 @@ class CoordinatorService(CoordinatorServicer):
             reply = await self._admission.admit(signed, context.peer())
         if reply.admitted:
             self._guard.known.add(signed.signer)
+            self._guard.known.add(signed.record.donor)
             self._guard.known.proven(connection_of(context.peer()), signed.signer)
         return reply
 
@@ -226,6 +227,16 @@ class CoordinatorService(CoordinatorServicer):
             for key in found.openings:
                 chunk = await self._database.run(partial(opened_chunk, key=key))
                 yield service_pb2.AuditPiece(chunk=chunk)
+
+    # ---- what people do besides training ----
+
+    async def Act(  # noqa: N802
+        self, request: wire.Envelope, context: Context
+    ) -> service_pb2.ActReply:
+        peer = context.peer()
+        act = self._guard.open_act(request, peer=peer)
+        with self._calls.one(self._guard.visitor(peer, act.signer)):
+            return await self._engine.act(act, self._guard.check_fresh)
 
     # ---- streams ----
 

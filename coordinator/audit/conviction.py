@@ -3,8 +3,9 @@
 Invariants:
 
 * Only a FAILED verdict leads here: signed bytes that contradict what was computed or signed.
-* A donor answers for its devices: its key is blocked with the device's, whatever it has pending is
-  forfeited, and everything of it that can still be audited is.
+* A donor answers for its devices: its key is blocked with the device's, and with every other key of
+  the same person. Whatever it has pending is forfeited, and everything of it that can still be
+  audited is.
 * Blocks are lifted and credit is restored once no conviction stands, never by time.
 """
 
@@ -21,6 +22,7 @@ from coordinator.audit.reversal import CreditRow, forfeit, give_back, standing_c
 from coordinator.audit.schema import AuditRow, DrawRow
 from coordinator.audit.selection import audit_merged, donors_of
 from coordinator.blocks import AUDIT, BlockList
+from coordinator.crowd.joined import keys_of_person
 from coordinator.schema import ContributionRow, WorkerRow
 from coordinator.turn import Turn
 from protocol.audit_policy import Why
@@ -62,9 +64,10 @@ def convict(
 def acquit(turn: Turn, worker: PeerId, donor: PeerId) -> None:
     """An appeal overturned a conviction: undo it, as far as no other one stands."""
     turn.session.flush()
-    guilty = standing_convictions(turn.session, donor)
+    person = keys_of_person(turn.session, donor)
+    guilty = {one for key in person for one in standing_convictions(turn.session, key)}
     blocks = _blocks(turn)
-    if worker not in guilty and (worker != donor or not guilty):
+    if worker not in guilty and (worker not in person or not guilty):
         turn.leaves_added |= blocks.unblock(worker, word="overturned", source=AUDIT)
     if not guilty:
         turn.leaves_added |= blocks.unblock(donor, word="overturned", source=AUDIT)
@@ -90,10 +93,11 @@ def _audit_retained(turn: Turn, donor: PeerId, retained_from: int) -> None:
 def _expire_leases(turn: Turn, worker: PeerId, donor: PeerId) -> None:
     number = turn.machine.number
     donors = donors_of(turn.session, turn.machine.training)
+    person = keys_of_person(turn.session, donor)
     for device in turn.machine.training:
         # An expiry can close the round, and with it every other lease.
         still_open = turn.machine.number == number and device in turn.machine.training
-        if still_open and (device == worker or donors[device] == donor):
+        if still_open and (device == worker or donors[device] in person):
             turn.expire(device)
 
 

@@ -72,6 +72,16 @@ SIGNED = {
     "SubmitScreening": wire.Screening,
     "Appeal": wire.Appeal,
 }
+ACTS = {
+    kind.DESCRIPTOR.name: kind
+    for kind in (
+        *(wire.Pledge, wire.Voiding, wire.TeamFounding, wire.TeamMembership, wire.KeyChange),
+        *(wire.AccountMerge, wire.ProfileUpdate, wire.CampaignTerms, wire.Donation),
+    )
+}
+"""Records of the call Act, by name."""
+
+KINDS = {**SIGNED, **ACTS}
 PLAIN = {
     "Hello": api.HelloRequest,
     "GetState": api.GetStateRequest,
@@ -81,7 +91,11 @@ PLAIN = {
     "GetAudit": api.GetAuditRequest,
 }
 STREAMS = {"Watch", "GetState", "GetShard", "GetAudit"}
-NAMES_THE_SIGNER = {"ReducerReport": "reducer", "SubmitScreening": "reducer"}
+NAMES_THE_SIGNER = {
+    **dict.fromkeys(("ReducerReport", "SubmitScreening"), "reducer"),
+    **dict.fromkeys(("Pledge", "TeamMembership", "AccountMerge", "ProfileUpdate"), "donor"),
+    **{"TeamFounding": "founder", "KeyChange": "old", "Donation": "donor"},
+}
 
 NUMBERS = [0, 1, 2, 255, 2**31 - 1, 2**31, 2**32 - 1]
 LARGE = [*NUMBERS, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1]
@@ -239,6 +253,8 @@ class Target:
             case "Appeal":
                 assignment_id = self.mallory.assignment.assignment_id
                 return wire.Appeal(**mine, assignment_id=assignment_id, freshness=fresh)
+            case _ if call in ACTS:
+                return self._act(call, fresh)
             case "GetAudit":
                 return api.GetAuditRequest(run_id=rig.run_id, round=0, worker=self.ada.name)
             case "SubmitResults":
@@ -257,6 +273,45 @@ class Target:
                 return api.GetShardRequest(run_id=rig.run_id, sha256=rig.head().weights_sha256)
         return api.GetReceiptRequest(
             run_id=rig.run_id, assignment_id=self.mallory.assignment.assignment_id
+        )
+
+    def _act(self, kind: str, fresh: wire.Freshness) -> Any:
+        """Something that mallory may do besides training; the last two it may not."""
+        rig, name = self.rig, self.mallory.name
+        mine = {"run_id": rig.run_id, "donor": name}
+        own = {"run_id": rig.run_id, "campaign": rig.run_id[:16]}
+        drawn = secrets.token_bytes(16)
+        match kind:
+            case "Pledge":
+                return wire.Pledge(
+                    **mine,
+                    campaign=rig.run_id[:16],
+                    pledge=drawn,
+                    microcredits=5,
+                    until_s=int(rig.now_s) + 1000,
+                    visibility=wire.VISIBILITY_PUBLIC,
+                    salt=drawn,
+                )
+            case "Voiding":
+                return wire.Voiding(run_id=rig.run_id, leaf=5, reason="mistake", salt=drawn)
+            case "TeamFounding":
+                return wire.TeamFounding(run_id=rig.run_id, team=drawn, founder=name)
+            case "TeamMembership":
+                return wire.TeamMembership(**mine, team=drawn, freshness=fresh)
+            case "KeyChange" | "AccountMerge":
+                # The consent is another's: mallory's key stays its own while the test goes on.
+                into = self.stranger.peer_id
+                consent = wire.KeyConsent(run_id=rig.run_id, of=self.ada.name, into=into)
+                given = {"consent": seal(consent, self.stranger)}
+                if kind == "KeyChange":
+                    return wire.KeyChange(run_id=rig.run_id, old=name, new=into, **given)
+                return wire.AccountMerge(**mine, into=into, **given)
+            case "ProfileUpdate":
+                return wire.ProfileUpdate(**mine, display_name="Mallory", freshness=fresh)
+            case "CampaignTerms":
+                return wire.CampaignTerms(**own, title="mine", goal_microcredits=1)
+        return wire.Donation(
+            **own, donation=drawn, amount_minor=1, currency="EUR", reference="x", salt=drawn
         )
 
     def _challenge(self) -> api.Challenge:
@@ -283,6 +338,7 @@ class Target:
 
         Bytes go as they are. An answer that is not ours fails the test.
         """
+        call = "Act" if call in ACTS else call
         kind = api.DESCRIPTOR.services_by_name["Coordinator"].methods_by_name[call].output_type
         parse = getattr(api, kind.name).FromString
         path = f"/barnraise.v1.Coordinator/{call}"
@@ -370,7 +426,7 @@ def served(
 
 def requests(data: st.DataObject, target: Target) -> tuple[str, Any]:
     """A call with something hostile for it."""
-    call = data.draw(st.sampled_from([*SIGNED, *PLAIN]), label="call")
+    call = data.draw(st.sampled_from([*KINDS, *PLAIN]), label="call")
     attack = data.draw(st.sampled_from(["bytes", "rubbish", "bent", "bent", "bent"]), label="how")
     if attack == "bytes":
         return call, data.draw(st.binary(max_size=64), label="bytes")
@@ -383,10 +439,11 @@ def requests(data: st.DataObject, target: Target) -> tuple[str, Any]:
         label="signer",
     )
     if attack == "rubbish":
-        rubbish = sign_bytes(data.draw(st.binary(max_size=200)), SIGNED[call], signer)
+        rubbish = sign_bytes(data.draw(st.binary(max_size=200)), KINDS[call], signer)
         return call, with_chunks(data, call, rubbish)
     if data.draw(st.booleans(), label="as itself"):
-        setattr(record, NAMES_THE_SIGNER.get(call, "worker"), signer.peer_id)
+        if call not in ("Voiding", "CampaignTerms"):
+            setattr(record, NAMES_THE_SIGNER.get(call, "worker"), signer.peer_id)
         if call == "Enrol":
             record.donor = signer.peer_id
     for _ in range(data.draw(st.integers(1, 3), label="fields")):

@@ -99,9 +99,9 @@ async def test_enrolling_is_recorded_once(served: Any, client: Any) -> None:
         head = latest_head(session)
         assert head is not None
         leaves = [parse_leaf(data) for data in read_leaves(session, 0, head.tree_size)]
-        assert [leaf.kind for leaf in leaves] == ["run", "enrol"]
-        assert isinstance(leaves[1], EnrolLeaf)
-        assert leaves[1].worker == client.identity.peer_id
+        assert [leaf.kind for leaf in leaves] == ["run", "delegation", "delegation", "enrol"]
+        assert isinstance(leaves[3], EnrolLeaf)
+        assert leaves[3].worker == client.identity.peer_id
         assert session.get_one(Profile, client.identity.peer_id).display_name == "Ada"
 
 
