@@ -14,6 +14,7 @@ from protocol.errors import ProtocolError, UsageError
 
 _COMMANDS = {
     "worker": ("worker.cli", "Give compute: join a run, train, see your credit."),
+    "donor": ("worker.donor.cli", "One key for several devices; pledges, teams, a profile."),
     "coordinator": ("coordinator.cli", "Organise a run: make it, serve it, release the model."),
     "ledger": ("ledger.cli", "Read and verify the public record; serve the leaderboard."),
     "data": ("coordinator.data.cli", "Turn text into a dataset for a run."),

@@ -59,6 +59,7 @@ def cli() -> None:
 @click.option("--listen", multiple=True, help="Multiaddress to listen on; may be repeated.")
 @click.option("--nat-port-map", is_flag=True, help="Ask the router for a port (UPnP, NAT-PMP).")
 @click.option("--invite", metavar="TOKEN", help="The organiser's invitation, if it takes one.")
+@click.option("--donor", "for_donor", is_flag=True, help="Work for the donor key of this machine.")
 @click.option("--yes", is_flag=True, help="Agree without being asked.")
 def join(
     link: str,
@@ -70,13 +71,15 @@ def join(
     listen: tuple[str, ...],
     nat_port_map: bool,
     invite: str | None,
+    for_donor: bool,
     yes: bool,
 ) -> None:
     """Join the run of a LINK: make a key, look at the run, agree. Starts nothing.
 
     \b
-    Example:
+    Examples:
       barnraise worker join 'barnraise://host:7443/RUN_ID#root=FINGERPRINT' --name Ada
+      barnraise worker join 'barnraise://host:7443/RUN_ID#root=FINGERPRINT' --donor
     """
     from worker.join import describe, look_at_run
 
@@ -91,6 +94,15 @@ def join(
     click.echo(describe(offer, home))
     if not yes and not click.confirm("\nJoin this run?"):
         raise UsageError("not joined; nothing was started")
+    if for_donor:
+        from worker.delegation import keep
+        from worker.donor.devices import vouch_for_neighbour
+
+        vouched = vouch_for_neighbour(offer.worker, os.environ)
+        keep(home, vouched, offer.worker)
+        click.echo(f"\nThis machine works for the donor {vouched.donor}.")
+        if name:
+            click.echo("Your name is the donor's: barnraise donor profile set --name NAME")
     config.save(home.config)
     where = "" if home == resolve_home(None, os.environ) else f" --home {home.path}"
     click.echo(f"\nJoined. Start with: barnraise worker run{where}")
@@ -112,6 +124,34 @@ def move(link: str, home: Home) -> None:
 
     moved = _run(follow(home, link))
     click.echo(f"Moved to {moved.join_link.address}. Start again with: barnraise worker run")
+
+
+@cli.command()
+@click.argument("line", required=False, metavar="[LINE|FILE]")
+@_home_option
+@click.option("--remove", is_flag=True, help="Work for this device's own key again.")
+def delegation(line: str | None, home: Home, remove: bool) -> None:
+    """Work for a donor: take the LINE that 'barnraise donor add-device' printed, or its FILE.
+
+    Counts from the next start on. Without LINE: show for whom this machine works.
+
+    \b
+    Example:
+      barnraise worker delegation 'barnraise-device:...'
+    """
+    from protocol.identity import Identity
+    from worker.delegation import day, find, keep, load
+
+    worker = Identity.load(home.identity).peer_id
+    if remove:
+        home.delegation.unlink(missing_ok=True)
+    elif line is not None:
+        keep(home, find(line), worker)
+    vouched = load(home)
+    if vouched is None:
+        click.echo(f"This machine works for its own key, {worker}.")
+    else:
+        click.echo(f"This machine works for {vouched.donor}, until {day(vouched.not_after_s)}.")
 
 
 @cli.command()

@@ -46,6 +46,11 @@ class Home:
         return self.path / "worker.toml"
 
     @property
+    def delegation(self) -> Path:
+        """The donor's word that this device works for it, where it does (worker.delegation)."""
+        return self.path / "delegation.txt"
+
+    @property
     def journal(self) -> Path:
         return self.path / "journal.db"
 

@@ -19,6 +19,7 @@ from typing import Any
 from protocol.channel import fetch_certificate, trusted_certificate
 from protocol.errors import ProtocolError, UsageError
 from protocol.identity import Identity
+from worker import delegation
 from worker.config import Home, WorkerConfig
 from worker.control import ask
 from worker.node import pick_device
@@ -48,6 +49,8 @@ class Check:
 async def examine(home: Home, config: WorkerConfig) -> AsyncIterator[Check]:
     """All checks, as they complete."""
     yield _key(home)
+    for check in _donor(home):
+        yield check
     reachable = await _reachable(config)
     yield reachable
     if reachable.ok:
@@ -86,6 +89,23 @@ def _key(home: Home) -> Check:
         fix = "move the file away if it is there, then run 'barnraise worker join LINK' again"
         return Check("key", False, str(error), fix)
     return Check("key", True, identity.peer_id)
+
+
+def _donor(home: Home) -> list[Check]:
+    """Whom this device works for, where that is not its own key."""
+    try:
+        vouched = delegation.load(home)
+        if vouched is None:
+            return []
+        delegation.check_worker(vouched, Identity.load(home.identity).peer_id)
+    except ProtocolError as error:
+        fix = "take it away with 'barnraise worker delegation --remove', or give another"
+        return [Check("donor", False, str(error), fix)]
+    problem = delegation.trouble(vouched.worker, vouched.not_after_s, time.time())
+    detail = f"{vouched.donor}, until {delegation.day(vouched.not_after_s)}"
+    if vouched.not_after_s < time.time():
+        return [Check("donor", False, detail, problem)]
+    return [Check("donor", True, detail, hint=problem)]
 
 
 async def _reachable(config: WorkerConfig) -> Check:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import platform
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -22,9 +23,11 @@ from protocol.errors import TransientError, UsageError
 from protocol.hello import client_version
 from protocol.identity import Identity
 from protocol.wire import records_pb2 as wire
+from worker import delegation
 from worker.blob_fetch import BlobFetcher
 from worker.config import Home, WorkerConfig
 from worker.data_source import DataSource
+from worker.delegation import Vouched
 from worker.evidence import Evidence
 from worker.journal import Journal
 from worker.outbox import Outbox
@@ -49,6 +52,7 @@ _ANCHOR_PATIENCE_S = 30.0
 class Node:
     """The open parts; see :func:`open_node`."""
 
+    home: Home
     config: WorkerConfig
     identity: Identity
     session: Session
@@ -73,9 +77,10 @@ class Node:
         Raises:
             UsageError: refused.
         """
+        vouched = await asyncio.to_thread(_vouched, self.home, self.identity)
         self.admission = await self.session.enrol(
             await _enrolment(
-                self.config, self.identity, self.reachability, self.device, self.anchor
+                self.config, self.identity, vouched, self.reachability, self.device, self.anchor
             )
         )
 
@@ -141,11 +146,24 @@ async def open_node(
         device = await asyncio.to_thread(pick_device, config.device)
         retained = await asyncio.to_thread(_retained, home, config)
         evidence = Evidence(identity, manifest, retained, home.answers, states.elements)
-        enrolment = await _enrolment(config, identity, reachability, device, anchor)
+        vouched = await asyncio.to_thread(_vouched, home, identity)
+        enrolment = await _enrolment(config, identity, vouched, reachability, device, anchor)
         admission = await _patiently(lambda: session.enrol(enrolment), board)
+        with suppress(TransientError):  # a full disk costs but a clearer sentence, some day
+            journal.put(delegation.ENROLLED_FOR, enrolment.donor)
         board.connected = True
-        log.info("enrolled", worker=identity.peer_id, anchor=anchor, device=device)
+        board.donor = enrolment.donor
+        if vouched is not None:
+            board.delegated_until_s = vouched.not_after_s
+        log.info(
+            "enrolled",
+            worker=identity.peer_id,
+            donor=enrolment.donor,
+            anchor=anchor,
+            device=device,
+        )
         yield Node(
+            home=home,
             config=config,
             identity=identity,
             session=session,
@@ -269,9 +287,14 @@ async def _join_swarm(
         peers = [] if anchor else others
 
 
+def _vouched(home: Home, identity: Identity) -> Vouched | None:
+    return delegation.require(home, identity.peer_id, time.time())
+
+
 async def _enrolment(
     config: WorkerConfig,
     identity: Identity,
+    vouched: Vouched | None,
     reachability: Reachability,
     device: Device,
     anchor: bool,
@@ -279,7 +302,8 @@ async def _enrolment(
     return wire.Enrolment(
         run_id=config.join_link.run_id,
         worker=identity.peer_id,
-        donor=identity.peer_id,
+        donor=vouched.donor if vouched else identity.peer_id,
+        device_delegation=vouched.envelope if vouched else None,
         client_version=client_version(),
         device=wire.Device(
             device_class=device,
@@ -287,7 +311,8 @@ async def _enrolment(
             threads=config.threads,
             memory_bytes=psutil.virtual_memory().total,
         ),
-        display_name=config.name,
+        # A donor with several devices has one name, and says it itself.
+        display_name=config.name if vouched is None else "",
         anchor=anchor,
         client_mode=not reachability.reach.direct,
         multiaddrs=await reachability.addresses(),

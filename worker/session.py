@@ -306,6 +306,29 @@ class Session:
         reply: api.AppealReply = await self._call_dated(attempt)
         return reply
 
+    async def act(self, envelope: wire.Envelope) -> api.ActReply:
+        """Hand in an act that has a natural key: the same bytes as often as it takes.
+
+        Raises:
+            UsageError, PeerFault: refused, with the coordinator's reason.
+        """
+        reply: api.ActReply = await call(lambda t: self._stub.Act(envelope, timeout=t))
+        return reply
+
+    async def act_dated(self, record: wire.TeamMembership | wire.ProfileUpdate) -> api.ActReply:
+        """Hand in an act that is dated and signed anew at every attempt.
+
+        Raises:
+            UsageError, PeerFault: refused, with the coordinator's reason.
+        """
+
+        def attempt(timeout: float) -> grpc.aio.UnaryUnaryCall:
+            record.freshness.CopyFrom(self.freshness())
+            return self._stub.Act(seal(record, self.identity), timeout=timeout)
+
+        reply: api.ActReply = await self._call_dated(attempt)
+        return reply
+
     async def heartbeat(self, beat: wire.Heartbeat) -> api.HeartbeatReply:
         sent_s = steady_s()
 

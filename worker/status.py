@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from worker.delegation import day, trouble
+
 
 class Phase(StrEnum):
     WAITING = "waiting"
@@ -66,6 +68,8 @@ class Board:
     receipts_held: int = 0
     state_digest: str = ""
     public_url: str = ""
+    donor: str = ""  # whom the credit is for
+    delegated_until_s: int = 0  # until when the donor vouches for this device; 0: its own key
     bad_sources: list[str] = field(default_factory=list)  # PeerIDs that served other bytes
     started_at_s: float = field(default_factory=time.time)
 
@@ -130,9 +134,19 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
         *([("reachable", _reachable(status))] if status["reachability"] else []),
         ("coordinator", "connected" if status["connected"] else "not reachable"),
         ("device", status["worker"]),
+        *_donor(status),
         *([("dropped", f"{bad} that served wrong bytes")] if bad else []),
         *([("leaderboard", status["public_url"])] if status["public_url"] else []),
     ]
+
+
+def _donor(status: dict[str, Any]) -> list[tuple[str, str]]:
+    until_s = status["delegated_until_s"]
+    if not until_s:
+        return []
+    row = ("for donor", f"{status['donor']} (until {day(until_s)})")
+    problem = trouble(status["worker"], until_s, time.time())
+    return [row, *([("to do", problem)] if problem else [])]
 
 
 def _reachable(status: dict[str, Any]) -> str:
