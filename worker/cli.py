@@ -59,7 +59,7 @@ def cli() -> None:
 @click.option("--listen", multiple=True, help="Multiaddress to listen on; may be repeated.")
 @click.option("--nat-port-map", is_flag=True, help="Ask the router for a port (UPnP, NAT-PMP).")
 @click.option("--invite", metavar="TOKEN", help="The organiser's invitation, if it takes one.")
-@click.option("--donor", "for_donor", is_flag=True, help="Work for the donor key of this machine.")
+@click.option("--donor", "for_donor", is_flag=True, help="Work for this machine's donor key.")
 @click.option("--yes", is_flag=True, help="Agree without being asked.")
 def join(
     link: str,
@@ -148,10 +148,8 @@ def delegation(line: str | None, home: Home, remove: bool) -> None:
     elif line is not None:
         keep(home, find(line), worker)
     vouched = load(home)
-    if vouched is None:
-        click.echo(f"This machine works for its own key, {worker}.")
-    else:
-        click.echo(f"This machine works for {vouched.donor}, until {day(vouched.not_after_s)}.")
+    whom = f"{vouched.donor}, until {day(vouched.not_after_s)}" if vouched else "its own key"
+    click.echo(f"This machine works for {whom}.")
 
 
 @cli.command()

@@ -307,7 +307,7 @@ class Session:
         return reply
 
     async def act(self, envelope: wire.Envelope) -> api.ActReply:
-        """Hand in an act that has a natural key: the same bytes as often as it takes.
+        """Hand in an act that goes into the record: the same bytes as often as it takes.
 
         Raises:
             UsageError, PeerFault: refused, with the coordinator's reason.
@@ -315,8 +315,8 @@ class Session:
         reply: api.ActReply = await call(lambda t: self._stub.Act(envelope, timeout=t))
         return reply
 
-    async def act_dated(self, record: wire.TeamMembership | wire.ProfileUpdate) -> api.ActReply:
-        """Hand in an act that is dated and signed anew at every attempt.
+    async def act_dated(self, record: wire.ProfileUpdate) -> api.ActReply:
+        """Hand in an act that does not: it is dated and signed anew at every attempt.
 
         Raises:
             UsageError, PeerFault: refused, with the coordinator's reason.

@@ -21,19 +21,8 @@ ID_BYTES = 16
 Visibility = Literal["public", "private", "secret"]
 VISIBILITIES: tuple[str, ...] = get_args(Visibility)
 
-KINDS: dict[str, type[Message]] = {
-    kind.DESCRIPTOR.name: kind
-    for kind in (
-        wire.Pledge,
-        wire.TeamFounding,
-        wire.TeamMembership,
-        wire.KeyChange,
-        wire.AccountMerge,
-        wire.ProfileUpdate,
-    )
-}
 DATED = ("TeamMembership", "ProfileUpdate")
-"""Kinds without a natural key: dated, and signed anew at every attempt to send them."""
+"""Kinds without a natural key."""
 
 
 @dataclass(frozen=True)
@@ -209,4 +198,9 @@ def visibility_of(record: wire.Pledge) -> str:
 
 
 def _wire(visibility: Visibility) -> wire.Visibility:
-    return wire.Visibility.Value(f"VISIBILITY_{visibility.upper()}")
+    names: dict[Visibility, wire.Visibility] = {
+        "public": wire.VISIBILITY_PUBLIC,
+        "private": wire.VISIBILITY_PRIVATE,
+        "secret": wire.VISIBILITY_SECRET,
+    }
+    return names[visibility]

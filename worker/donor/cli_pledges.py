@@ -12,6 +12,7 @@ from protocol.errors import UsageError
 from protocol.wire import records_pb2 as wire
 from worker.config import Home
 from worker.donor import acts
+from worker.donor.acts import visibility_of
 from worker.donor.amounts import (
     end_of_day_s,
     in_credits,
@@ -41,9 +42,8 @@ from worker.donor.pledges import (
 @click.option(
     "--visibility",
     type=click.Choice(acts.VISIBILITIES),
-    default="public",
-    show_default=True,
-    help="Who may see it: all; the amount without you; or only its share of the sum.",
+    help="Who may see it: all; the amount without you; or only its share of the sum "
+    "[default: public].",
 )
 @click.option("--campaign", metavar="ID", help="Campaign [default: the run's own].")
 @click.option("--revise", metavar="PLEDGE", help="Change this pledge of yours instead.")
@@ -55,7 +55,7 @@ def pledge(
     as_json: bool,
     gpu_hours: bool,
     by_day: str,
-    visibility: acts.Visibility,
+    visibility: acts.Visibility | None,
     campaign: str | None,
     revise: str | None,
 ) -> None:
@@ -72,16 +72,17 @@ def pledge(
     """
     value = parse_amount(amount)
 
-    async def make(desk: Desk) -> tuple[Outcome, int, int]:
+    async def make(desk: Desk) -> tuple[Outcome, str]:
         until_s = end_of_day_s(by_day, desk.now_s())
         known = find_pledge(desk.journal, revise) if revise else None
         where = known.record.campaign if known else default_campaign(desk.run_id)
         if campaign is not None:
             where = acts.parse_id(campaign, "campaign")
+        promised, what = microcredits(value), ""
         if gpu_hours:
-            promised = microcredits(value, reference_device(desk, where).microcredits_per_hour)
-        else:
-            promised = microcredits(value)
+            device = await reference_device(desk.greeting.public_url, where)
+            promised = microcredits(value, device.microcredits_per_hour)
+            what = f"{amount} hours of {device.name}, that is "
         if known is None:
             draft = acts.pledge(
                 desk.run_id,
@@ -89,26 +90,31 @@ def pledge(
                 desk.signer,
                 microcredits=promised,
                 until_s=until_s,
-                visibility=visibility,
+                visibility=visibility or "public",
             )
-        elif where != known.record.campaign:
-            raise UsageError("a pledge keeps its campaign: withdraw it and make another")
+        elif (where, visibility or visibility_of(known.record)) != _kept(known):
+            raise UsageError(
+                "a pledge keeps its campaign and its visibility: withdraw it and make another"
+            )
         else:
             draft = _revision(desk, known, microcredits=promised, until_s=until_s)
-        return await desk.perform(draft), promised, until_s
+        return await desk.perform(draft), what
 
-    outcome, promised, until_s = Place(home, worker_home, link).at_desk(make)
+    outcome, what = Place(home, worker_home, link).at_desk(make)
     record = wire.Pledge.FromString(outcome.envelope.payload)
-    what = f"{amount} GPU-hours, that is {in_credits(promised)}," if gpu_hours else ""
-    text = f"Pledged {what or in_credits(promised)} by {last_day(until_s)}."
     show(
         outcome,
-        f"{text}\nIts id is {record.pledge.hex()}",
+        f"Pledged {what}{in_credits(record.microcredits)}, by {last_day(record.until_s)}.\n"
+        f"Its id is {record.pledge.hex()}",
         as_json=as_json,
         pledge=record.pledge.hex(),
-        microcredits=promised,
-        until_s=until_s,
+        microcredits=record.microcredits,
+        until_s=record.until_s,
     )
+
+
+def _kept(known: OwnPledge) -> tuple[bytes, str]:
+    return known.record.campaign, visibility_of(known.record)
 
 
 def _revision(desk: Desk, known: OwnPledge, **changes: int) -> acts.Draft:

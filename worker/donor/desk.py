@@ -15,16 +15,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import cast
 
 from protocol.envelope import open_envelope, seal
-from protocol.errors import PeerFault, TransientError, UsageError
+from protocol.errors import PeerFault, Stale, TransientError, UsageError
 from protocol.identity import Identity, PeerId
 from protocol.link import JoinLink
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2 as api
 from worker.config import Home, WorkerConfig
-from worker.donor.acts import DATED, KINDS, Draft
+from worker.donor.acts import DATED, Draft
 from worker.donor.home import DonorHome
 from worker.donor.journal import ActJournal, ActState, StoredAct
 from worker.session import Greeting, Session
@@ -101,6 +100,8 @@ class Desk:
         same = self.journal.unanswered(draft.kind, draft.intent)
         await self.hand_in_pending(apart_from=same)
         if same is None:
+            if draft.kind in DATED:
+                draft.record.freshness.CopyFrom(self._session.freshness())  # type: ignore[attr-defined]
             envelope = seal(draft.record, draft.signer)
             same = self.journal.sign(draft.kind, draft.intent, draft.signer.peer_id, envelope)
         return await self.hand_in(same)
@@ -143,14 +144,27 @@ class Desk:
         return Outcome(act.kind, leaf, self.leaf_url(leaf), reply.message, act.envelope)
 
     async def _send(self, act: StoredAct) -> api.ActReply:
-        if act.kind not in DATED:
+        """The bytes as they were signed: what the record has already is answered as then."""
+        if act.kind == wire.ProfileUpdate.DESCRIPTOR.name:
+            # Not in the record, and the same profile twice is one: dated anew at every attempt.
+            update = open_envelope(act.envelope, wire.ProfileUpdate).record
+            self._check_signer(act)
+            return await self._session.act_dated(update)
+        try:
             return await self._session.act(act.envelope)
-        if act.signer != self._session.identity.peer_id:
+        except Stale:
+            self._check_signer(act)
+            await self._session.hello()
+        # It was never recorded, and its date is past.
+        record = open_envelope(act.envelope, wire.TeamMembership).record
+        record.freshness.CopyFrom(self._session.freshness())
+        envelope = seal(record, self.signer)
+        self.journal.signed_anew(act, envelope)
+        return await self._session.act(envelope)
+
+    def _check_signer(self, act: StoredAct) -> None:
+        if act.signer != self.signer.peer_id:
             raise UsageError("its key was changed since: give the command again")
-        record = open_envelope(act.envelope, KINDS[act.kind]).record
-        return await self._session.act_dated(
-            cast("wire.TeamMembership | wire.ProfileUpdate", record)
-        )
 
 
 @asynccontextmanager
@@ -243,7 +257,7 @@ def find_run(journal: ActJournal, worker: Home, link: str | None) -> JoinLink:
             )
     if known is not None and known != found.run_id.hex():
         raise UsageError(
-            f"the folder {journal.path.parent} is for run {known[:16]}: use another --home for "
+            f"the folder {journal.folder} is for run {known[:16]}: use another --home for "
             "another run"
         )
     if journal.get(_ROOT) not in (None, found.root):

@@ -102,6 +102,10 @@ class ActJournal:
     def close(self) -> None:
         self._db.close()
 
+    @property
+    def folder(self) -> Path:
+        return self._path.parent
+
     def get(self, key: str) -> str | None:
         row = self._run("SELECT value FROM meta WHERE key = ?", key).fetchone()
         return None if row is None else str(row[0])
@@ -141,6 +145,11 @@ class ActJournal:
         """Whether an act was signed with this intent."""
         row = self._run("SELECT intent FROM act WHERE id = ?", act.id).fetchone()
         return row is not None and row[0] == _text(intent)
+
+    def signed_anew(self, act: StoredAct, envelope: wire.Envelope) -> None:
+        """A dated act that nobody had taken has a new date."""
+        data = envelope.SerializeToString(deterministic=True)
+        self._run("UPDATE act SET envelope = ? WHERE id = ?", data, act.id)
 
     def recorded(self, act: StoredAct, leaf: int | None, said: str) -> None:
         self._answer(act, ActState.RECORDED, leaf, said)
