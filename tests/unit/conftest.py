@@ -142,6 +142,21 @@ async def served(run_rig: ModuleType, run_folder: Path) -> AsyncIterator[Any]:
 
 
 @pytest.fixture
+async def office(
+    run_rig: ModuleType, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Any]:
+    """That server, with a desk for donors that can fail (``tests/donor_office.py``)."""
+    path = Path(__file__).parent.with_name("donor_office.py")
+    spec = importlib.util.spec_from_file_location("donor_office", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    async with module.open_office(run_rig, run_folder, monkeypatch) as made:
+        yield made
+
+
+@pytest.fixture
 async def session(served: Any) -> AsyncIterator[Any]:
     """A worker's session with that server."""
     from worker.session import Session

@@ -13,7 +13,7 @@ MICROCREDITS_PER_CREDIT = 10**6
 MAX_MICROCREDITS = 2**53 - 1
 """What every reader of JSON keeps exactly."""
 
-_AMOUNT = re.compile(r"\d{1,16}(\.\d{1,6})?")
+_AMOUNT = re.compile(r"[0-9]{1,16}(\.[0-9]{1,6})?")
 
 
 def parse_amount(text: str) -> Decimal:
