@@ -141,10 +141,11 @@ def delegation(line: str | None, home: Home, remove: bool) -> None:
     """
     from protocol.identity import Identity
     from worker.delegation import day, find, keep, load
+    from worker.delegation import remove as drop
 
     worker = Identity.load(home.identity).peer_id
     if remove:
-        home.delegation.unlink(missing_ok=True)
+        drop(home, worker)
     elif line is not None:
         keep(home, find(line), worker)
     vouched = load(home)

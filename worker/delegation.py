@@ -144,6 +144,21 @@ def keep(home: Home, vouched: Vouched, worker: PeerId) -> None:
     temporary.replace(home.delegation)
 
 
+def remove(home: Home, worker: PeerId) -> None:
+    """Work for this device's own key; blocking.
+
+    Raises:
+        UsageError: the run knows it as working for a donor already.
+    """
+    known = _enrolled_for(home)
+    if known not in (None, worker):
+        raise UsageError(
+            f"the run knows this device as working for {known}, and a device does not change: to "
+            "give under another key join with another --home"
+        )
+    home.delegation.unlink(missing_ok=True)
+
+
 def _enrolled_for(home: Home) -> PeerId | None:
     if not home.journal.exists():
         return None

@@ -99,7 +99,7 @@ def _donor(home: Home) -> list[Check]:
             return []
         delegation.check_worker(vouched, Identity.load(home.identity).peer_id)
     except ProtocolError as error:
-        fix = "take it away with 'barnraise worker delegation --remove', or give another"
+        fix = "give the donor's line again: 'barnraise worker delegation LINE'"
         return [Check("donor", False, str(error), fix)]
     problem = delegation.trouble(vouched.worker, vouched.not_after_s, time.time())
     detail = f"{vouched.donor}, until {delegation.day(vouched.not_after_s)}"

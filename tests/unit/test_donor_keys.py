@@ -178,12 +178,23 @@ def test_the_end_is_shown_in_time_with_what_to_do(
     assert said in shown
 
 
-def test_doctor_says_how_to_be_rid_of_a_damaged_delegation(worker: Home) -> None:
+def test_doctor_says_how_to_mend_a_damaged_delegation(worker: Home) -> None:
     assert donor_checks(worker) == []
     worker.delegation.write_text("barnraise-device:AAAA")
     (check,) = donor_checks(worker)
     assert not check.ok
-    assert "--remove" in check.fix
+    assert "barnraise worker delegation LINE" in check.fix
+
+
+def test_a_device_that_worked_for_a_donor_does_not_leave_it(worker: Home) -> None:
+    donor = Identity.generate()
+    keep(worker, vouched(donor, device_of(worker), int(time.time()) + DAY_S), device_of(worker))
+    journal = Journal(worker.journal)
+    journal.put(delegation.ENROLLED_FOR, donor.peer_id)
+    journal.close()
+    with pytest.raises(UsageError, match="another --home"):
+        delegation.remove(worker, device_of(worker))
+    assert worker.delegation.exists()
 
 
 def test_a_neighbour_needs_no_key_before(tmp_path: Path, worker: Home) -> None:
