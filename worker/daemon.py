@@ -310,7 +310,7 @@ class Daemon:
     async def _retry(self, node: Node, work: Any) -> None:
         try:
             await work
-        except (TransientError, UsageError) as error:
+        except (TransientError, PeerFault, UsageError) as error:
             await self._wait(node, str(error), _PROBLEM_WAIT_S)
 
     def _forget_before(self, node: Node, round_: int) -> None:
