@@ -20,6 +20,7 @@ from worker.donor import acts
 from worker.donor.amounts import end_of_day_s, in_credits, last_day, microcredits, parse_amount
 from worker.donor.desk import Refused, open_desk, open_journal
 from worker.donor.home import DonorHome
+from worker.donor.joining import consent_line, join_accounts, read_consent
 from worker.donor.journal import ActJournal, ActState
 from worker.donor.pledges import find_pledge, own_pledges, read_shown, show_file
 from worker.donor.profiles import founded_teams, newest_profile, team_now
@@ -235,6 +236,33 @@ async def test_two_accounts_are_joined_by_both_keys_alone(
     assert [one.into for one in office.records(wire.AccountMerge)] == [
         Identity.load(home.key).peer_id
     ]
+
+
+async def test_a_key_without_an_account_takes_the_devices_over(
+    office: Any, home: DonorHome, worker: Home
+) -> None:
+    device, into = Identity.load(worker.identity), Identity.load(home.key)
+    office.refuse = lambda act: "not enrolled" if isinstance(act, wire.AccountMerge) else ""
+    async with open_desk(home, worker, None) as desk:
+        line = consent_line(desk.run_id, device.peer_id, into)
+        outcome = await join_accounts(desk, device, read_consent(f" {line}\n"))
+    (change,) = office.records(wire.KeyChange)
+    assert (change.old, change.new, outcome.leaf) == (device.peer_id, into.peer_id, 100)
+    assert Identity.load(home.key).peer_id == into.peer_id
+    for damaged in (line[:-5], "barnraise-consent:", f"{line}{'A' * 5000}", "barnraise-device:AA"):
+        with pytest.raises(UsageError):
+            acts.merge(office.link.run_id, device, read_consent(damaged))
+
+
+async def test_accounts_that_may_not_be_joined_say_why(
+    office: Any, home: DonorHome, worker: Home
+) -> None:
+    device = Identity.load(worker.identity)
+    office.refuse = lambda act: f"no {type(act).__name__}"
+    async with open_desk(home, worker, None) as desk:
+        agreed = acts.consent(desk.run_id, device.peer_id, desk.signer)
+        with pytest.raises(Refused, match="no AccountMerge"):
+            await join_accounts(desk, device, agreed)
 
 
 # ---- teams and profiles ----

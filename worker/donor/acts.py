@@ -131,7 +131,7 @@ def merge(run_id: bytes, given_up: Identity, agreed: wire.Envelope) -> Draft:
     Raises:
         UsageError: the consent is of another run, or about another key, or damaged.
     """
-    agreement = _checked_consent(run_id, given_up, agreed)
+    agreement = checked_consent(run_id, given_up, agreed)
     record = wire.AccountMerge(
         run_id=run_id,
         donor=given_up.peer_id,
@@ -147,7 +147,7 @@ def takeover(run_id: bytes, given_up: Identity, agreed: wire.Envelope) -> Draft:
     Raises:
         UsageError: as for a merge.
     """
-    agreement = _checked_consent(run_id, given_up, agreed)
+    agreement = checked_consent(run_id, given_up, agreed)
     record = wire.KeyChange(
         run_id=run_id,
         old=given_up.peer_id,
@@ -157,9 +157,14 @@ def takeover(run_id: bytes, given_up: Identity, agreed: wire.Envelope) -> Draft:
     return Draft(record, {"old": record.old, "new": record.new}, given_up)
 
 
-def _checked_consent(
+def checked_consent(
     run_id: bytes, given_up: Identity, agreed: wire.Envelope
 ) -> Signed[wire.KeyConsent]:
+    """Insist that a consent is to take this key's account, in this run.
+
+    Raises:
+        UsageError: it is not.
+    """
     try:
         signed = open_envelope(agreed, wire.KeyConsent)
     except PeerFault as error:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 import json
 
 import click
 
-from protocol.envelope import parse_envelope
-from protocol.errors import BadRecord, UsageError
+from protocol.errors import UsageError
 from protocol.identity import Identity
 from protocol.wire import records_pb2 as wire
 from worker.config import Home
 from worker.donor import acts
-from worker.donor.desk import Desk, Outcome, Refused
+from worker.donor.desk import Desk, Outcome
 from worker.donor.home import DonorHome
+from worker.donor.joining import consent_line, join_accounts, read_consent
 from worker.donor.options import Place, confirm, run_options, show, yes_option
 from worker.donor.rotation import change_key, finished_but_untold, told
-
-CONSENT_PREFIX = "barnraise-consent:"
 
 
 @click.command(name="rotate-key")
@@ -66,9 +63,7 @@ def consent(of: str, home: DonorHome, worker_home: Home, link: str | None, as_js
     """
 
     async def agree(desk: Desk) -> str:
-        envelope = acts.consent(desk.run_id, of, desk.signer)
-        data = envelope.SerializeToString(deterministic=True)
-        return CONSENT_PREFIX + base64.urlsafe_b64encode(data).decode()
+        return consent_line(desk.run_id, of, desk.signer)
 
     line = Place(home, worker_home, link).at_desk(agree)
     click.echo(json.dumps({"consent": line, "of": of}) if as_json else line)
@@ -99,28 +94,13 @@ def merge(
             given_up = _worker_key(worker_home)
             agreed = acts.consent(desk.run_id, given_up.peer_id, desk.signer)
         else:
-            given_up, agreed = desk.signer, _read_consent(line)
-        draft = acts.merge(desk.run_id, given_up, agreed)
-        old, new = str(draft.intent["donor"]), str(draft.intent["into"])
-        confirm(f"Count everything of {old} for {new}, for good?", yes=yes)
-        return await _join(desk, draft, given_up, agreed), old, new
+            given_up, agreed = desk.signer, read_consent(line)
+        into = acts.checked_consent(desk.run_id, given_up, agreed).signer
+        confirm(f"Count everything of {given_up.peer_id} for {into}, for good?", yes=yes)
+        return await join_accounts(desk, given_up, agreed), given_up.peer_id, into
 
     outcome, old, new = Place(home, worker_home, link).at_desk(join, own_key=line is None)
     show(outcome, f"{old} counts for {new} from here on.", as_json=as_json, old=old, into=new)
-
-
-async def _join(
-    desk: Desk, draft: acts.Draft, given_up: Identity, agreed: wire.Envelope
-) -> Outcome:
-    """Merge the accounts; a key that has no account yet takes the other's over instead."""
-    try:
-        return await desk.perform(draft)
-    except Refused as refused:
-        change = acts.takeover(desk.run_id, given_up, agreed)
-        try:
-            return await desk.perform(change)
-        except Refused:
-            raise refused from None
 
 
 def _worker_key(worker_home: Home) -> Identity:
@@ -129,17 +109,6 @@ def _worker_key(worker_home: Home) -> Identity:
             f"no worker has a key in {worker_home.path}: give its folder with --worker-home"
         )
     return Identity.load(worker_home.identity)
-
-
-def _read_consent(line: str) -> wire.Envelope:
-    text = line.strip()
-    if not text.startswith(CONSENT_PREFIX):
-        raise UsageError(f"a consent begins with {CONSENT_PREFIX!r}, as 'donor consent' prints it")
-    try:
-        data = base64.urlsafe_b64decode(text.removeprefix(CONSENT_PREFIX).encode())
-        return parse_envelope(data)
-    except (ValueError, BadRecord) as error:
-        raise UsageError(f"the consent is damaged ({error}): copy the whole line") from error
 
 
 COMMANDS = (rotate_key, merge, consent)
