@@ -67,6 +67,7 @@ reducer_passes = {reducer_passes}
 [server]
 listen = "127.0.0.1:{port}"
 public_address = "127.0.0.1:{port}"
+public_url = "{public_url}"
 auditor = {auditor}
 heartbeat_s = 0.5
 anchor_arguments = ["--listen", "/ip4/127.0.0.1/tcp/0", "--json-logs"]
@@ -199,7 +200,7 @@ class Rig:
     def init(self, **settings: Any) -> None:
         defaults = {
             **{"max_steps": 20, "duration_s": 6.0, "grace_s": 3.0, "min_members": 1},
-            **{"max_rounds": 3, "codec": "int8", "combine": "mean"},
+            **{"max_rounds": 3, "codec": "int8", "combine": "mean", "public_url": ""},
             # For tests that are not about audits: everybody is trusted from the start.
             **{"probation_steps": 0, "reducer_passes": 0, "auditor": "false"},
         }
