@@ -317,7 +317,8 @@ def forget_addresses(session: Session, worker: PeerId) -> None:
 def _check_row(row: WorkerRow, enrolment: wire.Enrolment) -> None:
     if row.donor != enrolment.donor:
         raise UsageError(
-            f"this device works for {row.donor} already: make a new device key to work for another"
+            f"this device works for {row.donor} already: count the two accounts as one with "
+            "'barnraise donor merge', or make a new device key to work for another"
         )
 
 

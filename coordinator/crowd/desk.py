@@ -19,12 +19,14 @@ from typing import Any, TypeVar
 from coordinator.blocks import reason_for
 from coordinator.context import RunContext
 from coordinator.crowd.book import Book, Recorded
-from coordinator.crowd.profiles import check_profile, update_profile
+from coordinator.crowd.profiles import check_profile, join_profiles, update_profile
 from coordinator.crowd.upkeep import CampaignKey, CampaignUpkeep, has_campaigns
 from coordinator.database import Database
 from coordinator.requests import Buckets, Rate
 from coordinator.turn import Turn
 from ledger.acts import Act
+from ledger.crowd_records import KeyRotationLeaf, MergeLeaf
+from ledger.people import ends_of
 from protocol.errors import BadRecord, BadSignature, NotFound, RateLimited, UsageError
 from protocol.identity import PeerId
 from protocol.wire import records_pb2 as wire
@@ -133,6 +135,8 @@ class ActDesk:
         leaf = self.book.check(session, act, turn.now_s)
         self._count(keys)
         recorded = self.book.append(session, act, leaf)
+        if isinstance(leaf, KeyRotationLeaf | MergeLeaf):
+            join_profiles(session, *ends_of(leaf))
         turn.leaves_added = True
         return _reply(recorded)
 
@@ -146,7 +150,7 @@ class ActDesk:
             if team.founder not in keys:
                 raise BadSignature("a team is shown as its founder says")
         self._count(keys)
-        if not update_profile(turn.session, record, turn.now_s):
+        if not update_profile(turn.session, record, keys, turn.now_s):
             return service_pb2.ActReply(message="a newer profile is kept: this one changes nothing")
         if record.erase:
             return service_pb2.ActReply(message="erased here; copies of the record are told")

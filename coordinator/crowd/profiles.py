@@ -39,8 +39,16 @@ def check_profile(record: wire.ProfileUpdate) -> None:
         raise BadRecord("a profile has a name; erase it instead")
 
 
-def update_profile(session: Session, record: wire.ProfileUpdate, now_s: float) -> bool:
+def update_profile(
+    session: Session, record: wire.ProfileUpdate, keys: Collection[PeerId], now_s: float
+) -> bool:
     """Keep what a person, or a team's founder, wants to show; :func:`check_profile` came first.
+
+    Args:
+        session: of one transaction.
+        record: what was signed.
+        keys: all keys of the person who signed it: who erases is forgotten under every one.
+        now_s: POSIX time.
 
     Returns:
         Whether it counts: False when a newer word is kept.
@@ -53,7 +61,7 @@ def update_profile(session: Session, record: wire.ProfileUpdate, now_s: float) -
     if said_at_s < max(newest_s, erased.erased_at_s if erased else 0):
         return False
     if record.erase:
-        _erase(session, [subject], said_at_s)
+        _erase(session, [subject] if record.team else {subject, *keys}, said_at_s)
         return True
     if erased is not None:
         session.delete(erased)
@@ -69,6 +77,15 @@ def update_profile(session: Session, record: wire.ProfileUpdate, now_s: float) -
         session.merge(Profile(donor=subject, show_devices=record.show_devices, **shown))
     session.flush()
     return True
+
+
+def join_profiles(session: Session, old: PeerId, new: PeerId) -> None:
+    """A person is shown under another key from here on: its profile stands, else the old one's."""
+    if session.get(Profile, new) is None and session.get(ErasedProfile, new) is None:
+        session.execute(update(Profile).where(Profile.donor == old).values(donor=new))
+    else:
+        session.execute(delete(Profile).where(Profile.donor == old))
+    session.flush()
 
 
 def take_name(session: Session, donor: PeerId, name: str, before: str, now_s: float) -> None:

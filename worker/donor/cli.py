@@ -12,7 +12,7 @@ import click
 from protocol.errors import UsageError
 from worker.config import Home
 from worker.delegation import day
-from worker.donor import cli_keys, cli_people, cli_pledges
+from worker.donor import cli_certificate, cli_keys, cli_people, cli_pledges
 from worker.donor.desk import Desk, Outcome, Refused, open_journal
 from worker.donor.devices import DEFAULT_DAYS, MAX_DAYS, vouch_for
 from worker.donor.home import DonorHome
@@ -197,6 +197,6 @@ def _answer(one: Outcome | Refused) -> dict[str, object]:
     return {"act": one.kind, "leaf": one.leaf, "url": one.url, "message": one.said}
 
 
-for _module in (cli_pledges, cli_people, cli_keys):
+for _module in (cli_pledges, cli_people, cli_keys, cli_certificate):
     for _command in _module.COMMANDS:
         cli.add_command(_command)
