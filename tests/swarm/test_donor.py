@@ -144,6 +144,15 @@ def test_a_donors_acts_are_recorded_and_its_devices_count_as_one(
     assert person["donor"]["training_microcredits"] == sum(trained)
     assert person["donor"]["team"] == team
 
+    # A file says the same to whoever has it, and the record's own command agrees.
+    file = str(rig.folder / "ada.json")
+    donor("certificate", "save", "--out", file)
+    root = ("--root", JoinLink.parse(rig.link).root)
+    proven = donor("certificate", "check", file, *root)
+    worker_rig.barnraise("ledger", "certificate", "check", file, *root)
+    assert (proven["subject"], proven["credits"]) == (rotated["new"], len(trained))
+    assert proven["pending_microcredits"] + proven["final_microcredits"] == sum(trained)
+
     # Its pledge is delivered by what both did after it, its team counts the same.
     (listed,) = person["pledges"]
     assert (listed["pledge"], listed["microcredits"]) == (pledged["pledge"], 2)
