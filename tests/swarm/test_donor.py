@@ -150,8 +150,10 @@ def test_a_donors_acts_are_recorded_and_its_devices_count_as_one(
     root = ("--root", JoinLink.parse(rig.link).root)
     proven = donor("certificate", "check", file, *root)
     worker_rig.barnraise("ledger", "certificate", "check", file, *root)
-    assert (proven["subject"], proven["credits"]) == (rotated["new"], len(trained))
-    assert proven["pending_microcredits"] + proven["final_microcredits"] == sum(trained)
+    assert proven["subject"] == rotated["new"]
+    assert proven["credits"] >= len(trained)  # what both reduced is credited, too
+    for status in ("pending_microcredits", "final_microcredits"):
+        assert proven[status] == person["donor"][status]
 
     # Its pledge is delivered by what both did after it, its team counts the same.
     (listed,) = person["pledges"]
