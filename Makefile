@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Tests that run at once, a file each. Many of them are small swarms that mostly wait.
 JOBS ?= 2
 
-.PHONY: demo test lint format proto bench adversary soak clean
+.PHONY: demo test lint format proto bench adversary soak screenshots clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): takes some minutes, once."
@@ -49,6 +49,10 @@ WORKERS ?= 12
 
 soak: $(VENV)/.installed
 	$(BIN)/python tests/chaos/chaos_soak.py --seed $(SEED) --minutes $(MINUTES) --workers $(WORKERS)
+
+# The README's pictures of the leaderboard, by the Chromium that the tests use.
+screenshots: $(VENV)/.installed
+	$(BIN)/python tests/web/screenshots.py docs/screenshots
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
