@@ -10,17 +10,18 @@ Invariants:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from ledger.schema import Profile, RunPage, TeamProfile
+from ledger.schema import ErasedProfile, Profile, RunPage, TeamProfile
 from protocol.identity import PeerId
 
-_READ_EVERY_S = 30.0
+_ROWS = 1000
+_READ_EVERY_S = 300.0
 _BLOCK = 256
 """Lines that one look tells to be without a match."""
 
@@ -63,19 +64,22 @@ class NamesReader:
         self._mark: Sequence[object] = ()
         self._read_s = 0.0
 
-    def read(self, session: Session, run_id: str, *, always: bool) -> Names:
+    def read(
+        self, session: Session, run_id: str, *, always: bool, pace: Callable[[], None]
+    ) -> Names:
         """The names as they are now; the same object if nothing changed.
 
         Args:
             session: of the database.
             run_id: of the run whose page it is.
             always: read them even if their number and times are those of the last time, as they
-                are after two changes in the same second; else that waits for half a minute.
+                are after two changes in the same second; else that waits for some minutes.
+            pace: called between pieces of work; it may take a rest.
         """
         mark = _mark(session)
         old = time.monotonic() - self._read_s > _READ_EVERY_S
         if self._names is None or always or old or mark != self._mark:
-            names = read_names(session, run_id)
+            names = read_names(session, run_id, pace)
             self._mark, self._read_s = mark, time.monotonic()
             if names != self._names:
                 self._names = names
@@ -87,11 +91,16 @@ def _mark(session: Session) -> Sequence[object]:
     """Differs after almost any change of a name."""
     return [
         tuple(session.execute(select(func.count(), func.sum(column), func.max(column))).one())
-        for column in (Profile.updated_at_s, TeamProfile.updated_at_s, RunPage.updated_at_s)
+        for column in (
+            Profile.updated_at_s,
+            TeamProfile.updated_at_s,
+            RunPage.updated_at_s,
+            ErasedProfile.erased_at_s,
+        )
     ]
 
 
-def read_names(session: Session, run_id: str) -> Names:
+def read_names(session: Session, run_id: str, pace: Callable[[], None]) -> Names:
     """All of it, as the database has it now."""
     donors = session.execute(
         select(
@@ -100,14 +109,18 @@ def read_names(session: Session, run_id: str) -> Names:
             Profile.url,
             Profile.about,
             Profile.show_devices,
-        )
+        ).execution_options(yield_per=_ROWS)
     )
     teams = session.execute(
         select(TeamProfile.team, TeamProfile.display_name, TeamProfile.url, TeamProfile.about)
     )
     page = session.get(RunPage, run_id)
+    found = {}
+    for key, name, url, about, shown in donors:
+        found[key] = About(name, web_link(url), about, shown)
+        pace()
     return Names(
-        {key: About(name, web_link(url), about, shown) for key, name, url, about, shown in donors},
+        found,
         {team: About(name, web_link(url), about) for team, name, url, about in teams},
         page.join_link if page else None,
         page.notes if page else "",

@@ -267,7 +267,9 @@ class Reader:
                 if self._closing:
                     return
             always = head.size <= SMALL_LEAVES
-            names = self._names.read(session, standings.board.run_id, always=always)
+            names = self._names.read(
+                session, standings.board.run_id, always=always, pace=self._pace
+            )
             if known and known.note == row.checkpoint and known.names is names:
                 return
             snapshot = standings.freeze(next(self._serials), row.checkpoint, head, names)
