@@ -153,7 +153,6 @@ class _Record:
             "operation": what,
             "batch_leaves": self.batch,
             "log_leaves": self.leaves,
-            "seconds": round(wall_s, 3),
             "cpu_seconds": round(sum(cpu_s for _, cpu_s in spent), 3),
             "per_second": round(count / wall_s),
             "median_ms": round(1000 * statistics.median(each_s for each_s, _ in spent), 3),
