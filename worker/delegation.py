@@ -1,18 +1,17 @@
 """A donor's word that a device works for it, as a line of text that a person can carry over.
 
-The line is ``barnraise-device:`` and the signed DeviceDelegation in base64url. It is no secret: it
-is good for that device alone. A device gives for one donor: who has trained under its own key joins
-that key's account to the donor's instead (``barnraise donor merge``).
+The line (:mod:`protocol.device_line`) is no secret: it is good for that device alone. A device
+gives for one donor: who has trained under its own key joins that key's account to the donor's
+instead (``barnraise donor merge``).
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from protocol.device_line import DEVICE_LINE_PREFIX, device_line, parse_device_line
 from protocol.envelope import open_envelope, parse_envelope
 from protocol.errors import PeerFault, UsageError
 from protocol.identity import PeerId
@@ -20,7 +19,6 @@ from protocol.wire import records_pb2 as wire
 from worker.config import Home
 from worker.journal import Journal
 
-PREFIX = "barnraise-device:"
 ENROLLED_FOR = "enrolled_for"
 """The journal's note of the donor for whom the coordinator knows this device."""
 
@@ -41,8 +39,7 @@ class Vouched:
 
     @property
     def line(self) -> str:
-        data = self.envelope.SerializeToString(deterministic=True)
-        return PREFIX + base64.urlsafe_b64encode(data).decode()
+        return device_line(self.envelope)
 
 
 def day(time_s: int) -> str:
@@ -70,15 +67,15 @@ def read_line(text: str) -> Vouched:
         UsageError: it is damaged, or nobody signed it.
     """
     line = text.strip()
-    if len(line) > _MAX_LINE_BYTES or not line.startswith(PREFIX):
+    if len(line) > _MAX_LINE_BYTES or not line.startswith(DEVICE_LINE_PREFIX):
         raise UsageError(
-            f"not a delegation: it is one line that begins with {PREFIX!r}, as 'barnraise donor "
-            "add-device' prints it"
+            f"not a delegation: it is one line that begins with {DEVICE_LINE_PREFIX!r}, as "
+            "'barnraise donor add-device' prints it"
         )
     try:
-        data = base64.urlsafe_b64decode(line.removeprefix(PREFIX).encode())
-        signed = open_envelope(parse_envelope(data), wire.DeviceDelegation)
-    except (binascii.Error, ValueError, PeerFault) as error:
+        envelope = parse_envelope(parse_device_line(line))
+        signed = open_envelope(envelope, wire.DeviceDelegation)
+    except (ValueError, PeerFault) as error:
         raise UsageError(f"the delegation is damaged ({error}): copy the whole line") from error
     record = signed.record
     if record.donor != signed.signer:
@@ -92,7 +89,7 @@ def find(line_or_file: str) -> Vouched:
     Raises:
         UsageError: neither.
     """
-    if line_or_file.strip().startswith(PREFIX):
+    if line_or_file.strip().startswith(DEVICE_LINE_PREFIX):
         return read_line(line_or_file)
     return _read_file(Path(line_or_file))
 

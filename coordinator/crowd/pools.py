@@ -6,9 +6,9 @@ the form that ``barnraise worker delegation`` reads, and what a donor may sign.
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
 
+from protocol.device_line import device_line
 from protocol.envelope import seal
 from protocol.errors import UsageError
 from protocol.identity import Identity, PeerId, PublicKey
@@ -16,7 +16,6 @@ from protocol.wire import records_pb2 as wire
 
 POOL_KEYS = "pool-*.key"
 _NAME_CHARS = 12
-_LINE_PREFIX = "barnraise-device:"
 
 
 def pool_key_file(keys: Path, pool: PeerId) -> Path:
@@ -53,5 +52,4 @@ def vouch(pool: Identity, worker: PublicKey, not_after_s: int) -> str:
     record = wire.DeviceDelegation(
         donor=pool.peer_id, worker=worker.peer_id, not_after_s=not_after_s
     )
-    data = seal(record, pool).SerializeToString(deterministic=True)
-    return _LINE_PREFIX + base64.urlsafe_b64encode(data).decode()
+    return device_line(seal(record, pool))

@@ -12,13 +12,14 @@ import pytest
 from click.testing import CliRunner
 
 from barnraise import cli as barnraise
+from protocol.device_line import DEVICE_LINE_PREFIX
 from protocol.envelope import open_envelope, seal
 from protocol.errors import UsageError
 from protocol.identity import Identity
 from protocol.wire import records_pb2 as wire
 from worker import delegation
 from worker.config import Home
-from worker.delegation import PREFIX, Vouched, find, keep, read_line, require
+from worker.delegation import Vouched, find, keep, read_line, require
 from worker.doctor import _donor as donor_checks
 from worker.donor.desk import finish_rotation, open_journal
 from worker.donor.devices import vouch_for, vouch_for_neighbour
@@ -109,11 +110,11 @@ def test_a_line_holds_no_more_than_a_line(home: DonorHome, worker: Home) -> None
     assert read_line(f"  {good}\n").worker == device_of(worker)
     for damaged in (
         good[:-9],
-        good[: len(PREFIX)],
-        PREFIX + "!" * 40,
-        PREFIX + "A" * 5000,
-        good.removeprefix(PREFIX),
-        good.replace(PREFIX, "barnraise-consent:"),
+        good[: len(DEVICE_LINE_PREFIX)],
+        DEVICE_LINE_PREFIX + "!" * 40,
+        DEVICE_LINE_PREFIX + "A" * 5000,
+        good.removeprefix(DEVICE_LINE_PREFIX),
+        good.replace(DEVICE_LINE_PREFIX, "barnraise-consent:"),
     ):
         with pytest.raises(UsageError):
             read_line(damaged)
