@@ -115,16 +115,16 @@ def ledger_history() -> ModuleType:
     return _load("ledger_history")
 
 
-@pytest.fixture(scope="session")
-def crowd_history() -> ModuleType:
-    """``tests/crowd_history.py``: signs and records acts in a record of ``ledger_history``."""
-    return _load("crowd_history")
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A module that says ``BOTH_DATABASES = True`` is run over SQLite and over PostgreSQL."""
-    if "ledger_url" in metafunc.fixturenames and getattr(metafunc.module, "BOTH_DATABASES", False):
-        metafunc.parametrize("ledger_url", ["sqlite", "postgresql"], indirect=True)
+    """Run over SQLite and over PostgreSQL what a module asks for.
+
+    It says ``BOTH_DATABASES = True``, or the names of the tests that are worth it.
+    """
+    both = getattr(metafunc.module, "BOTH_DATABASES", ())
+    wanted = both is True or metafunc.function.__name__ in (both or ())
+    for name in ("ledger_url", "database_url"):
+        if wanted and name in metafunc.fixturenames:
+            metafunc.parametrize(name, ["sqlite", "postgresql"], indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -133,10 +133,10 @@ def postgres_rig() -> ModuleType:
     return _load("postgres_rig")
 
 
-@pytest.fixture
-def crowd(history: Any, crowd_history: ModuleType) -> Any:
-    """Acts in the record of ``history``: its donors are ``ada`` and ``bob``."""
-    return crowd_history.CrowdHistory(history)
+@pytest.fixture(scope="session")
+def crowd_history() -> ModuleType:
+    """``tests/crowd_history.py``: signs and records acts in a record of ``ledger_history``."""
+    return _load("crowd_history")
 
 
 @pytest.fixture(scope="session")
@@ -153,6 +153,16 @@ def ledger_template(postgres_server: Any) -> str:
 
 
 @pytest.fixture
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """URL of an empty database of the test's own, without any tables."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        yield f"sqlite:///{tmp_path}/coordinator.db"
+        return
+    with request.getfixturevalue("postgres_server").database() as url:
+        yield url
+
+
+@pytest.fixture
 def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """URL of a database of the test's own: a SQLite file, unless PostgreSQL is asked for."""
     if getattr(request, "param", "sqlite") == "sqlite":
@@ -161,6 +171,12 @@ def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     server = request.getfixturevalue("postgres_server")
     with server.database(request.getfixturevalue("ledger_template")) as url:
         yield url
+
+
+@pytest.fixture
+def crowd(history: Any, crowd_history: ModuleType) -> Any:
+    """Acts in the record of ``history``: its donors are ``ada`` and ``bob``."""
+    return crowd_history.CrowdHistory(history)
 
 
 @pytest.fixture
