@@ -16,7 +16,7 @@ from rich.table import Table
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("barnraise", "torch", "transformers", "numpy", "hivemind", "grpcio", "sqlalchemy")
 
-_TABLE_COLUMNS = 110
+_TABLE_COLUMNS = 120
 
 Row = dict[str, object]
 
