@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence, Set
 from itertools import islice
 from typing import Any
 
 from pydantic import Field
 
 from ledger.leaderboard.held import Held, Paged, held
-from ledger.leaderboard.names import find
 from ledger.leaderboard.person import Person
 from ledger.leaderboard.snapshot import BoardName, Snapshot, Sort, is_on
 from protocol.identity import PeerId
@@ -88,13 +87,13 @@ def anonymous_row(snapshot: Snapshot) -> Anonymous | None:
     return Anonymous(donations=found.donations, **held(found.sponsored))
 
 
-def matches(snapshot: Snapshot, board: BoardName, search: str) -> set[PeerId]:
+def matches(snapshot: Snapshot, board: BoardName, search: str) -> Set[PeerId]:
     """Who is on a board and has this in its name or in one of its keys."""
-    keys: Iterable[PeerId] = find(snapshot.blocks, search)
+    keys: Set[PeerId] = snapshot.lines.find(search)
     if snapshot.given_up:
-        keys = (snapshot.given_up.get(key, key) for key in keys)
+        keys = {snapshot.given_up.get(key, key) for key in keys}
     if board == "all":
-        return set(keys)
+        return keys
     people = snapshot.people
     return {key for key in keys if is_on(board, people[key])}
 

@@ -9,9 +9,12 @@ Invariants:
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress, repeat
+from operator import contains
 from urllib.parse import urlsplit
 
 from sqlalchemy import func, select
@@ -24,6 +27,9 @@ _ROWS = 1000
 _READ_EVERY_S = 300.0
 _BLOCK = 256
 """Lines that one look tells to be without a match."""
+
+_MOST_KEPT_KEYS = 500_000
+"""Of searches that are remembered: some 30 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +157,7 @@ class Index:
         self._lines: list[str] = []
         self._blocks: list[Block] = []
         self._stale: set[int] = set()
+        self._frozen = Lines(())
 
     def put(self, key: PeerId, name: str | None) -> None:
         """Let a donor be found by its key and by its name, if it has one."""
@@ -164,14 +171,16 @@ class Index:
             self._lines[place] = line
             self._stale.add(place // _BLOCK)
 
-    def freeze(self) -> tuple[Block, ...]:
-        """The index as it is now."""
-        for number in sorted(self._stale):
-            lines = tuple(self._lines[number * _BLOCK : (number + 1) * _BLOCK])
-            keys = tuple(self._keys[number * _BLOCK : (number + 1) * _BLOCK])
-            self._blocks[number : number + 1] = [Block("\n\n".join(lines), lines, keys)]
-        self._stale.clear()
-        return tuple(self._blocks)
+    def freeze(self) -> Lines:
+        """The index as it is now: the same one as before, where nothing changed."""
+        if self._stale:
+            for number in sorted(self._stale):
+                lines = tuple(self._lines[number * _BLOCK : (number + 1) * _BLOCK])
+                keys = tuple(self._keys[number * _BLOCK : (number + 1) * _BLOCK])
+                self._blocks[number : number + 1] = [Block("\n\n".join(lines), lines, keys)]
+            self._stale.clear()
+            self._frozen = Lines(tuple(self._blocks))
+        return self._frozen
 
 
 @dataclass(frozen=True)
@@ -183,15 +192,39 @@ class Block:
     keys: tuple[PeerId, ...]
 
 
-def find(blocks: Iterable[Block], wanted: str) -> list[PeerId]:
-    """Keys of the donors whose name or key holds ``wanted``, whatever the case of its letters."""
-    folded = wanted.casefold()
-    if "\n" in folded:
-        return []  # no name has a second line
-    return [
-        key
-        for block in blocks
-        if folded in block.text
-        for key, line in zip(block.keys, block.lines, strict=True)
-        if folded in line
-    ]
+class Lines:
+    """The index at one moment; safe to share between threads."""
+
+    def __init__(self, blocks: tuple[Block, ...]) -> None:
+        self._blocks = blocks
+        self._kept: dict[str, frozenset[PeerId]] = {}  # who turns pages asks again
+        self._kept_keys = 0
+        self._lock = threading.Lock()
+
+    def find(self, wanted: str) -> frozenset[PeerId]:
+        """Keys of those whose name or key holds ``wanted``, whatever the case of its letters."""
+        folded = wanted.casefold()
+        if "\n" in folded:
+            return frozenset()  # no name has a second line
+        with self._lock:
+            found = self._kept.get(folded)
+        if found is None:
+            found = frozenset(self._look(folded))
+            self._keep(folded, found)
+        return found
+
+    def _look(self, folded: str) -> Iterator[PeerId]:
+        for block in self._blocks:
+            if folded in block.text:  # then each line is looked at, but not by a loop of Python's
+                yield from compress(block.keys, map(contains, block.lines, repeat(folded)))
+
+    def _keep(self, folded: str, found: frozenset[PeerId]) -> None:
+        size = 1 + len(found)
+        with self._lock:
+            if size > _MOST_KEPT_KEYS or folded in self._kept:
+                return
+            while self._kept_keys + size > _MOST_KEPT_KEYS:
+                oldest = next(iter(self._kept))
+                self._kept_keys -= 1 + len(self._kept.pop(oldest))
+            self._kept[folded] = found
+            self._kept_keys += size

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from ledger.leaderboard.names import Block, Names
+from ledger.leaderboard.names import Lines, Names
 from ledger.leaderboard.order import Entry, Order
 from ledger.leaderboard.person import Person
 from ledger.leaderboard.recent import PerDay
@@ -77,7 +77,7 @@ class Snapshot:
     names: Names
     orders: Mapping[tuple[BoardName, Sort], Order]
     per_day: PerDay
-    blocks: tuple[Block, ...]  # where names and keys are found
+    lines: Lines  # where names and keys are found
     anonymous: AnonymousGivers
 
     @property

@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from ledger.leaderboard.names import Index, find, web_link
+from ledger.leaderboard import names
+from ledger.leaderboard.names import Index, web_link
 from ledger.leaderboard.order import Entry, Ranking
 from ledger.leaderboard.recent import Recent
 
@@ -114,14 +115,27 @@ def test_names_and_keys_are_found_by_any_part_in_any_case() -> None:
     keys = [f"12D3Key{number:04d}" for number in range(1000)]
     for number, key in enumerate(keys):
         index.put(key, f"Straße {number}" if number % 2 else None)
-    blocks = index.freeze()
-    assert find(blocks, "STRASSE 77") == ["12D3Key0077", *keys[771:780:2]]
-    assert find(blocks, "key0500") == ["12D3Key0500"]
-    assert len(find(blocks, "straße")) == 500
-    assert find(blocks, "77\n") == []
+    lines = index.freeze()
+    for _ in range(2):  # the second time from memory
+        assert lines.find("STRASSE 77") == {"12D3Key0077", *keys[771:780:2]}
+        assert lines.find("key0500") == {"12D3Key0500"}
+        assert len(lines.find("straße")) == 500
+        assert lines.find("77\n") == set()
+    assert index.freeze() is lines
     index.put(keys[77], None)
-    assert keys[77] in find(blocks, "straße 77")  # what was frozen stays
-    assert keys[77] not in find(index.freeze(), "straße 77")
+    assert keys[77] in lines.find("straße 77")  # what was frozen stays
+    assert keys[77] not in index.freeze().find("straße 77")
+
+
+def test_searches_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "_MOST_KEPT_KEYS", 250)
+    index = Index()
+    for number in range(200):
+        index.put(f"12D3Key{number:04d}", f"Ada {number}")
+    lines = index.freeze()
+    for _ in range(3):
+        for wanted, count in (("ada", 200), ("key000", 10), ("key", 200), ("nobody", 0)):
+            assert len(lines.find(wanted)) == count
 
 
 @pytest.mark.parametrize(
