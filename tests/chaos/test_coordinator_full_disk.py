@@ -87,7 +87,7 @@ def check_it_waits(rig: Any, coordinator: Any, doing: str) -> None:
     assert now["serving"]
     (sentence,) = [t["sentence"] for t in now["troubles"] if t["doing"] == doing]
     assert "space" in sentence
-    rig.join(f"visitor-{doing}")  # a Hello, and public files of the run
+    rig.join(f"to-{doing}")  # a Hello, and public files of the run
 
 
 def test_full_disks_are_waited_out(rig: Any) -> None:
