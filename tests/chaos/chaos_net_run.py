@@ -48,7 +48,8 @@ class NetRun:
             # Long: a round closes when the workers, which load for seconds, have committed.
             **{"max_steps": 20, "duration_s": 200.0, "grace_s": 30.0, "min_members": 1},
             **{"max_rounds": 3, "codec": "int8", "combine": "mean"},
-            **{"probation_steps": 0, "reducer_passes": 0, "auditor": "false", "port": PORT},
+            **{"probation_steps": 0, "reducer_passes": 0, "auditor": "false"},
+            **{"port": PORT, "public_url": ""},
             **settings,
         }
         toml = self.folder / "run.toml"
