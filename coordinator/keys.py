@@ -375,9 +375,12 @@ class KeyRing:
         return any(r.serial in revoked and r.public_key == public.raw for r in records)
 
     def _lasting(self, now_s: int) -> tuple[wire.Envelope, ...]:
-        """Delegations that still hold: records under them stay valid."""
+        """Delegations that still hold: records under them stay valid. And those that were revoked:
+        without them nobody would know which keys are not to be trusted again.
+        """
+        revoked = revoked_serials(self.revocations)
         records = zip(self.delegations, opened(self.delegations), strict=True)
-        return tuple(envelope for envelope, record in records if record.not_after_s > now_s)
+        return tuple(e for e, r in records if r.not_after_s > now_s or r.serial in revoked)
 
     def _store(self, directory: Path) -> None:
         document = {
