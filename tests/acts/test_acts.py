@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from acts_rig import CAMPAIGN, DAY_S, TREASURER, Acts, id_of, key
 from sqlalchemy import delete, event, select
+from sqlalchemy.exc import OperationalError
 
 from coordinator.context import EngineOptions
 from coordinator.crowd.profiles import erase_person
@@ -28,6 +29,8 @@ from protocol.errors import (
     NotEnrolled,
     NotFound,
     RateLimited,
+    Stale,
+    TransientError,
     UsageError,
 )
 from protocol.wire import records_pb2 as wire
@@ -255,6 +258,36 @@ async def test_a_dated_act_is_told_again_but_not_done_again(start_acts: Start) -
     await acts.act(shown, ada)
     with pytest.raises(BadRecord, match="answered before"):
         await acts.act(shown, ada)
+    acts.verify()
+
+
+async def test_a_dated_act_that_failed_in_passing_is_taken_as_it_was_signed(
+    start_acts: Start,
+) -> None:
+    """Whoever gets no answer sends the same bytes again: nothing was done, so it is done now."""
+    acts = await start_acts()
+    ada = acts.rig.enrol(2).identity
+    await acts.act(acts.team(ada), ada)
+    joined = seal(acts.membership(ada), ada)
+
+    def away(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if statement.startswith("INSERT INTO act "):
+            raise OperationalError(statement, parameters, Exception("the database is locked"))
+
+    engine = acts.rig.database.engine
+    event.listen(engine, "before_cursor_execute", away)
+    with pytest.raises(TransientError, match="locked"):
+        await acts.act(joined, ada)
+    event.remove(engine, "before_cursor_execute", away)
+    assert (await acts.act(joined, ada)).recorded
+    stale = acts.membership(ada, None)
+    stale.freshness.CopyFrom(acts.fresh(age_s=300))
+    with pytest.raises(Stale):
+        await acts.act(stale, ada)
+    stale.freshness.CopyFrom(acts.fresh())
+    stale.freshness.nonce = b"any text, for ever"
+    with pytest.raises(BadRecord, match="16 random bytes"):
+        await acts.act(stale, ada)
     acts.verify()
 
 
