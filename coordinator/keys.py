@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -346,6 +346,21 @@ class KeyRing:
         root = self._root_for("revoking", directory)
         revocation = self._revocation(serial, reason, root)
         ring = replace(self, revocations=(*self.revocations, revocation))
+        ring._store(directory)
+        return ring
+
+    def told(
+        self,
+        directory: Path,
+        delegations: Iterable[wire.Envelope],
+        revocations: Iterable[wire.Envelope],
+    ) -> KeyRing:
+        """Keep what the root key signed besides, as others have it."""
+        ring = replace(
+            self,
+            delegations=(*self.delegations, *(e for e in delegations if e not in self.delegations)),
+            revocations=(*self.revocations, *(e for e in revocations if e not in self.revocations)),
+        )
         ring._store(directory)
         return ring
 

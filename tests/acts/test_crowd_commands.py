@@ -8,6 +8,7 @@ import io
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -30,6 +31,7 @@ from ledger.sources import DatabaseSource
 from ledger.tree import tree_size
 from ledger.verify import verify
 from protocol.envelope import open_envelope, parse_envelope
+from protocol.errors import BadSignature
 from protocol.identity import Identity
 from protocol.wire import records_pb2 as wire
 
@@ -359,6 +361,38 @@ def test_keys_live_on_in_renewals_rotations_and_backups(
     assert again.json("pool", "list")[0]["key_is_here"]
     assert again.json("pool", "list")[0]["pool"] == pool
     again.run("campaign", "news", "--title", "moved", "--text", "hello")
+    again.verify()
+
+
+def test_a_restore_forgets_no_key_that_was_revoked(
+    folder: Folder, made: Path, tmp_path: Path
+) -> None:
+    """The backup has the stolen key, and is older than its revocation."""
+    open_campaign(folder)
+    stolen = Identity.load(folder.folder.keys / "campaign.key")
+    make_backup(folder.path, tmp_path / "backup.tar", with_root_key=True)
+    folder.run("rotate-keys", "--campaign", "--revoke-old", "--why", "stolen")
+    folder.run("campaign", "news", "--title", "new keys", "--text", "hello")
+    database = folder.database()
+    with database.session() as session:
+        restore(
+            tmp_path / "backup.tar",
+            tmp_path / "again",
+            data=made / "data",
+            record=DatabaseSource(session),
+        )
+    database.close()
+    again = Folder(tmp_path / "again")
+    again.run("renew-keys")
+    assert "never trusted again" in again.refused("campaign", "news", "--title", "a", "--text", "b")
+    again.run("rotate-keys", "--campaign")
+    again.run("campaign", "news", "--title", "moved", "--text", "hello")
+    manifest = again.folder.read_manifest()
+    ring = KeyRing.load(
+        again.folder.keys, run_id=manifest.run_id, root_id=manifest.root, now_s=0, checked=False
+    )
+    with pytest.raises(BadSignature):
+        ring.trust().require(wire.KEY_PURPOSE_CAMPAIGN, stolen.public.raw, time.time())
     again.verify()
 
 
