@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from sqlalchemy.exc import OperationalError
 
 from coordinator.context import EngineOptions
 from coordinator.crowd.profiles import erase_person
+from coordinator.database import Database
 from coordinator.recovered_log import keep_acts
 from coordinator.schema import WorkerRow
 from ledger.log import read_leaves
@@ -394,6 +396,19 @@ async def test_erasing_a_person_takes_what_leads_to_it(start_acts: Start) -> Non
     revised = acts.pledge(new, "mine", revision=1, **hidden)
     with pytest.raises(UsageError, match="not known any more"):
         await acts.act(revised, new)
+
+
+def test_what_was_erased_is_overwritten_on_the_disk(tmp_path: Path) -> None:
+    file = tmp_path / "coordinator.db"
+    database = Database(f"sqlite:///{file}")
+    database.upgrade()
+    who, told = key("ada").peer_id, "Zebrafinch"
+    with database.session() as session:
+        session.add(Profile(donor=who, display_name="Ada", about=told, updated_at_s=1))
+    with database.session() as session:
+        erase_person(session, who, 2.0)
+    database.close()
+    assert told.encode() not in file.read_bytes()
 
 
 async def test_an_act_is_undone_with_its_transaction(start_acts: Start) -> None:
