@@ -305,6 +305,31 @@ def test_a_treasurer_on_another_machine(
     folder.verify()
 
 
+def test_a_treasurer_elsewhere_names_payments_as_they_were_named(
+    folder: Folder, export: Callable[..., str], tmp_path: Path
+) -> None:
+    """Whoever signs offline does not know by which ids earlier imports went."""
+    short = Path(export({"legacyId": "d3f98b95"}))
+    short.write_text(short.read_text().replace("legacyId", "shortId", 1))
+    folder.run("donations", "import", str(short), "--yes")
+    key_file, out = tmp_path / "treasurer.key", tmp_path / "march.json"
+    made = folder.json("treasurer", "new-key", str(key_file), here=False)
+    folder.run("treasurer", "appoint", made["key"])
+    sign = ("treasurer", "sign", "--key", str(key_file), "--link", folder.link, "--out", str(out))
+    folder.run(*sign, export({"legacyId": 1}), here=False)  # the same payment
+    refusal = folder.refused("donations", "add", str(out))
+    assert "by the column legacyId, earlier imports by shortId" in refusal
+    assert len(folder.json("donations", "list")) == 1
+    out.unlink()
+    folder.run(*sign, str(short), here=False)
+    assert folder.json("donations", "add", str(out))["recorded_before"] == 1
+    out.unlink()
+    payment = ("--amount", "5", "--currency", "EUR", "--reference", "bank:7")
+    folder.run(*sign, *payment, here=False)
+    assert len(folder.json("donations", "add", str(out))["leaf_indexes"]) == 1
+    folder.verify()
+
+
 def test_files_of_acts_that_are_not_what_they_say(folder: Folder, tmp_path: Path) -> None:
     file = tmp_path / "acts.json"
     run_id = folder.folder.read_manifest().run_id.hex()
