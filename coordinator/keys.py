@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -349,6 +349,21 @@ class KeyRing:
         ring._store(directory)
         return ring
 
+    def told(
+        self,
+        directory: Path,
+        delegations: Iterable[wire.Envelope],
+        revocations: Iterable[wire.Envelope],
+    ) -> KeyRing:
+        """Keep what the root key signed besides, as others have it."""
+        ring = replace(
+            self,
+            delegations=(*self.delegations, *(e for e in delegations if e not in self.delegations)),
+            revocations=(*self.revocations, *(e for e in revocations if e not in self.revocations)),
+        )
+        ring._store(directory)
+        return ring
+
     def _revocation(self, serial: int, reason: str, root: Identity) -> wire.Envelope:
         return seal(wire.Revocation(run_id=self.run_id, serial=serial, reason=reason), root)
 
@@ -375,9 +390,12 @@ class KeyRing:
         return any(r.serial in revoked and r.public_key == public.raw for r in records)
 
     def _lasting(self, now_s: int) -> tuple[wire.Envelope, ...]:
-        """Delegations that still hold: records under them stay valid."""
+        """Delegations that still hold: records under them stay valid. And those that were revoked:
+        without them nobody would know which keys are not to be trusted again.
+        """
+        revoked = revoked_serials(self.revocations)
         records = zip(self.delegations, opened(self.delegations), strict=True)
-        return tuple(envelope for envelope, record in records if record.not_after_s > now_s)
+        return tuple(e for e, r in records if r.not_after_s > now_s or r.serial in revoked)
 
     def _store(self, directory: Path) -> None:
         document = {

@@ -102,13 +102,21 @@ class NonceCache:
         self._seen: set[tuple[PeerId, bytes]] = set()
         self._expiry: deque[tuple[float, bool, tuple[PeerId, bytes]]] = deque()
 
-    def check(self, signer: PeerId, freshness: wire.Freshness, *, known: bool = True) -> None:
+    def check(
+        self,
+        signer: PeerId,
+        freshness: wire.Freshness,
+        *,
+        known: bool = True,
+        once: bool = True,
+    ) -> None:
         """Insist that the request is new.
 
         Args:
             signer: whose key signed it.
             freshness: from the request.
             known: of a device that was let in: strangers have but a share of the memory.
+            once: False: its age alone matters, for something else sees that it is done but once.
 
         Raises:
             Stale: it is dated too far from our clock, either way. A machine that slept does
@@ -125,6 +133,8 @@ class NonceCache:
             )
         if len(freshness.nonce) != _NONCE_BYTES:
             raise BadRecord(f"a nonce is {_NONCE_BYTES} random bytes")
+        if not once:
+            return
         self._forget(now)
         key = (signer, freshness.nonce)
         if key in self._seen:
@@ -233,13 +243,13 @@ class RequestGuard:
         self._keys.take(act.signer)
         return act
 
-    def check_fresh(self, signer: PeerId, freshness: wire.Freshness) -> None:
-        """Step 5.
+    def check_fresh(self, signer: PeerId, freshness: wire.Freshness, *, once: bool = True) -> None:
+        """Step 5; see :meth:`NonceCache.check`.
 
         Raises:
             Stale, BadRecord, TransientError: see the steps.
         """
-        self._nonces.check(signer, freshness, known=signer in self.known)
+        self._nonces.check(signer, freshness, known=signer in self.known, once=once)
 
     def _let_ask(self, envelope: wire.Envelope, peer: str) -> None:
         """Step 1."""

@@ -36,7 +36,7 @@ from coordinator.serve import engine_options
 from coordinator.snapshot import PGDUMP, SQLITE, restore_dump
 from coordinator.turn import running_round
 from ledger import tree
-from ledger.authority import store_delegations
+from ledger.authority import load_delegations, store_delegations
 from ledger.log import Log
 from ledger.sources import Source
 from protocol.dataset import DatasetManifest, read_manifest, verify_folder
@@ -239,6 +239,7 @@ def _go_on(
             number = running_round(session).number
             if record is not None:
                 recovered = recover(context, session, record)
+                _tell_keys(run, session)
             skip = skip_rounds
             if skip is None:
                 left, since_s = context.keys.draws.rounds - number, now_s - backup.list.made_at_s
@@ -252,6 +253,13 @@ def _go_on(
     finally:
         database.close()
     return continuation, recovered
+
+
+def _tell_keys(run: _Run, session: Session) -> None:
+    """A key that was revoked since the backup must not be renewed: somebody else may have it."""
+    known = load_delegations(session)
+    assert known is not None, "those of the run's own keys were just stored"
+    run.context.keys.told(run.folder.keys, known.delegations, known.revocations)
 
 
 def _check_database(session: Session, context: RunContext) -> None:

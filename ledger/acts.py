@@ -4,6 +4,8 @@ Invariants:
 
 * Nothing of an envelope is used before its signature is checked, its ids and texts are bounded, and
   its signer is the one whose act it claims to be (:func:`open_act`).
+* The signed bytes are those of the fields that are checked, and no others: what is recorded is
+  served for ever, so nothing else may ride along.
 * A leaf follows from its act, the run and the time at which it was recorded, and from nothing else
   (:func:`leaf_of`). So a public act can be compared with its leaf field by field.
 
@@ -90,6 +92,7 @@ def open_act(envelope: wire.Envelope) -> Act:
         raise BadRecord(f"{envelope.payload_type[:100]!r} is no act that this version knows")
     signed = open_envelope(envelope, kind.record)
     record = signed.record
+    _check_bytes(record, signed.envelope.payload)
     for name in kind.ids:
         if len(getattr(record, name)) != _ID_BYTES:
             raise BadRecord(f"{name} is {_ID_BYTES} bytes long, not {len(getattr(record, name))}")
@@ -137,9 +140,18 @@ def purpose_of(act: Act) -> wire.KeyPurpose | None:
     return _KINDS[act.envelope.payload_type].purpose
 
 
+def _check_bytes(record: Record, payload: bytes) -> None:
+    known = type(record)()
+    known.CopyFrom(record)
+    known.DiscardUnknownFields()
+    if known.SerializeToString(deterministic=True) != payload:
+        raise BadRecord(f"a {record.DESCRIPTOR.name} with more in it than this version knows")
+
+
 def _check_consent(record: Record, old: PeerId, new: PeerId) -> None:
     try:
         consent = open_envelope(record.consent, wire.KeyConsent, signer=new).record
+        _check_bytes(consent, record.consent.payload)
     except (BadRecord, BadSignature) as error:
         raise type(error)(f"the consent of the key that takes the account: {error}") from error
     if (consent.run_id, consent.of, consent.into) != (record.run_id, old, new):

@@ -7,7 +7,7 @@ rounded.
 from __future__ import annotations
 
 import re
-from decimal import Decimal
+from decimal import Context, Decimal
 
 from ledger.leaf import MAX_SAFE_INTEGER
 from protocol.errors import BadRecord
@@ -22,6 +22,8 @@ _DECIMALS = {
 
 _CURRENCY = re.compile(r"[A-Z]{3}")
 _AMOUNT = re.compile(r"[+-]?[0-9]{1,18}(\.[0-9]{1,18})?")
+_EXACT = Context(prec=36)
+"""Holds every digit of such an amount: the usual context rounds to 28."""
 
 
 def check_currency(currency: str) -> str:
@@ -50,7 +52,7 @@ def parse_amount(text: str, currency: str) -> int:
     if not _AMOUNT.fullmatch(text):
         raise BadRecord(f"{text[:40]!r} is not an amount, such as 12.50")
     places = decimals(check_currency(currency))
-    minor = Decimal(text).scaleb(places)
+    minor = Decimal(text).scaleb(places, _EXACT)
     if minor != minor.to_integral_value():
         raise BadRecord(f"{text[:40]} {currency} has more than the {places} decimals of {currency}")
     if abs(minor) > MAX_SAFE_INTEGER:

@@ -305,7 +305,7 @@ def _one_payment(
 def _from_file(run: Organiser, file: Path) -> tuple[list[Any], int]:
     """Acts of a file that are not recorded yet, and how many are."""
     from coordinator.crowd.acts_file import read_acts
-    from coordinator.crowd.donations import known_donations
+    from coordinator.crowd.donations import check_id_kind, known_donations, used_id_kinds
     from ledger.acts import open_act
     from protocol.errors import PeerFault
     from protocol.wire import records_pb2 as wire
@@ -313,7 +313,7 @@ def _from_file(run: Organiser, file: Path) -> tuple[list[Any], int]:
     known = run.read(lambda session: known_donations(session, run.board))
     ids = {one.donation.leaf.donation for one in known}
     references = {one.act.reference for one in known if one.act is not None}
-    acts, left_out = [], 0
+    used, acts, left_out = used_id_kinds(known), list[Any](), 0
     for number, envelope in enumerate(read_acts(file, run.run_id), start=1):
         try:
             act = open_act(envelope)
@@ -326,6 +326,10 @@ def _from_file(run: Organiser, file: Path) -> tuple[list[Any], int]:
             if record.donation.hex() in ids or record.reference in references:
                 left_out += 1
                 continue
+            try:
+                check_id_kind(record.reference, used)
+            except UsageError as error:
+                raise UsageError(f"act {number} of {file}: {error}; nothing was recorded") from None
             ids.add(record.donation.hex())
             references.add(record.reference)
         acts.append(envelope)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from ledger.fold import Board
     from protocol.identity import PublicKey
 
+_LAST_S = 253_402_300_799
+"""The end of the year 9999; acts may be dated later."""
+
 run_dir_option = click.option(
     "--run-dir",
     type=click.Path(path_type=Path, file_okay=False),
@@ -101,8 +104,10 @@ def time_option(text: str, *, end_of_day: bool = False) -> int:
 
 
 def day(at_s: int | float | None) -> str:
-    """A date for a person."""
-    return "" if at_s is None else datetime.fromtimestamp(at_s, UTC).date().isoformat()
+    """A date for a person; what is later than dates go has the last one."""
+    if at_s is None:
+        return ""
+    return datetime.fromtimestamp(min(at_s, _LAST_S), UTC).date().isoformat()
 
 
 def key_option(text: str) -> PublicKey:

@@ -4,7 +4,7 @@ Steps, all of which must hold, beyond the signature that every request needs:
 
 1. it is an act that donors sign; what organisers sign, they record themselves;
 2. the same act was not recorded before: else it is answered as then;
-3. where the act is dated: it is fresh and was not seen before;
+3. where the act is dated: it is fresh; and was not seen before, where the record does not tell;
 4. its signer has an account in the run and is not blocked, with any of its keys;
 5. the record takes it (:mod:`coordinator.crowd.book`);
 6. the person has not acted too often today: the record is for ever, and everybody keeps all of it.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from coordinator.blocks import reason_for
 from coordinator.context import RunContext
@@ -47,7 +47,11 @@ _DAY_S = 24 * 3600
 _LEAVES_PER_TURN = 500
 """So many are folded while everybody else waits for the database."""
 
-CheckFresh = Callable[[PeerId, wire.Freshness], None]
+
+class CheckFresh(Protocol):
+    """Insists that a dated act is fresh, and with ``once`` that it was not seen before."""
+
+    def __call__(self, signer: PeerId, freshness: wire.Freshness, *, once: bool = True) -> None: ...
 
 
 class ActDesk:
@@ -83,7 +87,7 @@ class ActDesk:
 
         Args:
             act: opened.
-            check_fresh: insists that a dated act is new.
+            check_fresh: insists that a dated act is fresh.
 
         Raises:
             BadRecord, BadSignature, NotEnrolled, Conflict, UsageError, RateLimited, Stale: see
@@ -94,11 +98,14 @@ class ActDesk:
             raise BadRecord(f"a {record.DESCRIPTOR.name} is recorded by the organisers only")
         if isinstance(record, wire.ProfileUpdate):
             check_profile(record)
-        if isinstance(record, wire.TeamMembership | wire.ProfileUpdate):
+            check_fresh(act.signer, record.freshness)
+        if isinstance(record, wire.TeamMembership):
             earlier = await self._database.run(lambda session: self.book.find(session, act))
             if earlier is not None:
                 return _reply(earlier)
-            check_fresh(act.signer, record.freshness)
+            # The record takes it but once. Were its nonce spent, it could not come again after
+            # what fails in passing.
+            check_fresh(act.signer, record.freshness, once=False)
         await self.follow()
         reply: service_pb2.ActReply = await self._turn(lambda turn: self._take(turn, act))
         return reply

@@ -198,16 +198,43 @@ def choose_id_kind(offered: Sequence[IdKind], known: Sequence[Known]) -> IdKind:
     Raises:
         UsageError: the export does not have the kind that was used before.
     """
-    used = {kind for one in known if one.act is not None for kind in [_kind(one.act.reference)]}
-    used.discard(None)
+    used = used_id_kinds(known)
     for kind in offered:
         if not used or kind in used:
             return kind
-    column = " or ".join(ID_KINDS[kind][0] for kind in ID_KINDS if kind in used)
     raise UsageError(
-        f"earlier imports name payments by the column {column}, which this export does not have: "
-        "export it with that column, or every donation would be recorded twice"
+        f"earlier imports name payments by the column {_columns(used)}, which this export does "
+        "not have: export it with that column, or every donation would be recorded twice"
     )
+
+
+def check_id_kind(reference: str, used: set[IdKind]) -> None:
+    """Insist that a payment of an export is named as earlier imports named theirs.
+
+    Args:
+        reference: of the payment.
+        used: :func:`used_id_kinds`.
+
+    Raises:
+        UsageError: it is not.
+    """
+    kind = _kind(reference)
+    if kind is not None and used and kind not in used:
+        raise UsageError(
+            f"it names a payment by the column {_columns({kind})}, earlier imports by "
+            f"{_columns(used)}: have an export signed with that column and without this one, or "
+            "every donation would be recorded twice"
+        )
+
+
+def used_id_kinds(known: Sequence[Known]) -> set[IdKind]:
+    """Kinds of id that earlier imports went by."""
+    kinds = (_kind(one.act.reference) for one in known if one.act is not None)
+    return {kind for kind in kinds if kind is not None}
+
+
+def _columns(kinds: set[IdKind]) -> str:
+    return " or ".join(ID_KINDS[kind][0] for kind in ID_KINDS if kind in kinds)
 
 
 def _kind(reference: str) -> IdKind | None:

@@ -80,9 +80,15 @@ def update_profile(
 
 
 def join_profiles(session: Session, old: PeerId, new: PeerId) -> None:
-    """A person is shown under another key from here on: its profile stands, else the old one's."""
+    """A person is shown under another key from here on: its profile stands, else the old one's.
+
+    Likewise that a profile was erased.
+    """
     if session.get(Profile, new) is None and session.get(ErasedProfile, new) is None:
         session.execute(update(Profile).where(Profile.donor == old).values(donor=new))
+        erased = session.get(ErasedProfile, old)
+        if erased is not None:
+            session.add(ErasedProfile(subject=new, erased_at_s=erased.erased_at_s))
     else:
         session.execute(delete(Profile).where(Profile.donor == old))
     session.flush()

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from coordinator.crowd.book import Book
 from coordinator.crowd.delegations import log_delegations
+from coordinator.requests import NonceCache
 from ledger.acts import open_act
 from ledger.authority import store_delegations
 from ledger.fold import Board, fold
@@ -22,8 +23,7 @@ from ledger.sources import DatabaseSource
 from ledger.tree import tree_size
 from ledger.verify import verify
 from protocol.envelope import seal
-from protocol.errors import BadRecord
-from protocol.identity import Identity, PeerId
+from protocol.identity import Identity
 from protocol.trust import delegate
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2 as api
@@ -55,9 +55,10 @@ class Acts:
     """Whoever acts in the run of an engine's rig."""
 
     rig: Any
-    seen: set[tuple[PeerId, bytes]] = field(default_factory=set)
+    nonces: NonceCache = field(init=False)
 
     def __post_init__(self) -> None:
+        self.nonces = NonceCache(lambda: float(self.rig.now_s))
         self.book = Book(self.rig.log, self.rig.manifest)  # an organiser's
 
     @property
@@ -214,13 +215,8 @@ class Acts:
         if envelope is None:
             assert signer is not None
             envelope = seal(record, signer)
-        reply: api.ActReply = await self.rig.engine.act(open_act(envelope), self._check_fresh)
+        reply: api.ActReply = await self.rig.engine.act(open_act(envelope), self.nonces.check)
         return reply
-
-    def _check_fresh(self, signer: PeerId, freshness: wire.Freshness) -> None:
-        if (signer, freshness.nonce) in self.seen:
-            raise BadRecord("this request was answered before")
-        self.seen.add((signer, freshness.nonce))
 
     def record(self, record: Message, signer: Identity) -> int:
         """As an organiser's command does; the leaf's index."""

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from acts_rig import CAMPAIGN, DAY_S, TREASURER, Acts, id_of, key
 from sqlalchemy import delete, event, select
+from sqlalchemy.exc import OperationalError
 
 from coordinator.context import EngineOptions
 from coordinator.crowd.profiles import erase_person
+from coordinator.database import Database
 from coordinator.recovered_log import keep_acts
 from coordinator.schema import WorkerRow
 from ledger.log import read_leaves
@@ -28,6 +31,8 @@ from protocol.errors import (
     NotEnrolled,
     NotFound,
     RateLimited,
+    Stale,
+    TransientError,
     UsageError,
 )
 from protocol.wire import records_pb2 as wire
@@ -258,6 +263,36 @@ async def test_a_dated_act_is_told_again_but_not_done_again(start_acts: Start) -
     acts.verify()
 
 
+async def test_a_dated_act_that_failed_in_passing_is_taken_as_it_was_signed(
+    start_acts: Start,
+) -> None:
+    """Whoever gets no answer sends the same bytes again: nothing was done, so it is done now."""
+    acts = await start_acts()
+    ada = acts.rig.enrol(2).identity
+    await acts.act(acts.team(ada), ada)
+    joined = seal(acts.membership(ada), ada)
+
+    def away(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if statement.startswith("INSERT INTO act "):
+            raise OperationalError(statement, parameters, Exception("the database is locked"))
+
+    engine = acts.rig.database.engine
+    event.listen(engine, "before_cursor_execute", away)
+    with pytest.raises(TransientError, match="locked"):
+        await acts.act(joined, ada)
+    event.remove(engine, "before_cursor_execute", away)
+    assert (await acts.act(joined, ada)).recorded
+    stale = acts.membership(ada, None)
+    stale.freshness.CopyFrom(acts.fresh(age_s=300))
+    with pytest.raises(Stale):
+        await acts.act(stale, ada)
+    stale.freshness.CopyFrom(acts.fresh())
+    stale.freshness.nonce = b"any text, for ever"
+    with pytest.raises(BadRecord, match="16 random bytes"):
+        await acts.act(stale, ada)
+    acts.verify()
+
+
 async def test_profiles_are_shown_and_erased(start_acts: Start) -> None:
     acts = await start_acts()
     ada = acts.rig.enrol(2).identity
@@ -361,6 +396,19 @@ async def test_erasing_a_person_takes_what_leads_to_it(start_acts: Start) -> Non
     revised = acts.pledge(new, "mine", revision=1, **hidden)
     with pytest.raises(UsageError, match="not known any more"):
         await acts.act(revised, new)
+
+
+def test_what_was_erased_is_overwritten_on_the_disk(tmp_path: Path) -> None:
+    file = tmp_path / "coordinator.db"
+    database = Database(f"sqlite:///{file}")
+    database.upgrade()
+    who, told = key("ada").peer_id, "Zebrafinch"
+    with database.session() as session:
+        session.add(Profile(donor=who, display_name="Ada", about=told, updated_at_s=1))
+    with database.session() as session:
+        erase_person(session, who, 2.0)
+    database.close()
+    assert told.encode() not in file.read_bytes()
 
 
 async def test_an_act_is_undone_with_its_transaction(start_acts: Start) -> None:

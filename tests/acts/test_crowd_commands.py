@@ -8,6 +8,7 @@ import io
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -30,6 +31,7 @@ from ledger.sources import DatabaseSource
 from ledger.tree import tree_size
 from ledger.verify import verify
 from protocol.envelope import open_envelope, parse_envelope
+from protocol.errors import BadSignature
 from protocol.identity import Identity
 from protocol.wire import records_pb2 as wire
 
@@ -303,6 +305,31 @@ def test_a_treasurer_on_another_machine(
     folder.verify()
 
 
+def test_a_treasurer_elsewhere_names_payments_as_they_were_named(
+    folder: Folder, export: Callable[..., str], tmp_path: Path
+) -> None:
+    """Whoever signs offline does not know by which ids earlier imports went."""
+    short = Path(export({"legacyId": "d3f98b95"}))
+    short.write_text(short.read_text().replace("legacyId", "shortId", 1))
+    folder.run("donations", "import", str(short), "--yes")
+    key_file, out = tmp_path / "treasurer.key", tmp_path / "march.json"
+    made = folder.json("treasurer", "new-key", str(key_file), here=False)
+    folder.run("treasurer", "appoint", made["key"])
+    sign = ("treasurer", "sign", "--key", str(key_file), "--link", folder.link, "--out", str(out))
+    folder.run(*sign, export({"legacyId": 1}), here=False)  # the same payment
+    refusal = folder.refused("donations", "add", str(out))
+    assert "by the column legacyId, earlier imports by shortId" in refusal
+    assert len(folder.json("donations", "list")) == 1
+    out.unlink()
+    folder.run(*sign, str(short), here=False)
+    assert folder.json("donations", "add", str(out))["recorded_before"] == 1
+    out.unlink()
+    payment = ("--amount", "5", "--currency", "EUR", "--reference", "bank:7")
+    folder.run(*sign, *payment, here=False)
+    assert len(folder.json("donations", "add", str(out))["leaf_indexes"]) == 1
+    folder.verify()
+
+
 def test_files_of_acts_that_are_not_what_they_say(folder: Folder, tmp_path: Path) -> None:
     file = tmp_path / "acts.json"
     run_id = folder.folder.read_manifest().run_id.hex()
@@ -359,6 +386,38 @@ def test_keys_live_on_in_renewals_rotations_and_backups(
     assert again.json("pool", "list")[0]["key_is_here"]
     assert again.json("pool", "list")[0]["pool"] == pool
     again.run("campaign", "news", "--title", "moved", "--text", "hello")
+    again.verify()
+
+
+def test_a_restore_forgets_no_key_that_was_revoked(
+    folder: Folder, made: Path, tmp_path: Path
+) -> None:
+    """The backup has the stolen key, and is older than its revocation."""
+    open_campaign(folder)
+    stolen = Identity.load(folder.folder.keys / "campaign.key")
+    make_backup(folder.path, tmp_path / "backup.tar", with_root_key=True)
+    folder.run("rotate-keys", "--campaign", "--revoke-old", "--why", "stolen")
+    folder.run("campaign", "news", "--title", "new keys", "--text", "hello")
+    database = folder.database()
+    with database.session() as session:
+        restore(
+            tmp_path / "backup.tar",
+            tmp_path / "again",
+            data=made / "data",
+            record=DatabaseSource(session),
+        )
+    database.close()
+    again = Folder(tmp_path / "again")
+    again.run("renew-keys")
+    assert "never trusted again" in again.refused("campaign", "news", "--title", "a", "--text", "b")
+    again.run("rotate-keys", "--campaign")
+    again.run("campaign", "news", "--title", "moved", "--text", "hello")
+    manifest = again.folder.read_manifest()
+    ring = KeyRing.load(
+        again.folder.keys, run_id=manifest.run_id, root_id=manifest.root, now_s=0, checked=False
+    )
+    with pytest.raises(BadSignature):
+        ring.trust().require(wire.KEY_PURPOSE_CAMPAIGN, stolen.public.raw, time.time())
     again.verify()
 
 

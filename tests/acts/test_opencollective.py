@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from coordinator.crowd.cli_options import day
 from coordinator.crowd.opencollective import (
     MAX_EXPORT_BYTES,
     Export,
@@ -300,7 +301,19 @@ def test_decimals_are_those_of_the_currency(
     assert format_amount(minor, currency) == shown
 
 
-@pytest.mark.parametrize(("text", "currency"), [("0.5", "JPY"), ("1.2345", "KWD"), ("1 0", "EUR")])
+@pytest.mark.parametrize(
+    ("text", "currency"),
+    [
+        ("0.5", "JPY"),
+        ("1.2345", "KWD"),
+        ("1 0", "EUR"),
+        ("1234567890123.000000000000000001", "EUR"),  # over 28 digits, which Decimal rounds to
+    ],
+)
 def test_amounts_are_exact_or_refused(text: str, currency: str) -> None:
     with pytest.raises(BadRecord):
         parse_amount(text, currency)
+
+
+def test_dates_of_acts_may_lie_after_the_last_one() -> None:
+    assert (day(1_686_030_437), day(2**53 - 1), day(None)) == ("2023-06-06", "9999-12-31", "")

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from acts_rig import Acts, key
 from sqlalchemy import select
 
+from coordinator.crowd.profiles import take_name
 from ledger.schema import ErasedProfile, Profile
 
 Start = Callable[..., Awaitable[Acts]]
@@ -50,3 +51,16 @@ async def test_who_erases_is_forgotten_under_every_key(start_acts: Start) -> Non
     with acts.rig.database.session() as session:
         gone = set(session.scalars(select(ErasedProfile.subject)))
     assert gone == {ada.peer_id, bob.peer_id}
+
+
+async def test_what_was_erased_stays_so_under_a_new_key(start_acts: Start) -> None:
+    acts = await start_acts()
+    ada, new = acts.rig.enrol(2).identity, key("new")
+    await acts.act(acts.profile(ada, erase=True), ada)
+    await acts.act(acts.key_change(ada, new), ada)
+    with acts.rig.database.session() as session:  # as the enrolment of a device does
+        take_name(session, new.peer_id, "Ada", "", acts.rig.now_s)
+    assert names(acts) == {}
+    acts.rig.now_s += 60
+    await acts.act(acts.profile(new, display_name="Ada again"), new)
+    assert names(acts) == {new.peer_id: "Ada again"}

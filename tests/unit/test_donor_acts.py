@@ -435,6 +435,7 @@ def test_a_day_is_promised_to_its_end() -> None:
     end_s = end_of_day_s("2027-03-01", 0)
     assert end_s == 1_803_945_600  # 2027-03-02T00:00:00Z
     assert last_day(end_s) == "2027-03-01"
+    assert last_day(2**64 - 1) == "9999-12-31"  # what somebody showed may say anything
     for wrong in ("2027-02-30", "1.3.2027", "9999-12-31x", "9999-12-31"):
         with pytest.raises(UsageError):
             end_of_day_s(wrong, 0)

@@ -88,6 +88,23 @@ def test_a_revoked_key_is_refused(tmp_path: Path, root: Identity, ring: KeyRing)
         load(tmp_path, root)
 
 
+def test_a_revoked_key_is_never_trusted_again(
+    tmp_path: Path, root: Identity, ring: KeyRing
+) -> None:
+    keys, purpose, year_s = tmp_path / "keys", wire.KEY_PURPOSE_TREASURER, 365 * DAY_S
+    stolen = Identity.generate()
+    ring = ring.appointed(keys, purpose, stolen, now_s=NOW_S, valid_s=DAY_S)
+    ring.dismissed(keys, stolen.public, "stolen")
+    for later_s in (NOW_S + 2 * DAY_S, NOW_S + 3 * DAY_S):  # its delegation has expired by then
+        ring = KeyRing.load(
+            keys, run_id=RUN, root_id=root.peer_id, now_s=later_s, checked=False
+        ).renewed(keys, now_s=later_s, valid_s=year_s)
+        with pytest.raises(BadSignature):
+            ring.trust().require_signer(purpose, stolen.peer_id, later_s)
+        with pytest.raises(UsageError, match="never trusted again"):
+            ring.appointed(keys, purpose, stolen.public, now_s=later_s, valid_s=year_s)
+
+
 def test_keys_of_another_run_are_refused(tmp_path: Path, root: Identity, ring: KeyRing) -> None:
     with pytest.raises(UsageError, match="another run"):
         load(tmp_path, root, run_id=b"x" * 32)

@@ -18,7 +18,7 @@ from ledger.records import MergeLeaf, PledgeLeaf, parse_leaf
 from ledger.schema import ActRow, LogLeaf
 from ledger.sources import DatabaseSource, Source, TileSource
 from ledger.verify import Report, verify
-from protocol.envelope import seal
+from protocol.envelope import payload_type, pre_authentication_encoding, seal
 from protocol.errors import BadDigest, BadRecord, BadSignature, PeerFault
 from protocol.wire import records_pb2 as wire
 
@@ -175,6 +175,43 @@ def test_nobody_takes_an_account_without_consent(crowd: Any) -> None:
     record.consent.CopyFrom(other)
     with pytest.raises(BadRecord, match="consented to something else"):
         crowd.sign(record, "ada")
+
+
+_STRANGE = b"\xfa\x07\x05hello"
+"""Field 127, which no record has: a text."""
+
+
+def test_nothing_rides_along_in_an_act(crowd: Any, crowd_history: Any) -> None:
+    record = crowd.founding("red", "ada")
+    record.MergeFromString(_STRANGE)
+    with pytest.raises(BadRecord, match="a TeamFounding with more in it"):
+        crowd.sign(record, "ada")
+    record = crowd.account_merge("ada", "bob")
+    record.consent.MergeFromString(_STRANGE)
+    with pytest.raises(BadRecord, match="a AccountMerge with more in it"):
+        crowd.sign(record, "ada")
+    agreed = wire.KeyConsent.FromString(crowd.account_merge("ada", "bob").consent.payload)
+    agreed.MergeFromString(_STRANGE)
+    record = crowd.account_merge("ada", "bob")
+    record.consent.CopyFrom(seal(agreed, crowd_history.identity("bob")))
+    with pytest.raises(BadRecord, match="a KeyConsent with more in it"):
+        crowd.sign(record, "ada")
+
+
+def test_no_field_is_written_twice_in_an_act(crowd: Any, crowd_history: Any) -> None:
+    record = crowd.founding("red", "ada")
+    hidden = b"\x1a\x05hello"  # a founder before the founder: the last one counts
+    payload = hidden + record.SerializeToString(deterministic=True)
+    kind, ada = payload_type(wire.TeamFounding), crowd_history.identity("ada")
+    signature = ada.sign(pre_authentication_encoding(kind, payload))
+    envelope = wire.Envelope(
+        payload=payload,
+        payload_type=kind,
+        signatures=[wire.Signature(sig=signature, keyid=ada.peer_id)],
+    )
+    assert wire.TeamFounding.FromString(payload) == record
+    with pytest.raises(BadRecord, match="with more in it"):
+        open_act(envelope)
 
 
 @pytest.mark.parametrize("visibility", ["private", "secret"])

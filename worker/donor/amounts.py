@@ -13,6 +13,9 @@ MICROCREDITS_PER_CREDIT = 10**6
 MAX_MICROCREDITS = 2**53 - 1
 """What every reader of JSON keeps exactly."""
 
+_LAST_S = 253_402_300_799
+"""The end of the year 9999; a pledge may be dated later."""
+
 _AMOUNT = re.compile(r"[0-9]{1,16}(\.[0-9]{1,6})?")
 
 
@@ -70,5 +73,5 @@ def end_of_day_s(text: str, now_s: float) -> int:
 
 
 def last_day(end_s: int) -> str:
-    """The day that :func:`end_of_day_s` was given."""
-    return time.strftime("%Y-%m-%d", time.gmtime(end_s - 1))
+    """The day that :func:`end_of_day_s` was given; 9999-12-31 stands for all later ones."""
+    return time.strftime("%Y-%m-%d", time.gmtime(min(end_s - 1, _LAST_S)))
