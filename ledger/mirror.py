@@ -280,9 +280,7 @@ class Mirror:
         data = self._fetch(SITE, MAX_SITE_BYTES)
         if data is None:
             return None
-        site = Site.parse(data)
-        site.check_link(pin.run_id, pin.root)
-        return site.dump()
+        return Site.parse(data).leading_to(pin.run_id, pin.root).dump()
 
     def _need(self, path: str, most_bytes: int) -> bytes:
         data = self._fetch(path, most_bytes)

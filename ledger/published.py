@@ -169,20 +169,23 @@ class Site(_Said):
         """Canonical JSON."""
         return _canonical(self.model_dump())
 
-    def check_link(self, run_id: str, root: PeerId) -> None:
-        """Insist that the link, if there is one, leads to this run.
+    def leading_to(self, run_id: str, root: PeerId) -> Site:
+        """The same, its link in the one spelling that says no more than where this run is.
+
+        People paste it into a shell.
 
         Raises:
-            BadRecord: it does not.
+            BadRecord: the link leads to another run, or is none.
         """
         if not self.join_link:
-            return
+            return self
         try:
             link = JoinLink.parse(self.join_link)
         except UsageError as error:
             raise BadRecord(f"{SITE}: {error}") from error
         if (link.run_id.hex(), link.root) != (run_id, root):
             raise BadRecord(f"{SITE}: its join link leads to another run, or to another root key")
+        return self.model_copy(update={"join_link": str(link)})
 
 
 def act_path(index: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import html
 import http.server
 import json
 import socket
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from sqlalchemy.orm import Session
+from starlette.testclient import TestClient
 
 from ledger import published
 from ledger.acts import leaf_of, open_act
@@ -26,6 +28,7 @@ from ledger.donors import erase_profile, set_profile
 from ledger.export import export_tiles
 from ledger.fetching import WebFolder
 from ledger.folder_index import FolderIndex
+from ledger.leaderboard.app import create_app
 from ledger.log import Log
 from ledger.mirror import Mirror, Update
 from ledger.published import act_path
@@ -464,6 +467,35 @@ def test_hostile_profiles_are_cleaned(site: Site, copy: Path, ledger_history: Mo
     update(site, copy)
     (kept,) = json.loads((copy / "profiles").read_bytes())["profiles"]
     assert kept == {**row, "display_name": "A da <b>", "url": "", "about": "x y"}
+
+
+def test_a_join_link_brings_nothing_along(
+    history: Any, site: Site, copy: Path, tmp_path: Path
+) -> None:
+    """Pages show it in a command that people copy into their shell."""
+    run, root = history.manifest.run_id.hex(), history.manifest.root
+    honest = f"barnraise://example.org:7443/{run}#root={root}"
+    for link in (
+        honest,
+        f" barnraise://x';id;'@EXAMPLE.org:7443/{run}/?a=';id;'#b=';id;'&root={root} ",
+    ):
+        said = {"format": "barnraise-site/1", "join_link": link, "updated_at_s": 1}
+        site.bent["site"] = json.dumps(said).encode()
+        update(site, copy)
+        assert json.loads((copy / "site").read_bytes())["join_link"] == honest
+    (copy / "site").write_bytes(site.bent["site"] or b"")  # by whoever copied the files
+    index = FolderIndex(copy, tmp_path / "index.db")
+    index.refresh()
+    with TestClient(create_app(index.url)) as client:
+        assert f"barnraise worker join '{honest}'" in html.unescape(client.get("/").text)
+    said["join_link"] = f"barnraise://x';id;':7443/{run}#root={root}"
+    site.bent["site"] = json.dumps(said).encode()
+    with pytest.raises(BadRecord, match="not a join link"):
+        update(site, copy)
+    said["join_link"] = f"barnraise://example.org:7443/{'0' * 64}#root={root}"
+    (copy / "site").write_text(json.dumps(said))
+    with pytest.raises(BadRecord, match="leads to another run"):
+        index.refresh()
 
 
 def profiles_of(**lists: list[dict[str, Any]]) -> bytes:
