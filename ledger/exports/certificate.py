@@ -205,12 +205,19 @@ def _parsed(certificate: Certificate) -> dict[int, BaseLeaf]:
     leaves: dict[int, BaseLeaf] = {}
     for entry in certificate.leaves:
         try:
-            leaf = parse_leaf(rfc8785.dumps(entry.leaf))
-        except (BadRecord, rfc8785.CanonicalizationError) as error:
+            leaf = parse_leaf(_canonical(entry.leaf))
+        except BadRecord as error:
             raise BadRecord(f"leaf {entry.index}: {error}") from error
         if leaves.setdefault(entry.index, leaf) is not leaf:
             raise BadRecord(f"the certificate lists leaf {entry.index} twice")
     return leaves
+
+
+def _canonical(said: dict[str, Any]) -> bytes:
+    try:
+        return rfc8785.dumps(said)
+    except (rfc8785.CanonicalizationError, RecursionError) as error:
+        raise BadRecord("part of the certificate has no canonical form") from error
 
 
 def _signed_head(
@@ -221,7 +228,7 @@ def _signed_head(
         raise BadRecord(f"the head is of {origin!r}, the run of {manifest.origin!r}")
     if certificate.delegations is None:
         raise BadSignature("the certificate lacks the log key's delegations")
-    records = Delegations.parse(rfc8785.dumps(certificate.delegations))
+    records = Delegations.parse(_canonical(certificate.delegations))
     keys = log_keys(records, manifest.root, origin, run_id=bytes.fromhex(run_id), at_s=at_s)
     return open_checkpoint(certificate.checkpoint, keys)
 

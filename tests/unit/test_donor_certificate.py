@@ -152,3 +152,10 @@ def test_a_site_cannot_give_another_persons(judged: Any, monkeypatch: pytest.Mon
     assert fetch_certificate("https://site", bob, root) == [made(judged, BOB)]
     with pytest.raises(BadRecord, match="somebody else"):
         fetch_certificate("https://site", ada, root)
+
+
+def test_a_site_cannot_give_one_part_for_all(judged: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = rfc8785.dumps({**json.loads(made(judged, ADA)), "parts": 3})
+    monkeypatch.setattr(certificate, "fetch", lambda *_, **__: first)
+    with pytest.raises(BadRecord, match="another part"):
+        fetch_certificate("https://site", judged.workers[ADA][1], judged.manifest.root)

@@ -80,6 +80,16 @@ def test_a_donor_without_credit_has_a_certificate_of_nothing(judged: Any) -> Non
     assert set(check_certificate(made.dump(), judged.manifest.root).totals.values()) == {0}
 
 
+@pytest.mark.parametrize("value", ["1e999", "9007199254740993", '"\\ud800"'])
+def test_what_has_no_canonical_form_is_refused(judged: Any, value: str) -> None:
+    raw = _certificate(judged, ADA)[1].dump().decode()
+    for before in ('"delegations":{', '"leaf":{'):
+        bent = raw.replace(before, f'{before}"a":{value},', 1)
+        assert bent != raw
+        with pytest.raises(BadRecord):
+            check_certificate(bent.encode(), judged.manifest.root)
+
+
 def test_a_long_history_comes_in_parts_that_add_up(
     judged: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
