@@ -205,6 +205,17 @@ def fork_at_the_held_size(site: Site, key: Identity) -> None:
     bend_head(site, key, size=14, root=bytes(32))
 
 
+def garble_a_tile(site: Site, _key: Identity) -> None:
+    """Of an honest head: whoever serves it shall not make it look like evidence."""
+    tile = Tile(0, 0, site.head().size)
+    hashes = (site.folder / tile.path).read_bytes()
+    site.bent[tile.path] = bytes([hashes[0] ^ 1]) + hashes[1:]
+
+
+def cut_a_tile(site: Site, _key: Identity) -> None:
+    site.bent[Tile(0, 0, site.head().size).path] = b""
+
+
 def be_of_another_log(site: Site, key: Identity) -> None:
     bend_head(site, key, origin="example.org/other")
 
@@ -293,7 +304,9 @@ def lead_somewhere_else(site: Site, _key: Identity) -> None:
 REFUSALS: list[tuple[Callable[[Site, Identity], None], type[PeerFault], str]] = [
     (shrink, BadDigest, "the log shrank: 14 leaves are here, 3 under the head"),
     (fork, BadDigest, "does not extend the 14 leaves that this folder holds"),
-    (fork_at_the_held_size, BadDigest, "does not extend the 14 leaves"),
+    (fork_at_the_held_size, BadDigest, "history was rewritten"),
+    (garble_a_tile, BadDigest, "by tiles that do not lead to it"),
+    (cut_a_tile, BadDigest, "by tiles that do not lead to it"),
     (be_of_another_log, BadRecord, "the head is of 'example.org/other'"),
     (be_signed_by_a_stranger, BadSignature, "no signature of a key that is believed"),
     (be_unsigned, BadRecord, "malformed signature line"),
@@ -342,6 +355,21 @@ def test_a_lie_changes_nothing_and_is_kept(
     site.bent.clear()
     assert mirror.update().size == site.head().size
     assert verify(directory_source(copy)).size == site.head().size
+
+
+def test_a_rewritten_log_is_told_from_wrong_tiles(
+    history: Any, site: Site, copy: Path, ledger_history: ModuleType, tmp_path: Path
+) -> None:
+    """The same keys, other leaves, and tiles that lead to the signed head."""
+    update(site, copy)
+    other = ledger_history.History(history.manifest, f"sqlite:///{tmp_path}/other.db")
+    other.open()
+    other.enrol("eve")
+    for _ in range(9):
+        other.settle({0: 1})
+    with pytest.raises(BadDigest, match="history was rewritten, or others are shown another one"):
+        update(Site(other, tmp_path / "other"), copy)
+    other.close()
 
 
 def test_a_site_that_goes_away_is_nobodys_fault(site: Site, copy: Path) -> None:
