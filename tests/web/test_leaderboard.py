@@ -17,6 +17,7 @@ from web_page import Page
 
 from ledger.donors import erase_profile
 from ledger.fetching import WebFolder
+from ledger.leaderboard import record
 from ledger.leaderboard.app import create_app
 from ledger.leaderboard.format import compact, credit, duration, flops
 from ledger.log import read_leaves
@@ -101,6 +102,30 @@ def test_an_anonymous_donor_is_shown_by_its_short_key_and_a_profile_can_be_erase
     words = Page(client.get("/donors").text).words
     assert "Ada" not in words
     assert f"…{ada[-8:]}" in words
+
+
+def test_a_long_list_of_profiles_is_made_once_and_forgets_at_once(
+    client: TestClient, history: Any, monkeypatch: pytest.MonkeyPatch, ledger_history: ModuleType
+) -> None:
+    """With a hundred thousand it takes seconds: who asks often must not keep the site busy."""
+    asked, load = [], record.load_profiles
+
+    def counted(session: Session) -> Any:
+        asked.append(session)
+        return load(session)
+
+    monkeypatch.setattr(record, "_FEW_NAMES", 0)
+    monkeypatch.setattr(record, "_KEPT_S", 1e9)
+    monkeypatch.setattr(record, "load_profiles", counted)
+    with Session(history.engine) as session:
+        want = load(session).dump()
+    for _ in range(3):
+        answer = client.get("/profiles", headers={"Accept-Encoding": "gzip"})
+        assert answer.content == want and "content-encoding" not in answer.headers
+    assert len(asked) == 1
+    with Session(history.engine) as session, session.begin():
+        erase_profile(session, ledger_history.identity("ada").peer_id)
+    assert b"Ada" in want and b"Ada" not in client.get("/profiles").content
 
 
 def test_campaign_page_shows_the_fold(client: TestClient, history: Any) -> None:
