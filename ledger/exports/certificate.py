@@ -35,7 +35,7 @@ from ledger.audit_records import FinalLeaf, ReversalLeaf, VerdictLeaf
 from ledger.authority import Delegations, log_keys
 from ledger.credit import FLOPS_PER_MICROCREDIT, flops_per_token, reducing_microcredits
 from ledger.crowd_records import KeyRotationLeaf, MergeLeaf
-from ledger.leaf import BaseLeaf, Count, KeyId, Positive
+from ledger.leaf import BaseLeaf, Count, KeyId, Word
 from ledger.records import CreditLeaf, EnrolLeaf, RunLeaf, parse_leaf
 from ledger.tally import Status, Tally
 from protocol import merkle
@@ -51,7 +51,9 @@ CREDITS_PER_PART = 2000
 
 MAX_CERTIFICATE_BYTES = 16 << 20
 MAX_LEAVES = 4 * CREDITS_PER_PART + 1000
+MOST_PARTS = 1_000_000
 _MAX_STEPS = 64 * MAX_LEAVES
+_MAX_CLAIMS = 16
 
 TOTALS = (
     "training_microcredits",
@@ -66,6 +68,9 @@ TOTALS = (
     "chunks",
 )
 """What is added up, as :class:`ledger.tally.Tally` does."""
+
+
+PartNumber = Annotated[int, Field(ge=1, le=MOST_PARTS)]
 
 
 class Entry(BaseModel):
@@ -85,14 +90,16 @@ class Certificate(BaseModel):
     format: Literal["barnraise-certificate/1"] = FORMAT
     subject: KeyId
     keys: Annotated[list[KeyId], Field(min_length=1, max_length=1000)]
-    part: Positive = 1
-    parts: Positive = 1
+    part: PartNumber = 1
+    parts: PartNumber = 1
     leaves: Annotated[list[Entry], Field(min_length=1, max_length=MAX_LEAVES)]
     proof: Annotated[list[str], Field(max_length=_MAX_STEPS)]
     checkpoint: str
     delegations: dict[str, Any] | None
     totals: dict[str, Count]
-    claims: dict[str, Count] = Field(description="what these leaves do not prove")
+    claims: Annotated[dict[Word, Count], Field(max_length=_MAX_CLAIMS)] = Field(
+        description="what these leaves do not prove"
+    )
 
     @classmethod
     def parse(cls, data: bytes) -> Certificate:

@@ -105,6 +105,7 @@ def check(data: bytes, root: PeerId) -> Proven:
         head.root,
     )
     subject, keys = str(raw.get("subject")), _strings(raw, "keys")
+    PublicKey.from_peer_id(subject)
     _check_joined(subject, keys, leaves)
     credits = _credits(leaves, frozenset(keys))
     part, parts = _number(raw, "part"), _number(raw, "parts")
