@@ -589,6 +589,27 @@ def test_the_same_envelope_in_other_bytes_is_not_another(
     assert (copy / "delegations").read_bytes() == (site.folder / "delegations").read_bytes()
 
 
+@pytest.mark.parametrize(
+    "profiles",
+    [
+        profiles_of(erased=[{"subject": "-", "erased_at_s": 1}] * 2000),
+        profiles_of(**{f"{number}\x1b[2J{'x' * 500}": [] for number in range(2000)}),
+        profiles_of(**{f"{number}\x1b[2J{'x' * 500}": [] for number in range(50)}),
+    ],
+    ids=["rows", "fields", "some fields"],
+)
+def test_a_reason_is_a_few_lines_of_text(profiles: bytes, site: Site, copy: Path) -> None:
+    """It is printed, and kept a thousand times over."""
+    update(site, copy)
+    site.bent["profiles"] = profiles
+    with pytest.raises(BadRecord, match="profiles refused") as refused:
+        update(site, copy)
+    (reason,) = (copy / "refused").glob("*.reason")
+    for told in (str(refused.value), reason.read_text()):
+        assert len(told) < 10_000
+        assert "\x1b" not in told
+
+
 def test_a_damaged_folder_says_so(site: Site, copy: Path) -> None:
     site.grow(100)
     update(site, copy)
