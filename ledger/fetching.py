@@ -26,6 +26,7 @@ Fetch = Callable[[str, int], bytes | None]
 TIMEOUT_S = 30.0
 _LEAST_BYTES_PER_S = 4096
 _BLOCK_BYTES = 1 << 16
+_MOST_TOLD_CHARS = 300
 
 
 class WebFolder:
@@ -74,7 +75,7 @@ class WebFolder:
                 return None
             raise TransientError(f"{address} answers {error.code}") from error
         except (OSError, http.client.HTTPException, ValueError) as error:  # of a bad redirect, too
-            raise TransientError(f"cannot read {address}: {error}") from error
+            raise TransientError(f"cannot read {address}: {_told(error)}") from error
 
     def _read(self, answer: Any, most_bytes: int) -> bytes:
         began_s, data = time.monotonic(), bytearray()
@@ -90,6 +91,12 @@ class WebFolder:
             if spent_s > self._timeout_s + len(data) / _LEAST_BYTES_PER_S:
                 raise TimeoutError(f"too slow: {len(data)} bytes in {spent_s:.0f} s")
         return bytes(data)
+
+
+def _told(error: Exception) -> str:
+    """What went wrong; it may quote the server."""
+    told = str(error)[:_MOST_TOLD_CHARS]
+    return told if told.isprintable() else ascii(told)
 
 
 class _Watched(http.client.HTTPResponse):

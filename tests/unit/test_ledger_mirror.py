@@ -738,6 +738,16 @@ def test_a_file_that_ends_early_is_no_file() -> None:
         WebFolder(url).get("checkpoint", 1000)
 
 
+def test_what_a_server_says_instead_of_http_moves_no_cursor() -> None:
+    with (
+        answering(b"\x1b[2J" + b"x" * 9000 + b"\r\n\r\n") as url,
+        pytest.raises(TransientError, match="cannot read") as told,
+    ):
+        WebFolder(url).get("checkpoint", 1000)
+    assert "\x1b" not in str(told.value)
+    assert len(str(told.value)) < 1000
+
+
 def moved(location: str) -> bytes:
     return f"HTTP/1.1 301 Moved\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()
 
