@@ -1,18 +1,19 @@
 """Files over HTTP from somebody who is not trusted: bounded in size, and in time.
 
 A server that sends a byte now and then would keep a reader for ever, so a slow one is a failure.
+It may lead to other places of its own host, to no others.
 """
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import socket
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,6 +26,7 @@ Fetch = Callable[[str, int], bytes | None]
 TIMEOUT_S = 30.0
 _LEAST_BYTES_PER_S = 4096
 _BLOCK_BYTES = 1 << 16
+_MOST_TOLD_CHARS = 300
 
 
 class WebFolder:
@@ -50,7 +52,7 @@ class WebFolder:
             urllib.request.ProxyHandler(),
             _WatchedHttp(),
             _WatchedHttps(),
-            urllib.request.HTTPRedirectHandler(),
+            _OwnHost(),
             urllib.request.HTTPDefaultErrorHandler(),
             urllib.request.HTTPErrorProcessor(),
             urllib.request.UnknownHandler(),
@@ -72,8 +74,8 @@ class WebFolder:
             if error.code in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
                 return None
             raise TransientError(f"{address} answers {error.code}") from error
-        except (OSError, http.client.HTTPException) as error:
-            raise TransientError(f"cannot read {address}: {error}") from error
+        except (OSError, http.client.HTTPException, ValueError) as error:  # of a bad redirect, too
+            raise TransientError(f"cannot read {address}: {_told(error)}") from error
 
     def _read(self, answer: Any, most_bytes: int) -> bytes:
         began_s, data = time.monotonic(), bytearray()
@@ -91,39 +93,76 @@ class WebFolder:
         return bytes(data)
 
 
-class _Watched(http.client.HTTPConnection):
-    """Hangs up if the headers are not there in time: each byte of them would buy more of it."""
-
-    def getresponse(self) -> http.client.HTTPResponse:
-        late = threading.Event()
-
-        def hang_up() -> None:
-            late.set()
-            with contextlib.suppress(OSError, AttributeError):  # it may end at this very moment
-                self.sock.shutdown(socket.SHUT_RDWR)
-
-        timer = threading.Timer(self.timeout or TIMEOUT_S, hang_up)
-        timer.start()
-        try:
-            answer = super().getresponse()
-        finally:
-            timer.cancel()
-            timer.join()
-        if late.is_set():  # what was cut off looks like the end of the headers
-            answer.close()
-            raise TimeoutError("too slow: its headers did not come in time")
-        return answer
+def _told(error: Exception) -> str:
+    """What went wrong; it may quote the server."""
+    told = str(error)[:_MOST_TOLD_CHARS]
+    return told if told.isprintable() else ascii(told)
 
 
-class _WatchedSecurely(_Watched, http.client.HTTPSConnection):
-    pass
+class _Watched(http.client.HTTPResponse):
+    """Hangs up if the headers, or the next block, are not there in time.
+
+    The lines between which a body may come are without end: each byte of one would buy more time.
+    """
+
+    def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        self._socket = sock
+
+    def begin(self) -> None:
+        with _in_time(self._socket):
+            super().begin()
+
+    def read1(self, n: int = -1) -> bytes:
+        with _in_time(self._socket):
+            return super().read1(n)
+
+
+@contextmanager
+def _in_time(connection: socket.socket) -> Iterator[None]:
+    late = threading.Event()
+
+    def hang_up() -> None:
+        late.set()
+        with suppress(OSError, AttributeError):  # it may end at this very moment
+            connection.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(connection.gettimeout() or TIMEOUT_S, hang_up)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+    if late.is_set():  # what was cut off looks like the end of it
+        raise TimeoutError("too slow: what was asked for did not come in time")
+
+
+class _Connection(http.client.HTTPConnection):
+    response_class = _Watched
+
+
+class _SecureConnection(http.client.HTTPSConnection):
+    response_class = _Watched
 
 
 class _WatchedHttp(urllib.request.HTTPHandler):
     def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_Watched, req)
+        return self.do_open(_Connection, req)
 
 
 class _WatchedHttps(urllib.request.HTTPSHandler):
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_WatchedSecurely, req)
+        return self.do_open(_SecureConnection, req)
+
+
+class _OwnHost(urllib.request.HTTPRedirectHandler):
+    """Follows within a host: what lies on our own network is nothing that a stranger may name."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        fp.close()  # else its body is read, and need not end
+        if urlsplit(newurl).hostname != urlsplit(req.full_url).hostname:
+            raise OSError(f"it leads to {newurl[:200]!r}: give that address, if it is right")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)

@@ -38,7 +38,7 @@ from ledger.published import (
     store_profiles,
     store_site,
 )
-from ledger.records import Leaf, parse_leaf
+from ledger.records import Leaf, RunLeaf, parse_leaf
 from ledger.replay import Replay
 from ledger.schema import ActRow, Base, LogHead
 from ledger.sources import directory_source
@@ -201,8 +201,10 @@ class FolderIndex:
             store_profiles(session, Profiles.parse(profiles))
         site = self._folder.read(SITE, MAX_SITE_BYTES)
         if site is not None:
-            run_id = parse_leaf(next(read_leaves(session, 0, 1))).run_id
-            store_site(session, run_id, Site.parse(site))
+            run = parse_leaf(next(read_leaves(session, 0, 1)))
+            assert isinstance(run, RunLeaf)
+            shown = Site.parse(site).leading_to(run.run_id, run.run_manifest().root)
+            store_site(session, run.run_id, shown)
 
     def _add_act(self, session: Session, index: int, leaf: ActLeaf) -> None:
         """Keep the act behind a leaf, where it is public; the replay has checked it."""

@@ -53,6 +53,7 @@ from ledger.tiles import (
     tiles_of,
     unpack_entries,
 )
+from protocol.envelope import parse_envelope
 from protocol.errors import BadDigest, BadRecord, BadSignature, PeerFault, UsageError
 from protocol.identity import PeerId
 from protocol.notes import MAX_NOTE_BYTES, Checkpoint, open_checkpoint, read_checkpoint
@@ -259,6 +260,7 @@ class Mirror:
                 return data
         data = self._source.act(index)
         if data is not None:
+            data = parse_envelope(data).SerializeToString(deterministic=True)  # only what is signed
             self._folder.stage(path, data)
             self._acts += 1
         return data
@@ -269,15 +271,16 @@ class Mirror:
             return None
         held = self._folder.read(PROFILES, MAX_PROFILES_BYTES)
         before = Profiles() if held is None else Profiles.parse(held)
-        return Profiles.parse(data).after(before).dump()
+        made = Profiles.parse(data).after(before).dump()
+        if len(made) > MAX_PROFILES_BYTES:
+            raise BadRecord(f"{PROFILES}: with what is to be forgotten they are too large")
+        return made
 
     def _site(self, pin: Pin) -> bytes | None:
         data = self._fetch(SITE, MAX_SITE_BYTES)
         if data is None:
             return None
-        site = Site.parse(data)
-        site.check_link(pin.run_id, pin.root)
-        return site.dump()
+        return Site.parse(data).leading_to(pin.run_id, pin.root).dump()
 
     def _need(self, path: str, most_bytes: int) -> bytes:
         data = self._fetch(path, most_bytes)

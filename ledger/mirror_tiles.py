@@ -75,11 +75,26 @@ def check_extends(source: TileSource, old_size: int, old_root: bytes, head: Chec
 
     if old_size == 0:
         return
+    proof = merkle.consistency_proof(old_size, head.size, subtree)
     try:
-        proof = merkle.consistency_proof(old_size, head.size, subtree)
         merkle.verify_consistency(old_size, old_root, head.size, head.root, proof)
     except BadDigest as error:
-        raise BadDigest(
+        problem = (
             f"the head of {head.size} leaves does not extend the {old_size} leaves that this "
-            "folder holds: history was rewritten, or others are shown another one"
+            "folder holds"
+        )
+        # Two heads of one size need no tiles to contradict each other.
+        if old_size < head.size and not _lead_to(head, old_size, subtree(0, old_size), proof):
+            raise BadDigest(f"{problem}, by tiles that do not lead to it either") from error
+        raise BadDigest(
+            f"{problem}: history was rewritten, or others are shown another one"
         ) from error
+
+
+def _lead_to(head: Checkpoint, size: int, root: bytes, proof: list[bytes]) -> bool:
+    """Whether a source's tiles are those of its head: only then do they accuse who signed it."""
+    try:
+        merkle.verify_consistency(size, root, head.size, head.root, proof)
+    except BadDigest:
+        return False
+    return True

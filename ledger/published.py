@@ -15,9 +15,9 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
@@ -92,6 +92,17 @@ class Profiles(_Said):
     teams: Annotated[tuple[TeamShown, ...], Field(max_length=_MAX_ROWS)] = ()
     erased: Annotated[tuple[Erased, ...], Field(max_length=_MAX_ROWS)] = ()
 
+    @model_validator(mode="after")
+    def _check_once(self) -> Self:
+        distinct = (
+            len({row.donor for row in self.profiles})
+            + len({row.team for row in self.teams})
+            + len({row.subject for row in self.erased})
+        )
+        if distinct < len(self.profiles) + len(self.teams) + len(self.erased):
+            raise ValueError("somebody is listed twice")
+        return self
+
     @classmethod
     def parse(cls, data: bytes) -> Profiles:
         """Read from untrusted bytes.
@@ -116,10 +127,16 @@ class Profiles(_Said):
         )
 
     def after(self, held: Profiles) -> Profiles:
-        """These, less what the held ones say to forget; what was forgotten stays so."""
+        """These, less what the held ones say to forget; what was forgotten stays so.
+
+        Raises:
+            BadRecord: together they forget more than a file may list.
+        """
         erased: dict[str, int] = {}
         for row in (*held.erased, *self.erased):
             erased[row.subject] = max(row.erased_at_s, erased.get(row.subject, 0))
+        if len(erased) > _MAX_ROWS:
+            raise BadRecord(f"{PROFILES}: more than {_MAX_ROWS} subjects to forget")
 
         def stands(subject: str, shown: _Shown) -> bool:
             return bool(shown.display_name) and shown.updated_at_s > erased.get(subject, -1)
@@ -152,20 +169,23 @@ class Site(_Said):
         """Canonical JSON."""
         return _canonical(self.model_dump())
 
-    def check_link(self, run_id: str, root: PeerId) -> None:
-        """Insist that the link, if there is one, leads to this run.
+    def leading_to(self, run_id: str, root: PeerId) -> Site:
+        """The same, its link in the one spelling that says no more than where this run is.
+
+        People paste it into a shell.
 
         Raises:
-            BadRecord: it does not.
+            BadRecord: the link leads to another run, or is none.
         """
         if not self.join_link:
-            return
+            return self
         try:
             link = JoinLink.parse(self.join_link)
         except UsageError as error:
             raise BadRecord(f"{SITE}: {error}") from error
         if (link.run_id.hex(), link.root) != (run_id, root):
             raise BadRecord(f"{SITE}: its join link leads to another run, or to another root key")
+        return self.model_copy(update={"join_link": str(link)})
 
 
 def act_path(index: int) -> str:

@@ -241,17 +241,20 @@ class HttpSource(TileSource):
 
     def _read_board(self, campaign: dict[str, Any]) -> PublishedBoard:
         donors: dict[PeerId, PublishedTotals] = {}
-        if campaign["donors"] > campaign["size"]:
+        size, count = _number(campaign["size"]), _number(campaign["donors"])
+        if count > size:
             raise BadRecord("the leaderboard has more donors than the record has leaves")
-        for page in range(1, 2 + int(campaign["donors"]) // _PAGE_DONORS):
+        for page in range(1, 2 + count // _PAGE_DONORS):
             answer = self._json(f"api/v1/donors?page={page}&per_page={_PAGE_DONORS}")
-            if answer is None or answer["size"] != campaign["size"]:
+            if answer is None or answer["size"] != size:
                 raise _LogGrewError
             for row in answer["donors"]:
+                if row["donor"] in donors:
+                    raise BadRecord(f"the leaderboard shows donor {row['donor']} twice")
                 donors[row["donor"]] = PublishedTotals.read(row)
             if not answer["donors"]:
                 break
-        return PublishedBoard(campaign["size"], PublishedTotals.read(campaign), donors)
+        return PublishedBoard(size, PublishedTotals.read(campaign), donors)
 
     def _json(self, path: str) -> dict[str, Any] | None:
         data = self._site.get(path, _MAX_PAGE_BYTES)
@@ -264,6 +267,13 @@ class HttpSource(TileSource):
         if not isinstance(answer, dict):
             raise BadRecord(f"{path} is not understood")
         return answer
+
+
+def _number(shown: object) -> int:
+    """A count that a leaderboard shows: of any other size, its totals would never be compared."""
+    if not isinstance(shown, int) or isinstance(shown, bool) or shown < 0:
+        raise ValueError(shown)
+    return shown
 
 
 class _TileCheck:

@@ -30,6 +30,7 @@ _INCOMING = "incoming"
 _WRITING = ".writing"
 _REFUSED = "refused"
 _MOST_REFUSED = 1000
+_MOST_REASON_CHARS = 8000
 """Anybody can make up heads; they shall not fill the disk."""
 
 
@@ -130,7 +131,7 @@ class TileFolder:
             return path
         if path.parent.is_dir() and len(list(path.parent.iterdir())) >= 2 * _MOST_REFUSED:
             return None
-        self._write(path.with_suffix(".reason"), f"{why}\n".encode())
+        self._write(path.with_suffix(".reason"), f"{why[:_MOST_REASON_CHARS]}\n".encode())
         self._write(path, note)
         return path
 

@@ -113,12 +113,16 @@ def open_envelope(
 def parse_envelope(data: bytes) -> wire.Envelope:
     """Parse an envelope from untrusted bytes, bounded in size.
 
+    Fields that we do not know are left out: nobody signed them.
+
     Raises:
         BadRecord: oversized or not an envelope.
     """
     if len(data) > MAX_RECORD_BYTES + 4096:
         raise BadRecord(f"envelope of {len(data)} bytes is over the limit")
     try:
-        return wire.Envelope.FromString(data)
+        envelope = wire.Envelope.FromString(data)
     except DecodeError as error:
         raise BadRecord("not an envelope") from error
+    envelope.DiscardUnknownFields()
+    return envelope

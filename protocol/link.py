@@ -15,6 +15,7 @@ from protocol.errors import ProtocolError, UsageError
 from protocol.identity import PeerId, PublicKey
 
 SCHEME = "barnraise"
+_HOST = re.compile(r"[\w.:%-]+")  # nothing that a shell would take for more than a word
 _EXAMPLE = "barnraise://host:7443/RUN_ID#root=FINGERPRINT"
 
 
@@ -47,7 +48,7 @@ class JoinLink:
             host, port = parts.hostname, parts.port
         except ValueError as error:
             raise UsageError(f"not a join link: {error}; expected {_EXAMPLE}") from error
-        if parts.scheme != SCHEME or not host or not port:
+        if parts.scheme != SCHEME or not host or not _HOST.fullmatch(host) or not port:
             raise UsageError(f"not a join link: {text!r}; expected {_EXAMPLE}")
         run_id = parts.path.strip("/")
         if not re.fullmatch(r"[0-9a-f]{64}", run_id):

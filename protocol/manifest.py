@@ -32,6 +32,9 @@ ModelType = Literal["llama", "mistral", "qwen2", "qwen3", "olmo2", "gpt2"]
 Codec = Literal["fp32", "int8", "int4"]
 CombineRule = Literal["mean", "clipped_mean"]
 
+_MOST_PROBLEMS = 50
+_MOST_FIELD_CHARS = 100
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -260,10 +263,14 @@ class RunManifest(_Frozen):
 
 
 def explain_validation(what: str, error: ValidationError) -> str:
-    """One line per offending field, in words for a person."""
+    """One line per offending field, in words for a person; bounded, for it may be a stranger's."""
+    if error.error_count() > _MOST_PROBLEMS:
+        return f"{what} refused: {error.error_count()} faults are in it"
     lines = []
     for problem in error.errors():
-        field = ".".join(str(step) for step in problem["loc"]) or "(whole)"
+        field = ".".join(str(step) for step in problem["loc"])[:_MOST_FIELD_CHARS] or "(whole)"
+        if not field.isprintable():
+            field = ascii(field)
         if problem["type"] == "extra_forbidden":
             message = "unknown field: check its spelling, or upgrade barnraise"
         else:

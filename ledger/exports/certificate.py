@@ -35,7 +35,7 @@ from ledger.audit_records import FinalLeaf, ReversalLeaf, VerdictLeaf
 from ledger.authority import Delegations, log_keys
 from ledger.credit import FLOPS_PER_MICROCREDIT, flops_per_token, reducing_microcredits
 from ledger.crowd_records import KeyRotationLeaf, MergeLeaf
-from ledger.leaf import BaseLeaf, Count, KeyId, Positive
+from ledger.leaf import BaseLeaf, Count, KeyId, Word
 from ledger.records import CreditLeaf, EnrolLeaf, RunLeaf, parse_leaf
 from ledger.tally import Status, Tally
 from protocol import merkle
@@ -51,7 +51,9 @@ CREDITS_PER_PART = 2000
 
 MAX_CERTIFICATE_BYTES = 16 << 20
 MAX_LEAVES = 4 * CREDITS_PER_PART + 1000
+MOST_PARTS = 1_000_000
 _MAX_STEPS = 64 * MAX_LEAVES
+_MAX_CLAIMS = 16
 
 TOTALS = (
     "training_microcredits",
@@ -66,6 +68,9 @@ TOTALS = (
     "chunks",
 )
 """What is added up, as :class:`ledger.tally.Tally` does."""
+
+
+PartNumber = Annotated[int, Field(ge=1, le=MOST_PARTS)]
 
 
 class Entry(BaseModel):
@@ -85,14 +90,16 @@ class Certificate(BaseModel):
     format: Literal["barnraise-certificate/1"] = FORMAT
     subject: KeyId
     keys: Annotated[list[KeyId], Field(min_length=1, max_length=1000)]
-    part: Positive = 1
-    parts: Positive = 1
+    part: PartNumber = 1
+    parts: PartNumber = 1
     leaves: Annotated[list[Entry], Field(min_length=1, max_length=MAX_LEAVES)]
     proof: Annotated[list[str], Field(max_length=_MAX_STEPS)]
     checkpoint: str
     delegations: dict[str, Any] | None
     totals: dict[str, Count]
-    claims: dict[str, Count] = Field(description="what these leaves do not prove")
+    claims: Annotated[dict[Word, Count], Field(max_length=_MAX_CLAIMS)] = Field(
+        description="what these leaves do not prove"
+    )
 
     @classmethod
     def parse(cls, data: bytes) -> Certificate:
@@ -205,12 +212,19 @@ def _parsed(certificate: Certificate) -> dict[int, BaseLeaf]:
     leaves: dict[int, BaseLeaf] = {}
     for entry in certificate.leaves:
         try:
-            leaf = parse_leaf(rfc8785.dumps(entry.leaf))
-        except (BadRecord, rfc8785.CanonicalizationError) as error:
+            leaf = parse_leaf(_canonical(entry.leaf))
+        except BadRecord as error:
             raise BadRecord(f"leaf {entry.index}: {error}") from error
         if leaves.setdefault(entry.index, leaf) is not leaf:
             raise BadRecord(f"the certificate lists leaf {entry.index} twice")
     return leaves
+
+
+def _canonical(said: dict[str, Any]) -> bytes:
+    try:
+        return rfc8785.dumps(said)
+    except (rfc8785.CanonicalizationError, RecursionError) as error:
+        raise BadRecord("part of the certificate has no canonical form") from error
 
 
 def _signed_head(
@@ -221,7 +235,7 @@ def _signed_head(
         raise BadRecord(f"the head is of {origin!r}, the run of {manifest.origin!r}")
     if certificate.delegations is None:
         raise BadSignature("the certificate lacks the log key's delegations")
-    records = Delegations.parse(rfc8785.dumps(certificate.delegations))
+    records = Delegations.parse(_canonical(certificate.delegations))
     keys = log_keys(records, manifest.root, origin, run_id=bytes.fromhex(run_id), at_s=at_s)
     return open_checkpoint(certificate.checkpoint, keys)
 

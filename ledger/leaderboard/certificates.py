@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse
 
+from ledger.exports.certificate import MOST_PARTS
 from ledger.exports.certify import State, count_parts, make_certificate, states_of
 from ledger.leaderboard.pages import page as fill
 from ledger.leaderboard.reader import Reading
@@ -22,9 +23,8 @@ router = APIRouter(include_in_schema=False)
 
 _MOVED = 308
 _FRESH = "public, max-age=60"
-_MOST_PARTS = 1_000_000
 
-Part = Annotated[int, Query(ge=1, le=_MOST_PARTS)]
+Part = Annotated[int, Query(ge=1, le=MOST_PARTS)]
 
 
 @router.get("/certificate/{donor}.json")

@@ -39,7 +39,7 @@ _OPEN_TO_ALL = (
     "/badge/",
     "/card/",
 )
-_FILES = ("/dumps/", "/boinc/", "/tile/")
+_FILES = ("/dumps/", "/boinc/", "/tile/", "/profiles")
 _SAFE_METHODS = "GET, HEAD, OPTIONS"
 _PREFLIGHT_S = 86_400
 _NOT_MODIFIED = 304
@@ -91,7 +91,7 @@ async def _preflight(send: Send) -> None:
 
 
 class Packing(GZipMiddleware):
-    """Packs answers, but for files: those are packed already, or asked for in parts."""
+    """Packs answers, but for files: those are packed already, asked for in parts, or very large."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].startswith(_FILES):

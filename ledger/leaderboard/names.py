@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress, repeat
 from operator import contains
+from typing import Any
 from urllib.parse import urlsplit
 
 from sqlalchemy import func, select
@@ -82,7 +83,7 @@ class NamesReader:
                 are after two changes in the same second; else that waits for some minutes.
             pace: called between pieces of work; it may take a rest.
         """
-        mark = _mark(session)
+        mark = names_mark(session)
         old = time.monotonic() - self._read_s > _READ_EVERY_S
         if self._names is None or always or old or mark != self._mark:
             names = read_names(session, run_id, pace)
@@ -93,9 +94,12 @@ class NamesReader:
         return self._names
 
 
-def _mark(session: Session) -> Sequence[object]:
-    """Differs after almost any change of a name."""
-    return [
+def names_mark(session: Session) -> tuple[tuple[Any, ...], ...]:
+    """Number, sum and newest of the times of each kind: differs after almost any change of a name.
+
+    An erasure always shows: it takes a row away.
+    """
+    return tuple(
         tuple(session.execute(select(func.count(), func.sum(column), func.max(column))).one())
         for column in (
             Profile.updated_at_s,
@@ -103,7 +107,7 @@ def _mark(session: Session) -> Sequence[object]:
             RunPage.updated_at_s,
             ErasedProfile.erased_at_s,
         )
-    ]
+    )
 
 
 def read_names(session: Session, run_id: str, pace: Callable[[], None]) -> Names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ _templates.filters |= {
     "duration": text.duration,
     "money": text.money,
     "short_key": short_key,
+    "shell": shlex.quote,
 }
 
 

@@ -146,9 +146,26 @@ def test_the_command_checks_offline(judged: Any, tmp_path: Path) -> None:
         assert isinstance(CliRunner().invoke(barnraise, [*command, wrong]).exception, ProtocolError)
 
 
+@pytest.mark.parametrize("keys", [[], ["Ada\n\x1b[2J"]], ids=["no key", "itself"])
+def test_who_is_no_key_has_no_certificate(history: Any, keys: list[str]) -> None:
+    """Its name would be printed, as somebody whose nothing is genuine."""
+    history.enrol("new")
+    raw = json.loads(made(history, 3))
+    raw |= {"subject": "Ada\n\x1b[2J", "keys": keys}
+    with pytest.raises(BadRecord):
+        check(rfc8785.dumps(raw), history.manifest.root)
+
+
 def test_a_site_cannot_give_another_persons(judged: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(certificate, "fetch", lambda *_, **__: made(judged, BOB))
     root, (ada, bob) = judged.manifest.root, (judged.workers[w][1] for w in (ADA, BOB))
     assert fetch_certificate("https://site", bob, root) == [made(judged, BOB)]
     with pytest.raises(BadRecord, match="somebody else"):
         fetch_certificate("https://site", ada, root)
+
+
+def test_a_site_cannot_give_one_part_for_all(judged: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = rfc8785.dumps({**json.loads(made(judged, ADA)), "parts": 3})
+    monkeypatch.setattr(certificate, "fetch", lambda *_, **__: first)
+    with pytest.raises(BadRecord, match="another part"):
+        fetch_certificate("https://site", judged.workers[ADA][1], judged.manifest.root)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from protocol.errors import NotFound, TransientError, UsageError
+from worker.donor import site as site_of_run
 from worker.donor.campaigns import default_campaign, reference_device
 from worker.donor.site import fetch, fetch_json
 
@@ -113,3 +115,35 @@ def test_a_site_that_is_away_is_passing() -> None:
 
 def test_the_runs_own_campaign_has_the_beginning_of_its_id() -> None:
     assert default_campaign(bytes(range(32))) == CAMPAIGN
+
+
+@pytest.mark.parametrize(
+    "head",
+    [b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 302 Found\r\nLocation: /else\r\n\r\n"],
+    ids=["body", "redirect"],
+)
+def test_an_answer_without_end_keeps_nobody(head: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+
+    def serve(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(head)
+            try:
+                while not ended.wait(0.02):
+                    connection.sendall(b"x")
+            except OSError:
+                pass  # they have hung up
+
+    monkeypatch.setattr(site_of_run, "_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(site_of_run, "_MOST_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        try:
+            with pytest.raises(TransientError, match="does not answer"):
+                fetch(f"http://127.0.0.1:{listener.getsockname()[1]}", "api/v1/campaign")
+        finally:
+            ended.set()
+            thread.join()

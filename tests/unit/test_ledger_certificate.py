@@ -80,6 +80,35 @@ def test_a_donor_without_credit_has_a_certificate_of_nothing(judged: Any) -> Non
     assert set(check_certificate(made.dump(), judged.manifest.root).totals.values()) == {0}
 
 
+@pytest.mark.parametrize("value", ["1e999", "9007199254740993", '"\\ud800"'])
+def test_what_has_no_canonical_form_is_refused(judged: Any, value: str) -> None:
+    raw = _certificate(judged, ADA)[1].dump().decode()
+    for before in ('"delegations":{', '"leaf":{'):
+        bent = raw.replace(before, f'{before}"a":{value},', 1)
+        assert bent != raw
+        with pytest.raises(BadRecord):
+            check_certificate(bent.encode(), judged.manifest.root)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"parts": 1 << 50},
+        {"part": 1 << 50},
+        {"claims": {"x\n\x1b[2Jgenuine: all of it": 1}},
+        {"claims": {f"{letter}_microcredits": 1 for letter in "abcdefghijklmnopqrstuvwxyz"}},
+    ],
+    ids=lambda said: next(iter(said)),
+)
+def test_what_no_leaf_proves_is_bounded_before_it_is_told(
+    judged: Any, said: dict[str, Any]
+) -> None:
+    """Parts that are not here are listed, and claims printed, on a reader's terminal."""
+    bent = rfc8785.dumps({**json.loads(_certificate(judged, ADA)[1].dump()), **said})
+    with pytest.raises(BadRecord):
+        check_certificate(bent, judged.manifest.root)
+
+
 def test_a_long_history_comes_in_parts_that_add_up(
     judged: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import html
 import http.server
 import json
 import socket
@@ -16,15 +18,20 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from sqlalchemy.orm import Session
+from starlette.testclient import TestClient
 
+from ledger import published
 from ledger.acts import leaf_of, open_act
 from ledger.authority import Delegations, store_delegations
 from ledger.cli import cli
 from ledger.donors import erase_profile, set_profile
 from ledger.export import export_tiles
 from ledger.fetching import WebFolder
+from ledger.folder_index import FolderIndex
+from ledger.leaderboard.app import create_app
 from ledger.log import Log
 from ledger.mirror import Mirror, Update
+from ledger.published import act_path
 from ledger.schema import ActRow, ErasedProfile
 from ledger.sources import directory_source
 from ledger.tile_folder import TileFolder
@@ -198,6 +205,17 @@ def fork_at_the_held_size(site: Site, key: Identity) -> None:
     bend_head(site, key, size=14, root=bytes(32))
 
 
+def garble_a_tile(site: Site, _key: Identity) -> None:
+    """Of an honest head: whoever serves it shall not make it look like evidence."""
+    tile = Tile(0, 0, site.head().size)
+    hashes = (site.folder / tile.path).read_bytes()
+    site.bent[tile.path] = bytes([hashes[0] ^ 1]) + hashes[1:]
+
+
+def cut_a_tile(site: Site, _key: Identity) -> None:
+    site.bent[Tile(0, 0, site.head().size).path] = b""
+
+
 def be_of_another_log(site: Site, key: Identity) -> None:
     bend_head(site, key, origin="example.org/other")
 
@@ -286,7 +304,9 @@ def lead_somewhere_else(site: Site, _key: Identity) -> None:
 REFUSALS: list[tuple[Callable[[Site, Identity], None], type[PeerFault], str]] = [
     (shrink, BadDigest, "the log shrank: 14 leaves are here, 3 under the head"),
     (fork, BadDigest, "does not extend the 14 leaves that this folder holds"),
-    (fork_at_the_held_size, BadDigest, "does not extend the 14 leaves"),
+    (fork_at_the_held_size, BadDigest, "history was rewritten"),
+    (garble_a_tile, BadDigest, "by tiles that do not lead to it"),
+    (cut_a_tile, BadDigest, "by tiles that do not lead to it"),
     (be_of_another_log, BadRecord, "the head is of 'example.org/other'"),
     (be_signed_by_a_stranger, BadSignature, "no signature of a key that is believed"),
     (be_unsigned, BadRecord, "malformed signature line"),
@@ -335,6 +355,21 @@ def test_a_lie_changes_nothing_and_is_kept(
     site.bent.clear()
     assert mirror.update().size == site.head().size
     assert verify(directory_source(copy)).size == site.head().size
+
+
+def test_a_rewritten_log_is_told_from_wrong_tiles(
+    history: Any, site: Site, copy: Path, ledger_history: ModuleType, tmp_path: Path
+) -> None:
+    """The same keys, other leaves, and tiles that lead to the signed head."""
+    update(site, copy)
+    other = ledger_history.History(history.manifest, f"sqlite:///{tmp_path}/other.db")
+    other.open()
+    other.enrol("eve")
+    for _ in range(9):
+        other.settle({0: 1})
+    with pytest.raises(BadDigest, match="history was rewritten, or others are shown another one"):
+        update(Site(other, tmp_path / "other"), copy)
+    other.close()
 
 
 def test_a_site_that_goes_away_is_nobodys_fault(site: Site, copy: Path) -> None:
@@ -462,6 +497,119 @@ def test_hostile_profiles_are_cleaned(site: Site, copy: Path, ledger_history: Mo
     assert kept == {**row, "display_name": "A da <b>", "url": "", "about": "x y"}
 
 
+def test_a_join_link_brings_nothing_along(
+    history: Any, site: Site, copy: Path, tmp_path: Path
+) -> None:
+    """Pages show it in a command that people copy into their shell."""
+    run, root = history.manifest.run_id.hex(), history.manifest.root
+    honest = f"barnraise://example.org:7443/{run}#root={root}"
+    for link in (
+        honest,
+        f" barnraise://x';id;'@EXAMPLE.org:7443/{run}/?a=';id;'#b=';id;'&root={root} ",
+    ):
+        said = {"format": "barnraise-site/1", "join_link": link, "updated_at_s": 1}
+        site.bent["site"] = json.dumps(said).encode()
+        update(site, copy)
+        assert json.loads((copy / "site").read_bytes())["join_link"] == honest
+    (copy / "site").write_bytes(site.bent["site"] or b"")  # by whoever copied the files
+    index = FolderIndex(copy, tmp_path / "index.db")
+    index.refresh()
+    with TestClient(create_app(index.url)) as client:
+        assert f"barnraise worker join '{honest}'" in html.unescape(client.get("/").text)
+    said["join_link"] = f"barnraise://x';id;':7443/{run}#root={root}"
+    site.bent["site"] = json.dumps(said).encode()
+    with pytest.raises(BadRecord, match="not a join link"):
+        update(site, copy)
+    said["join_link"] = f"barnraise://example.org:7443/{'0' * 64}#root={root}"
+    (copy / "site").write_text(json.dumps(said))
+    with pytest.raises(BadRecord, match="leads to another run"):
+        index.refresh()
+
+
+def profiles_of(**lists: list[dict[str, Any]]) -> bytes:
+    none: dict[str, Any] = {"profiles": [], "teams": [], "erased": []}
+    return json.dumps({"format": "barnraise-profiles/1", **none, **lists}).encode()
+
+
+def test_nobody_has_two_profiles(
+    site: Site, copy: Path, ledger_history: ModuleType, tmp_path: Path
+) -> None:
+    """They would keep a mirror's pages from being made."""
+    update(site, copy)
+    person = {"donor": ledger_history.identity("ada").peer_id, "updated_at_s": 1}
+    team, gone = {"team": "0" * 32, "updated_at_s": 1}, {"subject": "x", "erased_at_s": 1}
+    for lists in (
+        {"profiles": [{**person, "display_name": name} for name in ("Ada", "Eve")]},
+        {"teams": [{**team, "display_name": name} for name in ("Ada's", "Eve's")]},
+        {"erased": [gone, gone]},
+    ):
+        site.bent["profiles"] = profiles_of(**lists)
+        with pytest.raises(BadRecord, match="twice"):
+            update(site, copy)
+    (copy / "profiles").write_bytes(profiles_of(**lists))  # by whoever copied the files
+    with pytest.raises(BadRecord, match="twice"):
+        FolderIndex(copy, tmp_path / "index.db").refresh()
+
+
+def test_what_is_to_be_forgotten_stays_within_bounds(
+    site: Site, copy: Path, monkeypatch: Any
+) -> None:
+    """Sources that make subjects up cannot leave a file that nobody reads again."""
+    monkeypatch.setattr(published, "_MAX_ROWS", 3)
+    for names in ("ab", "cd"):
+        erased = [{"subject": name, "erased_at_s": 1} for name in names]
+        site.bent["profiles"] = profiles_of(erased=erased)
+        if names == "ab":
+            update(site, copy)
+    with pytest.raises(BadRecord, match="to forget"):
+        update(site, copy)
+    site.bent.clear()
+    update(site, copy)
+
+
+def test_the_same_envelope_in_other_bytes_is_not_another(
+    history: Any, ledger_history: ModuleType, site: Site, copy: Path
+) -> None:
+    """Fields that nobody knows and nobody signed would fill a mirror's disk, and its lists."""
+    index = found_team(history, ledger_history, "ada")
+    site.refresh()
+    path = act_path(index)
+    honest = (site.folder / path).read_bytes()
+    held = json.loads((site.folder / "delegations").read_bytes())
+    for number in range(3):
+        unknown = b"\xfa\x01\x04junk"[:-1] + bytes([65 + number])
+        bent = dict(held)
+        for name in ("delegations", "revocations"):
+            bent[name] = [
+                base64.b64encode(base64.b64decode(one) + unknown).decode() for one in held[name]
+            ]
+        site.bent = {path: honest + unknown, "delegations": json.dumps(bent).encode()}
+        update(site, copy)
+    assert (copy / path).read_bytes() == honest
+    assert (copy / "delegations").read_bytes() == (site.folder / "delegations").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "profiles",
+    [
+        profiles_of(erased=[{"subject": "-", "erased_at_s": 1}] * 2000),
+        profiles_of(**{f"{number}\x1b[2J{'x' * 500}": [] for number in range(2000)}),
+        profiles_of(**{f"{number}\x1b[2J{'x' * 500}": [] for number in range(50)}),
+    ],
+    ids=["rows", "fields", "some fields"],
+)
+def test_a_reason_is_a_few_lines_of_text(profiles: bytes, site: Site, copy: Path) -> None:
+    """It is printed, and kept a thousand times over."""
+    update(site, copy)
+    site.bent["profiles"] = profiles
+    with pytest.raises(BadRecord, match="profiles refused") as refused:
+        update(site, copy)
+    (reason,) = (copy / "refused").glob("*.reason")
+    for told in (str(refused.value), reason.read_text()):
+        assert len(told) < 10_000
+        assert "\x1b" not in told
+
+
 def test_a_damaged_folder_says_so(site: Site, copy: Path) -> None:
     site.grow(100)
     update(site, copy)
@@ -543,10 +691,19 @@ def dripping(*parts: bytes) -> Iterator[str]:
         thread.join()
 
 
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
 @pytest.mark.parametrize(
     "parts",
-    [(b"HTTP/1.1 200 OK\r\nX-Slow: ",), (b"HTTP/1.1 200 OK\r\n\r\n",)],
-    ids=["headers", "body"],
+    [
+        (b"HTTP/1.1 200 OK\r\nX-Slow: ",),
+        (b"HTTP/1.1 200 OK\r\n\r\n",),
+        (CHUNKED, b"1;"),
+        (CHUNKED, b"0\r\n"),
+        (b"HTTP/1.1 302 Found\r\nLocation: /else\r\n\r\n",),
+    ],
+    ids=["headers", "body", "length of a chunk", "trailers", "redirect"],
 )
 def test_a_slow_server_does_not_keep_a_mirror(parts: tuple[bytes, ...], tmp_path: Path) -> None:
     with dripping(*parts) as url:
@@ -555,20 +712,63 @@ def test_a_slow_server_does_not_keep_a_mirror(parts: tuple[bytes, ...], tmp_path
             Mirror(TileFolder(tmp_path / "m"), slow.get).update()
 
 
-def test_a_file_that_ends_early_is_no_file(tmp_path: Path) -> None:
+@contextmanager
+def answering(*answers: bytes) -> Iterator[str]:
+    """A server that gives each request the next of these."""
+
     def serve(listener: socket.socket) -> None:
-        connection, _ = listener.accept()
-        with connection:
-            connection.recv(4096)
-            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+        for answer in answers:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(answer)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=serve, args=(listener,))
         thread.start()
-        site = WebFolder(f"http://127.0.0.1:{listener.getsockname()[1]}")
-        with pytest.raises(TransientError, match="IncompleteRead"):
-            site.get("checkpoint", 1000)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         thread.join()
+
+
+def test_a_file_that_ends_early_is_no_file() -> None:
+    with (
+        answering(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf") as url,
+        pytest.raises(TransientError, match="IncompleteRead"),
+    ):
+        WebFolder(url).get("checkpoint", 1000)
+
+
+def test_what_a_server_says_instead_of_http_moves_no_cursor() -> None:
+    with (
+        answering(b"\x1b[2J" + b"x" * 9000 + b"\r\n\r\n") as url,
+        pytest.raises(TransientError, match="cannot read") as told,
+    ):
+        WebFolder(url).get("checkpoint", 1000)
+    assert "\x1b" not in str(told.value)
+    assert len(str(told.value)) < 1000
+
+
+def moved(location: str) -> bytes:
+    return f"HTTP/1.1 301 Moved\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()
+
+
+def test_a_file_that_moved_is_found_where_it_is_now() -> None:
+    with answering(moved("/there"), b"HTTP/1.1 200 OK\r\n\r\nfound") as url:
+        assert WebFolder(url).get("here", 1000) == b"found"
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        *("http://localhost:1/latest/meta-data", "file:///etc/hostname", "ftp://127.0.0.1/x"),
+        *("http://[bad/", "http://127.0.0.1:port/", "//metadata.internal/token"),
+    ],
+)
+def test_a_source_leads_nobody_to_other_hosts(location: str) -> None:
+    """What lies on a mirror's own network would come to be kept, and served, as evidence."""
+    refusals = r"leads to|Invalid|answers 301|unknown url type|nonnumeric port"
+    with answering(moved(location)) as url, pytest.raises(TransientError, match=refusals):
+        WebFolder(url).get("checkpoint", 1000)
 
 
 def test_an_export_does_not_overwrite_another_record(

@@ -34,6 +34,7 @@ def test_surrounding_space_is_forgiven() -> None:
         ("example.org", "expected barnraise://"),
         (f"https://h:1/{RUN}#root={ROOT}", "not a join link"),
         (f"barnraise://h/{RUN}#root={ROOT}", "not a join link"),
+        (f"barnraise://h';id;':1/{RUN}#root={ROOT}", "not a join link"),
         (f"barnraise://h:99999/{RUN}#root={ROOT}", "not a join link"),
         (f"barnraise://[::1:7/{RUN}#root={ROOT}", "not a join link"),
         (f"barnraise://h:1/{RUN[:-1]}#root={ROOT}", "64 hex digits"),

@@ -16,14 +16,16 @@ from starlette.testclient import TestClient
 from web_page import Page
 
 from ledger.donors import erase_profile
+from ledger.fetching import WebFolder
+from ledger.leaderboard import record
 from ledger.leaderboard.app import create_app
 from ledger.leaderboard.format import compact, credit, duration, flops
 from ledger.log import read_leaves
 from ledger.receipts import verify_receipt
 from ledger.schema import LogLeaf, Profile
-from ledger.sources import HttpSource
+from ledger.sources import HttpSource, PublishedTotals
 from ledger.verify import verify
-from protocol.errors import BadDigest
+from protocol.errors import BadDigest, BadRecord
 
 BOTH_DATABASES = True
 
@@ -100,6 +102,30 @@ def test_an_anonymous_donor_is_shown_by_its_short_key_and_a_profile_can_be_erase
     words = Page(client.get("/donors").text).words
     assert "Ada" not in words
     assert f"…{ada[-8:]}" in words
+
+
+def test_a_long_list_of_profiles_is_made_once_and_forgets_at_once(
+    client: TestClient, history: Any, monkeypatch: pytest.MonkeyPatch, ledger_history: ModuleType
+) -> None:
+    """With a hundred thousand it takes seconds: who asks often must not keep the site busy."""
+    asked, load = [], record.load_profiles
+
+    def counted(session: Session) -> Any:
+        asked.append(session)
+        return load(session)
+
+    monkeypatch.setattr(record, "_FEW_NAMES", 0)
+    monkeypatch.setattr(record, "_KEPT_S", 1e9)
+    monkeypatch.setattr(record, "load_profiles", counted)
+    with Session(history.engine) as session:
+        want = load(session).dump()
+    for _ in range(3):
+        answer = client.get("/profiles", headers={"Accept-Encoding": "gzip"})
+        assert answer.content == want and "content-encoding" not in answer.headers
+    assert len(asked) == 1
+    with Session(history.engine) as session, session.begin():
+        erase_profile(session, ledger_history.identity("ada").peer_id)
+    assert b"Ada" in want and b"Ada" not in client.get("/profiles").content
 
 
 def test_campaign_page_shows_the_fold(client: TestClient, history: Any) -> None:
@@ -415,6 +441,42 @@ def test_a_leaderboard_that_shows_other_totals_is_caught(
 
     monkeypatch.setattr(donors, "donor_rows", generous)
     with pytest.raises(BadDigest, match="the leaderboard shows"):
+        verify(HttpSource(site), root=history.manifest.root)
+
+
+@pytest.mark.parametrize(
+    ("size", "donors"),
+    [(-1, -1), (10.5, 0), (1e999, 1e999), (True, 0), (9, 0.5), (9, -1), ("9", "0"), (None, None)],
+)
+def test_a_leaderboard_of_no_size_is_refused(
+    size: object, donors: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its totals would be compared with no fold, and yet be said to be equal to it."""
+    shown = dict.fromkeys(PublishedTotals.__dataclass_fields__, 10**12)
+    campaign, page = {"size": size, "donors": donors, **shown}, {"size": size, "donors": []}
+
+    def get(_site: WebFolder, path: str, _most_bytes: int) -> bytes:
+        return json.dumps(campaign if path.endswith("campaign") else page).encode()
+
+    monkeypatch.setattr(WebFolder, "get", get)
+    with pytest.raises(BadRecord, match="not understood"):
+        HttpSource("http://127.0.0.1:1").board()
+
+
+def test_a_leaderboard_that_shows_somebody_twice_is_caught(
+    site: str, history: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once as the record has it, and before that as somebody would like it."""
+    from ledger.leaderboard import donors
+
+    honest = donors.donor_rows
+
+    def twice(*arguments: Any) -> Any:
+        rows = honest(*arguments)
+        return [rows[0].model_copy(update={"final_microcredits": 10**12}), *rows]
+
+    monkeypatch.setattr(donors, "donor_rows", twice)
+    with pytest.raises(BadRecord, match="twice"):
         verify(HttpSource(site), root=history.manifest.root)
 
 

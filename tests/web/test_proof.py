@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 from ledger.leaderboard.app import create_app
 from ledger.schema import LogLeaf, LogNode
 from protocol import merkle
+from protocol.envelope import parse_envelope, pre_authentication_encoding
 from protocol.identity import Identity
 from protocol.notes import Checkpoint, read_checkpoint, sign_checkpoint
 
@@ -494,6 +495,27 @@ def test_signed_acts_are_shown_as_text_and_checked(acted: Any, site: str, visit:
     tamper(page, "**/acts/*", flip(-60))
     _, wrong = check(page, root)
     assert "does not hold" in wrong["The signed act is the one that it names"]
+
+
+def test_an_act_that_somebody_else_signed_is_found_out(acted: Any, site: str, visit: Visit) -> None:
+    """The same payload, and a signature that holds: of a key that may not."""
+    history, made = acted
+    stranger = Identity.from_seed(b"s" * 32)
+
+    def sign_anew(body: bytearray) -> bytes:
+        envelope = parse_envelope(bytes(body))
+        signed = pre_authentication_encoding(envelope.payload_type, envelope.payload)
+        envelope.signatures[0].keyid = stranger.peer_id
+        envelope.signatures[0].sig = stranger.sign(signed)
+        return envelope.SerializeToString(deterministic=True)
+
+    page = visit()
+    tamper(page, "**/acts/*", sign_anew)
+    for name in ("delegation 2", "donation", "key_rotation"):
+        page.goto(f"{site}/log/{made[name]}")
+        state, wrong = check(page, history.manifest.root)
+        assert state == "fails", name
+        assert "whose act it is" in wrong["The signed act is the one that it names"], name
 
 
 def test_a_donor_of_several_keys_and_with_sponsored_credit_is_recomputed(

@@ -67,6 +67,8 @@ def fetch_certificate(site: str, donor: PeerId, root: PeerId) -> list[bytes]:
         proven = check(data, root)
         if donor not in proven.keys or not 1 <= proven.parts <= _MOST_PARTS:
             raise BadRecord("the site gave somebody else's certificate")
+        if proven.part != len(files) + 1:
+            raise BadRecord("the site gave another part of the certificate than it was asked for")
         files.append(data)
         parts = proven.parts
     return files
@@ -103,6 +105,7 @@ def check(data: bytes, root: PeerId) -> Proven:
         head.root,
     )
     subject, keys = str(raw.get("subject")), _strings(raw, "keys")
+    PublicKey.from_peer_id(subject)
     _check_joined(subject, keys, leaves)
     credits = _credits(leaves, frozenset(keys))
     part, parts = _number(raw, "part"), _number(raw, "parts")

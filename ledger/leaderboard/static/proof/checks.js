@@ -25,6 +25,7 @@ import { Tiles } from "./tiles.js";
 import { consistencyProof, inclusionProof, leafHash, verifyConsistency, verifyInclusion } from "./tree.js";
 
 const MAX_ACT_BYTES = (1 << 20) + 4096;
+const DONORS_ACTS = ["pledge", "team", "membership", "key_rotation", "merge"];
 export const leaves = (count) => `${count.toLocaleString("en")} ${count === 1 ? "leaf" : "leaves"}`;
 
 export class Checks {
@@ -179,22 +180,32 @@ export async function checkLeaf(checks, found, index, shown) {
   return same;
 }
 
-/** The signed act that a leaf names by its digest. */
-export async function checkAct(checks, site, path, leafText, leafStep) {
+/** The signed act that a leaf names by its digest, by whom the leaf says, if it does. */
+export async function checkAct(checks, site, path, leafText, leafStep, root) {
   await checks.step(
     "The signed act is the one that it names",
     async () => {
       const envelope = readEnvelope(await site.bytes(path, MAX_ACT_BYTES));
       const digest = hex(await sha256(envelope.payload));
-      const named = JSON.parse(leafText).record_digest;
+      const leaf = JSON.parse(leafText);
+      const [named, signer] = [leaf.record_digest, signerOf(leaf, root)];
       if (digest !== named) throw new Misfit(`/${path} has the digest ${digest}; the leaf names ${named}`);
+      if (signer !== null && envelope.signer !== signer) {
+        throw new Misfit(`/${path} is signed by ${envelope.signer}, and not by ${signer}, whose act it is`);
+      }
       if (!(await verifyEnvelope(envelope))) {
         throw new Misfit(`/${path}: the signature of ${envelope.signer} does not hold`);
       }
-      return `signed by ${envelope.signer}`;
+      return `signed by ${envelope.signer}${signer === null ? ": whether it might, the command checks" : ""}`;
     },
     [leafStep],
   );
+}
+
+/** Who signs the act behind a leaf; null: a key that the leaf does not name. */
+function signerOf(leaf, root) {
+  if (leaf.kind === "delegation") return root;
+  return leaf.treasurer ?? (DONORS_ACTS.includes(leaf.kind) ? leaf.donor : null);
 }
 
 /** A head that was saved earlier is a beginning of this one. */

@@ -71,7 +71,8 @@ async function check(checks) {
   if (kind === "leaf") {
     const shown = document.getElementById("leaf-bytes").textContent;
     const leaf = await checkLeaf(checks, found, Number(panel.dataset.index), shown);
-    if (panel.dataset.act) await checkAct(checks, site, panel.dataset.act, shown, leaf);
+    const { act } = panel.dataset;
+    if (act) await checkAct(checks, site, act, shown, leaf, expected.root ?? named);
   }
   if (kind === "donor") await checkDonor(checks, site, found, shownTotals(), showProgress);
   const saved = await contents("saved");
