@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import looks_rig as rig
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page
 from starlette.testclient import TestClient
@@ -17,20 +14,6 @@ pytestmark = [pytest.mark.web, pytest.mark.timeout(240)]
 
 _LIMIT_BYTES = 150_000
 _POLL_MS = 15_000
-
-
-def _load_rig() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "looks_rig", Path(__file__).with_name("looks_rig.py")
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-rig = _load_rig()
 
 
 @pytest.fixture
