@@ -196,3 +196,22 @@ def test_leaves_of_a_donor_are_those_that_its_totals_follow_from(
         "more": False,
     }
     assert client.get(f"/api/v1/donors/{bob}/leaves?size=99999").json()["size"] == len(written)
+
+
+@pytest.mark.parametrize(
+    ("path", "marked"),
+    [
+        ("/log", ("/log", "page")),
+        ("/log/3", ("/log", "true")),
+        ("/log/heads", ("/log", "true")),
+        ("/round/2", ("/rounds", "true")),
+        ("/campaigns", ("/", "true")),
+        ("/pools", None),
+    ],
+)
+def test_the_navigation_marks_where_a_page_belongs(
+    client: TestClient, path: str, marked: tuple[str, str] | None
+) -> None:
+    navigation = client.get(path).text.partition("<nav")[2].partition("</nav>")[0]
+    found = re.findall(r'<a href="([^"]*)" aria-current="([^"]*)"', navigation)
+    assert found == ([marked] if marked else [])
