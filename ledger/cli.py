@@ -11,11 +11,11 @@ from pathlib import Path
 import click
 
 from ledger.cli_mirror import mirror_command
+from ledger.cli_shared import check_fingerprint, progress_bar
 from ledger.credit import MICROCREDITS_PER_CREDIT
 from ledger.export import export_tiles
 from ledger.exports.cli import certificate_group, dump_command
 from ledger.log import latest_head
-from ledger.progress import check_fingerprint, progress_bar
 from ledger.read_only import URL_HELP, open_session
 from ledger.receipts import verify_receipt
 from ledger.sources import DatabaseSource, HttpSource, Source, directory_source

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from ledger.cli_shared import check_fingerprint
 from ledger.credit import MICROCREDITS_PER_CREDIT
 from ledger.exports.certificate import (
     MAX_CERTIFICATE_BYTES,
@@ -16,7 +17,6 @@ from ledger.exports.certificate import (
     check_certificate,
     totals_of,
 )
-from ledger.progress import check_fingerprint
 from ledger.read_only import URL_HELP, open_session
 from ledger.records import CreditLeaf
 from ledger.tally import Status
