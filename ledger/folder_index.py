@@ -175,8 +175,8 @@ class FolderIndex:
                 if isinstance(leaf, DelegationLeaf):
                     delegated[replay.size - 1] = leaf
                 elif isinstance(leaf, ActLeaf):
-                    data = self._source.act(replay.size - 1)
-                    self._add_act(session, replay.size - 1, leaf, data)
+                    act = self._source.act(replay.size - 1)
+                    self._add_act(session, replay.size - 1, leaf, act)
             if len(waiting) == _ROWS:
                 append_leaves(session, waiting)
                 waiting.clear()
