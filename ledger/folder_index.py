@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session
 
 from ledger import tree
 from ledger.authority import Delegations, store_delegations
-from ledger.crowd_records import ActLeaf
+from ledger.crowd_records import ActLeaf, DelegationLeaf
 from ledger.log import append_leaves, latest_head, read_leaves
 from ledger.mirror_pin import Pin
 from ledger.published import (
@@ -39,7 +39,7 @@ from ledger.published import (
     store_profiles,
     store_site,
 )
-from ledger.records import DelegationLeaf, Leaf, parse_leaf
+from ledger.records import Leaf, parse_leaf
 from ledger.replay import Replay
 from ledger.schema import ActRow, Base, LogHead
 from ledger.sources import directory_source
