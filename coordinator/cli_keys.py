@@ -15,6 +15,9 @@ from protocol.errors import UsageError
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
+    from coordinator.keys import KeyRing
+    from protocol.wire import records_pb2 as wire
+
 _DAY_S = 24 * 3600
 
 
@@ -63,7 +66,6 @@ def rotate_keys(
     configure_logging(quiet=True)
     from coordinator.config import RunFolder
     from coordinator.crowd.delegations import keep_delegations
-    from coordinator.key_files import CROWD_KEYS
     from coordinator.keys import KeyRing
     from ledger.log import Log
     from protocol.wire import records_pb2 as wire
@@ -81,10 +83,7 @@ def rotate_keys(
         ring = KeyRing.load(
             folder.keys, run_id=manifest.run_id, root_id=manifest.root, now_s=now_s, checked=False
         )
-        there = [purpose for purpose in named if purpose not in CROWD_KEYS or purpose in ring.crowd]
-        purposes = [purpose for purpose in named if named[purpose]] or there
-        if not set(purposes) <= set(there):
-            raise UsageError("there is no such key in the folder: it is made at its first use")
+        purposes = _chosen(named, ring)
         rotated = ring.rotated(
             folder.keys,
             purposes,
@@ -111,6 +110,17 @@ def rotate_keys(
 def register(group: click.Group) -> None:
     """Add the command to ``barnraise coordinator``."""
     group.add_command(rotate_keys)
+
+
+def _chosen(named: dict[wire.KeyPurpose, bool], ring: KeyRing) -> list[wire.KeyPurpose]:
+    """The keys to make anew: those that are named, or all that there are."""
+    from coordinator.key_files import CROWD_KEYS
+
+    there = [purpose for purpose in named if purpose not in CROWD_KEYS or purpose in ring.crowd]
+    chosen = [purpose for purpose in named if named[purpose]] or there
+    if not set(chosen) <= set(there):
+        raise UsageError("there is no such key in the folder: it is made at its first use")
+    return chosen
 
 
 def _opened_at_s(session: Session) -> int:

@@ -19,10 +19,9 @@ from functools import partial
 
 import structlog
 
-from coordinator import bootstrap, round_state, settle
+from coordinator import bootstrap, round_state
 from coordinator.admission import check_multiaddrs
 from coordinator.attendance import Attendance, decide_action, write_presence
-from coordinator.audit import base_weights
 from coordinator.audit.appeal import accept_appeal
 from coordinator.audit.challenges import accept_answer, open_challenges
 from coordinator.audit.desk import AuditDesk
@@ -38,10 +37,10 @@ from coordinator.keys import KeyRing
 from coordinator.loops import for_ever, whenever
 from coordinator.probation_commits import accept_unit
 from coordinator.queries import read_receipt
-from coordinator.record import keep_loss, log_ended_rounds, state_to_evaluate
 from coordinator.reports import accept_reducer_report, accept_report
 from coordinator.results import CheckedPiece, bounded, check_piece, keep_pieces, missing_chunks
 from coordinator.schema import ControlRow
+from coordinator.state_desk import StateDesk
 from coordinator.troubles import DATABASE, Troubles
 from coordinator.turn import Turn
 from coordinator.turns import Turns
@@ -59,7 +58,6 @@ _PIECES_PER_TURN = 16
 _ALIVE_EVERY_S = 2.0  # how often the time is noted, to know for how long we were away
 _ABSENT_AFTER_S = 5.0  # without a tick: the server was stopped, or without its database
 _QUIET_S = 5.0  # without a failure: a full disk may have room for one write and not for another
-_KEPT_STATES = 2  # in memory: a slow evaluation skips states, it never piles them up
 
 _log = structlog.get_logger()
 
@@ -103,15 +101,15 @@ class Engine:
         self._database = database
         self._checkpoints = checkpoints
         self._clock = clock
-        self._validation = Validation(evaluate)
         self._turns = Turns(self.context, database, clock, self._is_absent)
         self._turn = self._turns.run
-        self._evaluation_due = asyncio.Event()
         self._ticked_at_s = clock()
         self._attendance = Attendance(self._ticked_at_s)
         self._told_of_lost_rounds = False
-        self._states: dict[int, settle.ModelState] = {}  # by settled rounds, newest last
-        self._desk = AuditDesk(self.context, self._turn, ReplayStore(checkpoints.url))
+        self._states = StateDesk(
+            self.context, database, checkpoints, self._turn, clock, Validation(evaluate)
+        )
+        self._audits = AuditDesk(self.context, self._turn, ReplayStore(checkpoints.url))
         key = campaign_key or (lambda: keys.crowd.get(wire.KEY_PURPOSE_CAMPAIGN))
         self._acts = ActDesk(self.context, database, self._turn, clock, key)
 
@@ -128,10 +126,10 @@ class Engine:
         state = await bootstrap.load_or_create(
             self.context, self._database, self._checkpoints, self._clock()
         )
-        self._states = {state.descriptor.round: state}
+        self._states.begin(state)
         await self._database.run(self.context.log.sign_head)
         await self.resume()
-        self._evaluation_due.set()
+        self._states.evaluation_due.set()
         self._troubles.begin_anew()
 
     async def resume(self) -> None:
@@ -145,13 +143,13 @@ class Engine:
 
         Cancelling is safe at any moment: what was not committed is done again after a start.
         """
-        if not self._states:
+        if not self._states.states:
             await self.start()
         options, troubles = self.context.options, self._troubles
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(for_ever(self.keep_time, options.tick_s, troubles))
             tasks.create_task(whenever(self._turns.settle_due, self.settle, troubles))
-            tasks.create_task(whenever(self._evaluation_due, self.evaluate, troubles))
+            tasks.create_task(whenever(self._states.evaluation_due, self.evaluate, troubles))
             tasks.create_task(for_ever(self.audit, options.audit.step_s, troubles))
             tasks.create_task(for_ever(self.keep_campaigns, options.campaign_s, troubles))
 
@@ -269,7 +267,7 @@ class Engine:
                 server_time_ms=to_ms(turn.now_s),
                 next_heartbeat_ms=to_ms(self.context.options.heartbeat_s),
                 challenges=open_challenges(turn, record.worker),
-                retain_from_round=self._desk.retain_from_round,
+                retain_from_round=self._audits.retain_from_round,
             )
 
         reply = await self._turn(answer)
@@ -371,65 +369,20 @@ class Engine:
     # ---- slow work ----
 
     async def settle(self) -> bool:
-        """Settle the running round if all its results are held; see :mod:`coordinator.settle`.
-
-        Returns:
-            Whether it did.
+        """Settle the running round if all its results are held; returns whether it did.
 
         Raises:
             TransientError: the checkpoint store refused; nothing was changed.
         """
-        inputs = await self._turn(settle.read_inputs)
-        if inputs is None:
-            self._evaluation_due.set()  # it may have been done by a turn that seemed to fail
-            return False
-        before = self._states[inputs.settled_rounds]
-        after = await asyncio.to_thread(settle.compute, self.context, before, inputs)
-        if after is None:
-            await self._turn(settle.refuse)
-            return False
-        saved = await asyncio.to_thread(
-            self._checkpoints.save, after.weights, after.momentum, after.descriptor
-        )
-        manifest = self.context.manifest
-        await asyncio.to_thread(base_weights.keep_mean, self._checkpoints, manifest, inputs.chunks)
-        self._states[after.descriptor.round] = after
-        while len(self._states) > _KEPT_STATES:
-            del self._states[min(self._states)]
-        evaluated = not self._validation.enabled
-        await self._turn(
-            lambda turn: settle.record_settled(
-                turn, inputs, after.descriptor, saved, evaluated=evaluated
-            )
-        )
-        self._evaluation_due.set()
-        kept = await self._database.run(
-            lambda session: base_weights.kept(session, self.context, self._clock())
-        )
-        await asyncio.to_thread(base_weights.prune, self._checkpoints, manifest, kept)
-        return True
+        return await self._states.settle()
 
     async def evaluate(self) -> bool:
-        """Compute the oldest validation loss that is missing, and log its round.
-
-        Returns:
-            Whether there was one.
+        """Compute the oldest validation loss that is missing; returns whether there was one.
 
         Raises:
             TransientError: the evaluation was killed; it is tried again, a few times.
         """
-        settled_rounds = await self._database.run(state_to_evaluate)
-        if settled_rounds is None:
-            return False
-        loss = await self._validation.loss(self._states.get(settled_rounds))
-
-        def keep(turn: Turn) -> None:
-            keep_loss(turn.session, settled_rounds, loss)
-            turn.leaves_added |= log_ended_rounds(self.context, turn.session, turn.now_s)
-
-        await self._turn(keep)
-        _log.info("validated", settled_rounds=settled_rounds, loss=loss)
-        return True
+        return await self._states.evaluate()
 
     async def audit(self) -> bool:
         """Take open audits a step further; returns whether there may be more to do at once.
@@ -437,4 +390,4 @@ class Engine:
         Raises:
             TransientError: database or replays are not available; it is tried again.
         """
-        return await self._desk.step()
+        return await self._audits.step()

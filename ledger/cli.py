@@ -9,19 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-from sqlalchemy import inspect
-from sqlalchemy.exc import DatabaseError
-from sqlalchemy.orm import Session
 
 from ledger.cli_mirror import mirror_command
+from ledger.cli_shared import check_fingerprint, progress_bar
 from ledger.credit import MICROCREDITS_PER_CREDIT
 from ledger.export import export_tiles
 from ledger.exports.cli import certificate_group, dump_command
 from ledger.log import latest_head
-from ledger.progress import check_fingerprint, progress_bar
-from ledger.read_only import URL_HELP, read_only_engine
+from ledger.read_only import URL_HELP, open_session
 from ledger.receipts import verify_receipt
-from ledger.schema import LogLeaf
 from ledger.sources import DatabaseSource, HttpSource, Source, directory_source
 from ledger.verify import Report, verify
 from protocol.errors import UsageError
@@ -80,7 +76,7 @@ def verify_command(
 @click.option("--db", metavar="URL", required=True, help=URL_HELP)
 def head_command(db: str) -> None:
     """Print the newest signed head."""
-    with _open_session(db) as session:
+    with open_session(db) as session:
         head = latest_head(session)
     if head is None:
         raise UsageError("no head of this log was signed yet")
@@ -92,7 +88,7 @@ def head_command(db: str) -> None:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 def export_command(db: str, out: Path) -> None:
     """Write the record as static files (C2SP tlog-tiles) that any web host can mirror."""
-    with _open_session(db) as session, progress_bar("exporting") as show:
+    with open_session(db) as session, progress_bar("exporting") as show:
         head = latest_head(session)
         total = head.tree_size if head else 0
         size = export_tiles(session, out, lambda done: show(done, total))
@@ -170,37 +166,15 @@ def serve_command(
         serve_folder(folder, index, root, host.strip("[]"), int(port), dumps=dumps)
         return
     assert db is not None
-    with _open_session(db):
+    with open_session(db):
         pass  # a wrong URL should fail here, in a sentence
     serve(db, host.strip("[]"), int(port), dumps=dumps)
 
 
 @contextmanager
-def _open_session(url: str) -> Iterator[Session]:
-    """A session on a database that holds a log."""
-    engine = read_only_engine(url)
-    file = engine.url.database
-    if engine.dialect.name == "sqlite" and (not file or not Path(file).is_file()):
-        raise UsageError(f"there is no database at {file or url}")
-    try:
-        with Session(engine) as session:
-            if not inspect(session.connection()).has_table(LogLeaf.__tablename__):
-                raise UsageError(f"{engine.url.render_as_string()} holds no public record")
-            yield session
-    except DatabaseError as error:
-        shown = file if engine.dialect.name == "sqlite" else engine.url.render_as_string()
-        raise UsageError(
-            f"cannot read the database {shown}: {error.orig}; if it is damaged, restore it from a "
-            "backup"
-        ) from error
-    finally:
-        engine.dispose()
-
-
-@contextmanager
 def _open_source(db: str | None, folder: Path | None, url: str | None) -> Iterator[Source]:
     if db is not None:
-        with _open_session(db) as session:
+        with open_session(db) as session:
             yield DatabaseSource(session)
     elif folder is not None:
         yield directory_source(folder)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import click
 
+from ledger.cli_shared import check_fingerprint, progress_bar
 from ledger.fetching import Fetch, WebFolder
 from ledger.mirror import Mirror, Update
-from ledger.progress import check_fingerprint, progress_bar
 from ledger.tile_folder import TileFolder
 from protocol.errors import PeerFault, TransientError
 

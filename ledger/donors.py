@@ -7,7 +7,7 @@ direction overrides): escaping is the business of whoever shows it.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
@@ -70,9 +70,3 @@ def names_of(session: Session, donors: Iterable[PeerId]) -> dict[PeerId, str]:
         )
         names.update({row.donor: row.display_name for row in rows})
     return names
-
-
-def all_names(session: Session) -> Mapping[PeerId, str]:
-    """Every display name: for a search or a sort by name."""
-    rows = session.execute(select(Profile.donor, Profile.display_name))
-    return {row.donor: row.display_name for row in rows}

@@ -14,6 +14,7 @@ Invariants:
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from sqlalchemy.orm import Session
 
 from ledger import tree
 from ledger.authority import Delegations, store_delegations
-from ledger.crowd_records import ActLeaf
+from ledger.crowd_records import ActLeaf, DelegationLeaf
 from ledger.log import append_leaves, latest_head, read_leaves
 from ledger.mirror_pin import Pin
 from ledger.published import (
@@ -157,6 +158,7 @@ class FolderIndex:
     def _add_leaves(self, session: Session, note: str) -> None:
         """Replay the folder, and append the leaves that the index lacks."""
         size, waiting = tree.tree_size(session), list[Leaf]()
+        delegated: dict[int, DelegationLeaf] = {}  # by leaf index
         known_root = tree.root(session, size)
         if self._replay.size > read_checkpoint(note).size:
             self._replay = Replay(self._source)
@@ -170,8 +172,11 @@ class FolderIndex:
                 raise BadDigest(f"the first {size} leaves are not those that were indexed")
             if replay.size > size:
                 waiting.append(leaf)
-                if isinstance(leaf, ActLeaf):
-                    self._add_act(session, replay.size - 1, leaf)
+                if isinstance(leaf, DelegationLeaf):
+                    delegated[replay.size - 1] = leaf
+                elif isinstance(leaf, ActLeaf):
+                    act = self._source.act(replay.size - 1)
+                    self._add_act(session, replay.size - 1, leaf, act)
             if len(waiting) == _ROWS:
                 append_leaves(session, waiting)
                 waiting.clear()
@@ -181,6 +186,9 @@ class FolderIndex:
         replay.check_head(note, delegations, pin)
         self._replay = replay
         self._add_head(session, note, delegations)
+        published = _by_digest(delegations)
+        for index, said in delegated.items():
+            self._add_act(session, index, said, published.get(said.record_digest))
 
     def _leaves(self, start: int, end: int) -> Iterator[bytes]:
         if start == end:
@@ -206,9 +214,9 @@ class FolderIndex:
             shown = Site.parse(site).leading_to(run.run_id, run.run_manifest().root)
             store_site(session, run.run_id, shown)
 
-    def _add_act(self, session: Session, index: int, leaf: ActLeaf) -> None:
+    @staticmethod
+    def _add_act(session: Session, index: int, leaf: ActLeaf, data: bytes | None) -> None:
         """Keep the act behind a leaf, where it is public; the replay has checked it."""
-        data = self._source.act(index)
         if data is None:
             return
         session.add(
@@ -252,3 +260,13 @@ def _engine(file: Path) -> Engine:
 
     Base.metadata.create_all(engine)
     return engine
+
+
+def _by_digest(records: Delegations | None) -> dict[str, bytes]:
+    """What the root key signed: a mirror has it in ``delegations``, not in ``acts``."""
+    if records is None:
+        return {}
+    return {
+        hashlib.sha256(envelope.payload).hexdigest(): envelope.SerializeToString(deterministic=True)
+        for envelope in (*records.delegations, *records.revocations)
+    }

@@ -327,7 +327,7 @@ class AuditRig(Rig):
         self._keep_weights()
 
     def _keep_weights(self) -> None:
-        for state in self.engine._states.values():
+        for state in self.engine._states.states:
             self._weights[state.descriptor.digest] = state.weights
 
     # ---- audits ----

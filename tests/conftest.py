@@ -115,6 +115,12 @@ def ledger_history() -> ModuleType:
     return _load("ledger_history")
 
 
+@pytest.fixture(scope="session")
+def run_rig() -> ModuleType:
+    """``tests/run_rig.py``: a tiny run folder, a real server over it, and a client."""
+    return _load("run_rig")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run over SQLite and over PostgreSQL what a module asks for.
 

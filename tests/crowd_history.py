@@ -92,11 +92,14 @@ class CrowdHistory:
 
     def write(self, record: Record, signer: Identity | str) -> int:
         """Sign an act and record it, whatever the rules say of it."""
-        act = self.sign(record, signer)
+        return self.record(self.sign(record, signer))
+
+    def record(self, act: Act) -> int:
+        """The act's leaf and row."""
         leaf = leaf_of(act, run_id=self.run_id, at_s=self.history.now_s)
         index: int = self.history.size()
-        if isinstance(record, wire.Voiding):
-            public = self.public.get(record.leaf, True)
+        if isinstance(act.record, wire.Voiding):
+            public = self.public.get(act.record.leaf, True)
         else:
             public = getattr(leaf, "visibility", "public") == "public"
         self.public[index] = public
@@ -123,20 +126,18 @@ class CrowdHistory:
 
     def delegated(self, envelope: wire.Envelope) -> int:
         """Publish a delegation, and record it."""
-        return self._root_act(envelope, revocation=False)
+        return self._published(envelope, revocation=False)
 
     def revoked(self, serial: int) -> int:
         """Publish a revocation, and record it."""
         record = wire.Revocation(run_id=self.run_id, serial=serial, reason="gone")
-        return self._root_act(seal(record, ROOT), revocation=True)
+        return self._published(seal(record, ROOT), revocation=True)
 
-    def _root_act(self, envelope: wire.Envelope, *, revocation: bool) -> int:
-        act = open_act(envelope)
-        index: int = self.history.size()
-        leaf = leaf_of(act, run_id=self.run_id, at_s=self.history.now_s)
+    def _published(self, envelope: wire.Envelope, *, revocation: bool) -> int:
         kept = ([], [envelope]) if revocation else ([envelope], [])
-        self.history.write([leaf], lambda session: store_delegations(session, *kept))
-        return index
+        with Session(self.history.engine) as session, session.begin():
+            store_delegations(session, *kept)
+        return self.record(open_act(envelope))
 
     def terms(self, name: str, **fields: Any) -> wire.CampaignTerms:
         said = {
@@ -241,13 +242,13 @@ class CrowdHistory:
         )
         return self.write(record, CAMPAIGNER)
 
-    def news(self, title: str, campaign: bytes | None = None) -> int:
+    def news(self, title: str, campaign: bytes | None = None, text: str = "It goes well.") -> int:
         record = wire.CampaignNews(
             run_id=self.run_id,
             campaign=campaign or self.zero,
             news=name_id(title),
             title=title,
-            text="It goes well.",
+            text=text,
             at_s=self.history.now_s,
         )
         return self.write(record, CAMPAIGNER)

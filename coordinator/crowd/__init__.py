@@ -1,0 +1,1 @@
+"""Crowdfunding: acts of donors and organisers, from what is signed to what is recorded."""

@@ -18,7 +18,6 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +28,7 @@ from sqlalchemy.orm import Session
 from ledger import tree
 from ledger.acts import Act, leaf_of, purpose_of
 from ledger.authority import load_delegations
-from ledger.crowd_records import ActLeaf, CampaignLeaf, CrowdLeaf, PledgeLeaf
+from ledger.crowd_records import CampaignLeaf, CrowdLeaf, PledgeLeaf
 from ledger.fold import Board
 from ledger.log import Log, read_leaves
 from ledger.schema import ActRow
@@ -138,7 +137,7 @@ class Book:
         self._check_conflict(act)
         self._check_own(session, act)
         try:
-            self._at_this_time(leaf, lambda: self.board.crowd.check(leaf))
+            self.board.check_act(leaf)
         except BadRecord as error:
             raise UsageError(f"this cannot be recorded: {error}") from error
         return leaf
@@ -268,20 +267,6 @@ class Book:
     @property
     def _pledges(self) -> Any:
         return self.board.crowd.pledges.pledges
-
-    def _at_this_time(self, leaf: ActLeaf, check: Callable[[], None]) -> None:
-        """Check as the fold would: a campaign whose time is over by then is over.
-
-        The fold itself stays as it is, for the leaf may never come.
-        """
-        campaigns = self.board.campaigns
-        current = campaigns.current
-        campaigns.pass_time(self.board.size, max(self.board.newest_s, leaf.at_s))
-        try:
-            check()
-        finally:
-            if current is not None and campaigns.current is None:
-                campaigns.current, current.over_at = current, None
 
 
 def _revision(

@@ -1,0 +1,1 @@
+"""What others take from the record and keep: certificates, dumps, badges, cards."""

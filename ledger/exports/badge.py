@@ -10,7 +10,6 @@ import unicodedata
 from xml.sax.saxutils import escape
 
 LABEL = "Barnraise"
-_HEIGHT = 20
 _PADDING = 8
 _MOST_CHARS = 32
 _UNITS = {"W": 12.0, "F": 12.0}  # East Asian wide forms

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from ledger.cli_shared import check_fingerprint
 from ledger.credit import MICROCREDITS_PER_CREDIT
 from ledger.exports.certificate import (
     MAX_CERTIFICATE_BYTES,
@@ -16,8 +17,7 @@ from ledger.exports.certificate import (
     check_certificate,
     totals_of,
 )
-from ledger.progress import check_fingerprint
-from ledger.read_only import URL_HELP
+from ledger.read_only import URL_HELP, open_session
 from ledger.records import CreditLeaf
 from ledger.tally import Status
 from protocol.errors import UsageError
@@ -65,9 +65,7 @@ def dump_command(db: str | None, folder: Path | None, out: Path) -> None:
     if (db is None) == (folder is None):
         raise UsageError("give exactly one of --db and --dir")
     if db is not None:
-        from ledger.cli import _open_session
-
-        with _open_session(db) as session:
+        with open_session(db) as session:
             board, profiles, note = from_database(session)
     else:
         assert folder is not None

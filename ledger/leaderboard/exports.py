@@ -1,4 +1,4 @@
-"""What others embed, keep or feed on: dumps, BOINC's files, certificates, badges.
+"""What others keep or feed on: dumps, and BOINC's files.
 
 Invariants:
 

@@ -8,9 +8,6 @@ from ledger.credit import MICROCREDITS_PER_CREDIT
 
 _SUFFIXES = ((10**15, "P"), (10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k"))
 _FLOP_UNITS = ("G", "T", "P", "E", "Z", "Y")
-_NO_MINOR_UNIT = {"CLP", "ISK", "JPY", "KRW", "PYG", "RWF", "UGX", "VND", "XAF", "XOF", "XPF"}
-_THREE_DIGITS = {"BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"}
-"""Of ISO 4217, where they are not two."""
 
 
 def compact(count: int) -> str:
@@ -93,10 +90,3 @@ def _three_digits(value: float) -> str:
     digits = 2 if value < 10 else 1 if value < 100 else 0
     text = f"{value:,.{digits}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def money(minor: int, currency: str) -> str:
-    """``(123456, "EUR")`` -> ``1,234.56 EUR``: hundredths, but where a currency has other parts."""
-    digits = 0 if currency in _NO_MINOR_UNIT else 3 if currency in _THREE_DIGITS else 2
-    whole, part = divmod(minor, 10**digits)
-    return f"{whole:,}.{part:0{digits}d} {currency}" if digits else f"{whole:,} {currency}"

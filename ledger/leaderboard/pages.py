@@ -12,6 +12,7 @@ from starlette.responses import HTMLResponse
 
 from ledger.donors import short_key
 from ledger.leaderboard import format as text
+from ledger.money import format_amount
 
 _templates = Environment(
     loader=FileSystemLoader(Path(__file__).with_name("templates")),
@@ -32,7 +33,7 @@ _templates.filters |= {
     "day": text.day,
     "iso": text.iso,
     "duration": text.duration,
-    "money": text.money,
+    "money": format_amount,
     "short_key": short_key,
     "shell": shlex.quote,
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -37,15 +36,3 @@ async def start_acts(
     yield start
     for acts in started:
         acts.rig.database.close()
-
-
-@pytest.fixture(scope="session")
-def run_rig() -> ModuleType:
-    """``tests/run_rig.py``: a tiny run folder, a real server over it, and a client."""
-    path = Path(__file__).parent.with_name("run_rig.py")
-    spec = importlib.util.spec_from_file_location("run_rig", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

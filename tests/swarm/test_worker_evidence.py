@@ -6,7 +6,6 @@ Run as a program, this file is a process that writes groups down until it is kil
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import signal
 import subprocess
@@ -188,17 +187,6 @@ def check_whole(retained: Retained, done: list[list[str]]) -> None:
 
 
 # ---- heartbeats
-
-
-@pytest.fixture(scope="module")
-def run_rig() -> ModuleType:
-    path = Path(__file__).parent.with_name("run_rig.py")
-    spec = importlib.util.spec_from_file_location("run_rig", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

@@ -15,6 +15,17 @@ import pytest
 from protocol.identity import Identity
 
 
+def _load(name: str) -> ModuleType:
+    """A module of the folder above, which is not on the path."""
+    path = Path(__file__).parent.with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture
 async def boot(
     engine_rig: ModuleType, make_manifest: Callable[..., Any], tmp_path: Path
@@ -69,18 +80,6 @@ async def start_audits(
 
 
 @pytest.fixture(scope="session")
-def run_rig() -> ModuleType:
-    """``tests/run_rig.py``: a tiny run folder, a real server over it, and a client."""
-    path = Path(__file__).parent.with_name("run_rig.py")
-    spec = importlib.util.spec_from_file_location("run_rig", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
 def tiny_data(run_rig: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset folder; read-only."""
     folder = tmp_path_factory.mktemp("dataset") / "data"
@@ -107,13 +106,7 @@ def run_folder(made_run: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def audit_queue(run_folder: Path) -> Iterator[Any]:
     """Audit tables of a run folder, and units to replay in them (``tests/audit_rig.py``)."""
-    path = Path(__file__).parent.with_name("audit_rig.py")
-    spec = importlib.util.spec_from_file_location("audit_rig", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    queue = module.Queue(run_folder)
+    queue = _load("audit_rig").Queue(run_folder)
     yield queue
     queue.database.close()
 
@@ -146,13 +139,7 @@ async def office(
     run_rig: ModuleType, run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Any]:
     """That server, with a desk for donors that can fail (``tests/donor_office.py``)."""
-    path = Path(__file__).parent.with_name("donor_office.py")
-    spec = importlib.util.spec_from_file_location("donor_office", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    async with module.open_office(run_rig, run_folder, monkeypatch) as made:
+    async with _load("donor_office").open_office(run_rig, run_folder, monkeypatch) as made:
         yield made
 
 

@@ -6,8 +6,6 @@ breach of the site's policy, a dialog, a request to another host.
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import shutil
 import socket
 import sys
@@ -24,22 +22,13 @@ from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_pla
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
-from ledger.crowd_records import (
-    ActLeaf,
-    DonationLeaf,
-    KeyRotationLeaf,
-    MembershipLeaf,
-    PledgeLeaf,
-    PoolLeaf,
-    TeamLeaf,
-)
 from ledger.leaderboard.app import create_app
 from ledger.schema import ErasedProfile, Profile, TeamProfile
 from protocol.audit_policy import Verdict, Why
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from crowd_rig import every_kind
+from crowd_rig import TEAM, act_in_every_way, give_and_join
 from proof_rig import PLAIN_HTTP_HOST, Visit
 
 _CHROMIUM_ARGUMENTS = [
@@ -94,9 +83,9 @@ def audited(history: Any) -> Any:
 
 
 @pytest.fixture
-def acted(audited: Any, ledger_history: Any) -> tuple[Any, dict[str, int]]:
+def acted(audited: Any, crowd: Any, crowd_history: ModuleType) -> tuple[Any, dict[str, int]]:
     """A record with a leaf of every kind but restore."""
-    made = every_kind(audited, ledger_history.ROOT)
+    made = act_in_every_way(crowd, crowd_history)
     audited.release()
     return audited, made
 
@@ -167,48 +156,15 @@ def visit(browser: Browser) -> Iterator[Visit]:
 
 
 @pytest.fixture
-def crowded(audited: Any, ledger_history: ModuleType) -> Any:
+def crowded(audited: Any, crowd: Any, crowd_history: ModuleType) -> Any:
     """The audited record with a team, a pool, joined keys, pledges and donations of every kind.
 
     Ada gave up a key for another one; Cleo paid for the pool's device and chose a hostile name.
     """
-    history, key = audited, lambda name: ledger_history.identity(name).peer_id
-    numbers = itertools.count()
-
-    def act(kind: type[ActLeaf], **fields: Any) -> ActLeaf:
-        digest = hashlib.sha256(f"act {next(numbers)}".encode()).hexdigest()
-        run_id = history.manifest.run_id
-        return kind(run_id=run_id, at_s=history.now_s, record_digest=digest, **fields)
-
-    zero = history.manifest.run_id.hex()[:32]
+    history = audited
     history.enrol("cleo", display_name=CROWDED_NAME)
     pool = history.enrol("pool", display_name="Rented")
-    team = "7e" * 16
-    pledge = {"campaign": zero, "microcredits": 5_000, "until_s": history.now_s + 9_999_999}
-    money = {
-        "campaign": zero,
-        "currency": "EUR",
-        "received_s": history.now_s,
-        "treasurer": key("treasurer"),
-    }
-    history.write(
-        [
-            act(TeamLeaf, team=team, donor=key("ada")),
-            act(MembershipLeaf, team=team, donor=key("ada")),
-            act(MembershipLeaf, team=team, donor=key("cleo")),
-            act(PoolLeaf, campaign=zero, pool=key("pool"), currency="EUR", treasurer=key("t")),
-            act(DonationLeaf, donation="d1" * 16, donor=key("cleo"), pool=key("pool"),
-                amount_minor=200, visibility="public", **money),
-            act(DonationLeaf, donation="d2" * 16, pool=key("pool"), amount_minor=100,
-                visibility="private", **money),
-            act(DonationLeaf, donation="d3" * 16, pool=key("pool"), amount_minor=100,
-                visibility="secret", **money),
-            act(PledgeLeaf, pledge="b1" * 16, revision=0, donor=key("cleo"), visibility="public",
-                **pledge),
-            act(PledgeLeaf, pledge="b2" * 16, revision=0, visibility="private", **pledge),
-            act(PledgeLeaf, pledge="b3" * 16, revision=0, visibility="secret", **pledge),
-        ]
-    )  # fmt: skip
+    give_and_join(crowd, crowd_history)
     cleo = pool - 1
     history.settle({0: 4, cleo: 3, pool: 7})
     history.publish_draw(history.round - 2)
@@ -219,19 +175,20 @@ def crowded(audited: Any, ledger_history: ModuleType) -> Any:
     history.now_s += 30 * 86_400
     for worker in (cleo, pool):
         history.finish(worker, history.credits_of(worker))
-    history.write([act(KeyRotationLeaf, donor=key("ada"), new=key("ada-new"))])
+    crowd.write_all([(crowd.key_change("ada", "ada-new"), "ada")])
     with Session(history.engine) as session, session.begin():
         session.merge(
             TeamProfile(
-                team=team,
+                team=TEAM,
                 display_name="<&\"']]> team",
                 url="https://example.org/?a=1&b=2",
                 about="=1+1",
                 updated_at_s=history.now_s,
             )
         )
-        row = session.get_one(Profile, key("cleo"))
+        row = session.get_one(Profile, crowd_history.identity("cleo").peer_id)
         row.url, row.about, row.show_devices = "https://cleo.example/", "a\tb", True
-        session.merge(ErasedProfile(subject=key("bob"), erased_at_s=history.now_s))
-        session.delete(session.get_one(Profile, key("bob")))
+        bob = crowd_history.identity("bob").peer_id
+        session.merge(ErasedProfile(subject=bob, erased_at_s=history.now_s))
+        session.delete(session.get_one(Profile, bob))
     return history

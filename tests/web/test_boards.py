@@ -14,7 +14,6 @@ from web_page import Page
 from ledger.donors import erase_profile
 from ledger.leaderboard import reader as reader_module
 from ledger.leaderboard.app import create_app
-from ledger.leaderboard.format import money
 from ledger.leaderboard.reader import Reader
 from ledger.schema import LogLeaf, Profile, TeamProfile
 from ledger.sources import HttpSource
@@ -210,11 +209,6 @@ def test_a_campaign_shows_its_bar_terms_news_and_only_what_may_be_listed(
     assert row["microcredits"] == 800
     assert "Pledges" in _words(client, f"/donor/{_key(ledger_history, 'ada')}")
     assert client.get("/campaigns/" + "0" * 32).status_code == 404
-
-
-def test_money_is_written_in_the_parts_that_its_currency_has() -> None:
-    shown = [money(*given) for given in ((123_456, "EUR"), (5, "USD"), (1500, "JPY"), (1, "KWD"))]
-    assert shown == ["1,234.56 EUR", "0.05 USD", "1,500 JPY", "0.001 KWD"]
 
 
 def test_a_team_has_a_page_and_a_hostile_name_breaks_nothing(

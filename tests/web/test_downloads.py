@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import socket
-import sys
 import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import looks_rig as rig
 import pytest
 import uvicorn
 from playwright.sync_api import Browser
@@ -22,20 +21,10 @@ from ledger.leaderboard.app import create_app
 pytestmark = [pytest.mark.web, pytest.mark.timeout(240)]
 
 
-def _looks_rig() -> ModuleType:
-    path = Path(__file__).with_name("looks_rig.py")
-    spec = importlib.util.spec_from_file_location("looks_rig_of_downloads", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_axe_finds_nothing_and_a_phone_shows_it_all(
     crowded: Any, browser: Browser, tmp_path: Path, ledger_history: ModuleType
 ) -> None:
-    rig, dumps = _looks_rig(), tmp_path / "dumps"
+    dumps = tmp_path / "dumps"
     with Session(crowded.engine) as session:
         write_dump(*from_database(session), dumps)
     app = create_app(crowded.url, dumps=dumps)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from crowd_rig import TEAM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lxml import etree
@@ -25,7 +26,6 @@ from ledger.exports.certificate import check_certificate
 from ledger.leaderboard.workshop import Workshop
 
 SVG = "{http://www.w3.org/2000/svg}"
-TEAM = "7e" * 16
 
 
 class Metas(HTMLParser):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from types import ModuleType
 from typing import Any, get_args
 
 import pytest
-from crowd_rig import HOSTILE_TEXT, key
+from crowd_rig import HOSTILE_TEXT
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
@@ -51,14 +52,16 @@ def test_every_leaf_has_a_page_and_no_link_on_it_is_dead(acted: Any, client: Tes
         assert client.get(path).status_code == 200, path
 
 
-def test_a_signed_act_is_shown_escaped_with_who_signed_it(acted: Any, client: TestClient) -> None:
+def test_a_signed_act_is_shown_escaped_with_who_signed_it(
+    acted: Any, client: TestClient, crowd_history: ModuleType
+) -> None:
     _, made = acted
     html = client.get(f"/log/{made['news']}").text
     assert HOSTILE_TEXT not in html
     assert html.count("&lt;script&gt;document.title=&#39;owned&#39;&lt;/script&gt;") == 2
-    assert key("organiser").peer_id in html
+    assert crowd_history.CAMPAIGNER.peer_id in html
     rotation = client.get(f"/log/{made['key_rotation']}").text
-    assert f"signed by {key('dee-new').peer_id}" in rotation
+    assert f"signed by {crowd_history.identity('dee-new').peer_id}" in rotation
     for name in ("private pledge", "secret donation"):
         html = client.get(f"/log/{made[name]}").text
         assert "is not public" in html
@@ -193,3 +196,22 @@ def test_leaves_of_a_donor_are_those_that_its_totals_follow_from(
         "more": False,
     }
     assert client.get(f"/api/v1/donors/{bob}/leaves?size=99999").json()["size"] == len(written)
+
+
+@pytest.mark.parametrize(
+    ("path", "marked"),
+    [
+        ("/log", ("/log", "page")),
+        ("/log/3", ("/log", "true")),
+        ("/log/heads", ("/log", "true")),
+        ("/round/2", ("/rounds", "true")),
+        ("/campaigns", ("/", "true")),
+        ("/pools", None),
+    ],
+)
+def test_the_navigation_marks_where_a_page_belongs(
+    client: TestClient, path: str, marked: tuple[str, str] | None
+) -> None:
+    navigation = client.get(path).text.partition("<nav")[2].partition("</nav>")[0]
+    found = re.findall(r'<a href="([^"]*)" aria-current="([^"]*)"', navigation)
+    assert found == ([marked] if marked else [])

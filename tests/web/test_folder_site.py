@@ -66,6 +66,26 @@ def test_every_page_is_the_same_as_from_the_database(
     assert listing(folder) == before
 
 
+def test_a_mirror_shows_the_signed_act_behind_every_kind_of_leaf(
+    acted: Any, folder: Path, tmp_path: Path
+) -> None:
+    """What the root key signed, too, which a mirror copies in one file and not act by act."""
+    history, made = acted
+    copy = tmp_path / "copy"
+    Mirror(TileFolder(copy), TileFolder(export(history, folder)).read).update()
+    index = FolderIndex(copy, tmp_path / "index.db")
+    index.refresh()
+    with TestClient(create_app(history.url)) as live, TestClient(create_app(index.url)) as mirror:
+        for leaf in made.values():
+            for path in (f"/log/{leaf}", f"/acts/{leaf:03d}"):
+                want, got = live.get(path), mirror.get(path)
+                assert (path, got.status_code, got.content) == (
+                    path,
+                    want.status_code,
+                    want.content,
+                )
+
+
 def test_what_is_new_in_the_folder_is_shown(history: Any, folder: Path, tmp_path: Path) -> None:
     index = FolderIndex(folder, tmp_path / "index.db")
     index.refresh()

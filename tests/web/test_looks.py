@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import looks_rig as rig
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page
+from proof_rig import Visit
 from starlette.testclient import TestClient
 
 pytestmark = [pytest.mark.web, pytest.mark.timeout(240)]
 
 _LIMIT_BYTES = 150_000
 _POLL_MS = 15_000
-
-
-def _load_rig() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "looks_rig", Path(__file__).with_name("looks_rig.py")
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-rig = _load_rig()
 
 
 @pytest.fixture
@@ -68,18 +52,21 @@ def page(context: BrowserContext) -> Iterator[Page]:
     ("width", "scheme", "scripts"),
     [(1280, "light", True), (360, "dark", True), (768, "dark", False)],
 )
-def test_axe_finds_nothing_on_any_page(
-    hostile: Any,
+def test_axe_and_the_browser_find_nothing_wrong_with_any_page(
+    hostile: tuple[str, ...],
     crowded: Any,
     client: TestClient,
     site: str,
-    browser: Browser,
+    visit: Visit,
     width: int,
     scheme: Any,
     scripts: bool,
 ) -> None:
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    page = context.new_page()
+    page = visit(
+        expecting=("404",) if scripts else ("404", "ERR_FAILED"),
+        viewport={"width": width, "height": 900},
+        color_scheme=scheme,
+    )
     if not scripts:  # axe itself is one: only those of the pages are kept out
         page.route("**/*.js", lambda route: route.abort())
     paths = rig.pages_of_every_kind(client) | {"not-found": "/round/99"}
@@ -87,6 +74,7 @@ def test_axe_finds_nothing_on_any_page(
     found = {}
     for name, path in paths.items():
         page.goto(site + path)
+        assert "owned" not in page.title(), path
         if scripts:
             rig.wait_for_charts(page)
         found[path] = rig.axe(page) if scripts or path in ("/", "/charts", "/donors") else []
@@ -97,7 +85,8 @@ def test_axe_finds_nothing_on_any_page(
         if page.evaluate("document.documentElement.scrollWidth") > least:
             found[path].append(f"wider than {least} pixels")
         page.set_viewport_size({"width": width, "height": 900})
-    context.close()
+    page.goto(f"{site}/donors")
+    assert [page.get_by_text(one, exact=True).count() for one in hostile] == [1] * len(hostile)
     assert {path: problems for path, problems in found.items() if problems} == {}
 
 

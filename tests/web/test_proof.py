@@ -479,7 +479,7 @@ def test_signed_acts_are_shown_as_text_and_checked(acted: Any, site: str, visit:
     history, made = acted
     root = history.manifest.root
     page = visit()
-    for name in ("delegation 2", "campaign", "private pledge", "key_rotation"):
+    for name in ("delegation", "campaign", "private pledge", "key_rotation"):
         page.goto(f"{site}/log/{made[name]}")
         assert check(page, root) == ("holds", {}), name
         is_public = name != "private pledge"
