@@ -227,7 +227,6 @@ def show(campaign_id: str | None, run_dir: Path, as_json: bool) -> None:
     """
     from coordinator.crowd.campaign_terms import describe
     from coordinator.crowd.organiser import organise
-    from ledger.credit import MICROCREDITS_PER_CREDIT
 
     with organise(run_dir) as run:
         name = find_campaign(run.board, campaign_id)
@@ -236,7 +235,7 @@ def show(campaign_id: str | None, run_dir: Path, as_json: bool) -> None:
         print_json(found)
         return
     credit = {
-        word: f"{found[f'{word}_microcredits'] / MICROCREDITS_PER_CREDIT:,.6g} credits"
+        word: f"{_credits(found[f'{word}_microcredits'])} credits"
         for word in ("goal", "final", "pending", "pledged")
     }
     ends = day(found["ends_s"]) or "no end"
@@ -251,6 +250,14 @@ def show(campaign_id: str | None, run_dir: Path, as_json: bool) -> None:
     money = ", ".join(found["raised"]) or "none"
     goal_money = f" of {found['goal_money']}" if found["goal_money"] else ""
     click.echo(f"money      {money}{goal_money}, {found['donations']} donations")
+
+
+def _credits(microcredits: int) -> str:
+    """To the unit, without zeros at the end: ``2,500``, ``0.000043``."""
+    from ledger.credit import MICROCREDITS_PER_CREDIT
+
+    whole, part = divmod(microcredits, MICROCREDITS_PER_CREDIT)
+    return f"{whole:,}.{part:06d}".rstrip("0").removesuffix(".")
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

@@ -156,6 +156,7 @@ def test_a_campaign_from_open_to_close(folder: Folder) -> None:
         2_500_000,
     )
     assert (shown["goal_money"], shown["when_missed"]) == ("300.00 EUR", "close")
+    assert "goal       2.5 credits, 0.0 % verified" in folder.run("campaign", "show", name)
     (folder.folder.keys / "root.key").unlink()  # it is needed for the first signature only
     folder.run("campaign", "revise", name[:6], "--goal-credits", "3", "--ends", "2099-01-01")
     shown = folder.json("campaign", "show")
