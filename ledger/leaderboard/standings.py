@@ -83,8 +83,11 @@ class Standings:
         if changed or not self._orders:
             self._orders = {name: ranking.freeze() for name, ranking in self._rankings.items()}
         self._names = names
-        for key in changed & self._people.keys():
-            self._index.put(key, names.donor(key))  # does nothing where it is found so already
+        for key in changed:  # does nothing where it is found so already
+            if key in self._people:
+                self._index.put(key, names.donor(key))
+            elif key in self._given_up:
+                self._index.put(key, None)  # it leads to its person, who may be called otherwise
         return Snapshot(
             serial,
             note,

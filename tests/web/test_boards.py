@@ -93,6 +93,7 @@ def test_a_person_is_all_of_its_keys_and_an_old_key_leads_to_it(
 ) -> None:
     ada, bob, eve = (_key(ledger_history, name) for name in ("ada", "bob", "eve"))
     before = _rows(client)
+    assert set(_rows(client, "q=Bob")) == {bob}
     crowd.merge("ada", "bob")
     crowd.rotate("bob", "eve")
     after = _rows(client)
@@ -105,6 +106,7 @@ def test_a_person_is_all_of_its_keys_and_an_old_key_leads_to_it(
         assert (answer.status_code, answer.headers["location"]) == (308, f"/donor/{eve}")
         assert client.get(f"/api/v1/donors/{old}").json()["donor"]["donor"] == eve
         assert set(_rows(client, f"q={old[-12:]}")) == {eve}
+    assert _rows(client, "q=Bob") == {}, "what a key was called is nobody's name any more"
     found = client.get(f"/api/v1/donors/{eve}").json()
     assert found["keys"][0] == eve
     assert set(found["keys"]) == {ada, bob, eve}

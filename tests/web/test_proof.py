@@ -511,7 +511,7 @@ def test_an_act_that_somebody_else_signed_is_found_out(acted: Any, site: str, vi
 
     page = visit()
     tamper(page, "**/acts/*", sign_anew)
-    for name in ("delegation 2", "donation", "key_rotation"):
+    for name in ("delegation", "donation", "key_rotation"):
         page.goto(f"{site}/log/{made[name]}")
         state, wrong = check(page, history.manifest.root)
         assert state == "fails", name
