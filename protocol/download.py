@@ -82,7 +82,7 @@ async def _append(source: PieceSource, target: Path, bound: int, total_bytes: in
         if offset > bound:  # no prefix of what is wanted
             await asyncio.to_thread(target.unlink)
             offset = 0
-        file = await asyncio.to_thread(target.open, "ab")
+        file = target.open("ab")  # in this thread: else who gives up meanwhile leaves it open
         try:
             async for piece in source(offset):
                 if len(piece.data) > MAX_PIECE_BYTES or piece.offset != offset:

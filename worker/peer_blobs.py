@@ -5,7 +5,7 @@ Invariants:
 * A piece is at most 1 MiB and must continue exactly where the last one ended; the total is the
   one that the caller knows from a signed record, so nobody can fill a disk.
 * A caller that has what it wants hangs up; nothing more is read for it.
-* Files are read in threads.
+* Files are read in threads; opening one takes microseconds.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ class BlobService(ServicerBase):  # type: ignore[misc]
         if path is None:
             raise TransientError("this peer does not hold that blob")
         try:
-            file = await asyncio.to_thread(path.open, "rb")
+            # In this thread: a caller that hangs up while another one opens would leave it open.
+            file = path.open("rb")
         except OSError as error:
             raise TransientError("this peer does not hold that blob any more") from error
         with file:

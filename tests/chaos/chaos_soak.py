@@ -53,7 +53,9 @@ class Outcome:
     wrong: list[str]
 
 
-def soak(folder: Path, seed: int, minutes: float, shape: Shape, *, calm_runs: int = 1) -> Outcome:
+def soak(
+    folder: Path, seed: int, minutes: float, shape: Shape, *, faults: int = 0, calm_runs: int = 1
+) -> Outcome:
     """Run, end it, and look at what is left.
 
     Args:
@@ -61,6 +63,7 @@ def soak(folder: Path, seed: int, minutes: float, shape: Shape, *, calm_runs: in
         seed: of the faults.
         minutes: under faults; the start, the quiet at the end and the checks come on top.
         shape: how large.
+        faults: it goes on until so many have fired, should the minutes not be enough.
         calm_runs: runs in peace to compare with; each takes as much training again.
 
     Raises:
@@ -71,7 +74,7 @@ def soak(folder: Path, seed: int, minutes: float, shape: Shape, *, calm_runs: in
     meter = Meter()
     driver = Driver(run, make_plan(seed, shape.names, MOST_ROUNDS), meter)
     try:
-        driver.play(minutes)
+        driver.play(minutes, faults)
     finally:
         codes = run.close()
     wrong = ended_well(codes) + nothing_left(run, meter) + logs_are_clean(run)

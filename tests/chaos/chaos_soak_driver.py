@@ -1,7 +1,7 @@
 """Plays a plan over a live run: who died comes back, who stands still goes on.
 
 Invariant: everything here follows from facts: a line of a log (a fault has fired), the end of a
-process, the round in the coordinator's database. Only the length of the whole is a time.
+process, the round in the coordinator's database. Only the least length of the whole is a time.
 """
 
 from __future__ import annotations
@@ -75,8 +75,10 @@ class Driver:
 
     # ---- the whole
 
-    def play(self, minutes: float) -> None:
-        """Faults for so long; then quiet, until everybody is in a round again.
+    def play(self, minutes: float, faults: int) -> None:
+        """Faults for so long, and until so many have fired; then quiet, until all are in a round.
+
+        How many rounds a minute holds depends on the machine; how many faults a round, does not.
 
         Raises:
             Stuck: the run did not get going, or did not recover.
@@ -90,7 +92,7 @@ class Driver:
             self._start(member)
         self._until(lambda: self.now.round >= 1, _START_S, "the first round does not end")
         end_s = time.monotonic() + 60 * minutes
-        while time.monotonic() < end_s:
+        while time.monotonic() < end_s or len(self.fired) < faults:
             self._step()
         self._recover()
 
