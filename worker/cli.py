@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import click
 
 from protocol.errors import UsageError
-from worker.config import Home, WorkerConfig, default_threads, resolve_home
+from worker.config import Home, WorkerConfig, resolve_home
+from worker.limits import Limits
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -83,7 +84,7 @@ def join(
     """
     from worker.join import describe, look_at_run
 
-    config = WorkerConfig(link=link, threads=threads or default_threads(), name=name).with_options(
+    config = WorkerConfig(link=link, limits=Limits(threads=threads or 0), name=name).with_options(
         device=device,
         client_mode=client_mode,
         listen=listen or None,
@@ -165,13 +166,13 @@ def run(home: Home, threads: int | None, until_finished: bool, json_logs: bool) 
     Example:
       barnraise worker run --until-finished
     """
-    config = WorkerConfig.load(home.config).with_options(threads=threads)
-    _limit_threads(config.threads)
+    config = WorkerConfig.load(home.config).with_limits(threads=threads)
+    _limit_threads(config.limits.cpu_threads)
     _log_to_stderr(json_logs)
     from worker.trainer import Trainer
 
     async def live() -> None:
-        async with Trainer(config.threads) as trainer:
+        async with Trainer(config.limits.cpu_threads) as trainer:
             await trainer.start()
             from worker.daemon import Daemon  # loads for seconds, while the trainer does
 

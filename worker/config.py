@@ -13,13 +13,14 @@ import json
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from protocol.errors import UsageError
 from protocol.limits import MAX_DISPLAY_NAME_CHARS, MAX_MULTIADDR_CHARS, MAX_MULTIADDRS
 from protocol.link import JoinLink
+from worker.limits import Limits
 
 HOME_VARIABLE = "BARNRAISE_HOME"
 DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
@@ -123,7 +124,6 @@ class WorkerConfig:
 
     link: str
     name: str = ""
-    threads: int = 1
     device: DeviceChoice = "auto"
     micro_batch_sequences: int = 0  # 0: a whole batch at once
     autocast_bf16: bool = False
@@ -133,12 +133,13 @@ class WorkerConfig:
     announce: tuple[str, ...] = ()
     invite: str = ""  # where the organiser admits by invitation
     evidence_mib: int = 2048  # most disk for what audits may ask for; at most a tenth of the free
+    confirmed: bool = True  # false: joined by a script, and nobody has agreed yet
+    limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         JoinLink.parse(self.link)
         _check(len(self.invite) <= _MAX_INVITE_CHARS, "invite", "is not an invitation's token")
         _check(len(self.name) <= MAX_DISPLAY_NAME_CHARS, "name", "is at most 64 characters")
-        _check(self.threads >= 1, "threads", "must be at least 1")
         _check(self.device in get_args(DeviceChoice), "device", "is auto, cpu, cuda or mps")
         mode = self.client_mode
         _check(mode == "auto" or type(mode) is bool, "client_mode", 'is "auto", true or false')
@@ -162,13 +163,22 @@ class WorkerConfig:
         """A copy with every option that is not None."""
         return replace(self, **{key: value for key, value in options.items() if value is not None})
 
+    def with_limits(self, **limits: Any) -> WorkerConfig:
+        """A copy with every limit that is not None."""
+        given = {key: value for key, value in limits.items() if value is not None}
+        return replace(self, limits=replace(self.limits, **given))
+
     def save(self, path: Path) -> None:
         """Write as TOML, atomically, mode 0600."""
-        lines = ["# What this worker does and may use; edit it, then start the worker again."]
-        # A JSON string, number, boolean or array of strings is the same text in TOML.
-        lines += [
-            f"{key} = {json.dumps(value, ensure_ascii=False)}"
-            for key, value in asdict(self).items()
+        settings = asdict(self)
+        limits = settings.pop("limits")
+        lines = [
+            "# What this worker does and may use. A running one takes changed limits at once by",
+            "# 'barnraise worker limits --reload', the rest at its next start.",
+            *_as_toml(settings),
+            "",
+            "[limits]",
+            *_as_toml(limits),
         ]
         temporary = path.with_suffix(".new")
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -209,16 +219,21 @@ def resolve_home(option: Path | None, environment: Mapping[str, str]) -> Home:
     return Home(Path(platformdirs.user_data_dir("barnraise")) / "worker")
 
 
-def default_threads() -> int:
-    """One core less than this process may use: the machine stays usable."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (count or 1) - 1)
+def _as_toml(settings: Mapping[str, Any]) -> list[str]:
+    # A JSON string, number, boolean or array of strings is the same text in TOML.
+    return [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()]
 
 
 def _typed(raw: dict[str, Any], path: Path) -> dict[str, Any]:
-    known = {field.name: field for field in fields(WorkerConfig)}
+    known = {one.name: one for one in fields(WorkerConfig)}
     values: dict[str, Any] = {}
     for key, value in raw.items():
+        if key == "limits" and isinstance(value, dict):
+            values[key] = Limits.from_toml(value)
+            continue
+        if key == "threads":  # where it stood before there were other limits
+            values["limits"] = Limits.from_toml({key: value, **raw.get("limits", {})})
+            continue
         if key not in known:
             raise UsageError(f"{path}: unknown setting {key!r}; remove it, or upgrade barnraise")
         default = known[key].default

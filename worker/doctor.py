@@ -242,7 +242,9 @@ def _device(config: WorkerConfig) -> Check:
         device = pick_device(config.device)
     except ProtocolError as error:
         return Check("device", False, str(error), 'set device = "auto" in worker.toml')
-    return Check("device", True, f"{device}, {_gigaflops(device, config.threads):.0f} GFLOP/s")
+    return Check(
+        "device", True, f"{device}, {_gigaflops(device, config.limits.cpu_threads):.0f} GFLOP/s"
+    )
 
 
 def _gigaflops(device: str, threads: int) -> float:

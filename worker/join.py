@@ -114,7 +114,7 @@ def describe(offer: Offer, home: Home) -> str:
         f"run id       {manifest.run_id.hex()}",
         "",
         "This machine would give:",
-        f"  processor  {config.threads} thread(s), device {config.device}",
+        f"  processor  {config.limits.cpu_threads} thread(s), device {config.device}",
         f"  network    listens on {inbound}",
         *([f"             {_MEASURED}"] if config.client_mode == "auto" else []),
         f"  disk       shards, weights and updates in {home.path}",

@@ -308,7 +308,7 @@ async def _enrolment(
         device=wire.Device(
             device_class=device,
             name=f"{platform.system()} {platform.machine()}",
-            threads=config.threads,
+            threads=config.limits.cpu_threads,
             memory_bytes=psutil.virtual_memory().total,
         ),
         # A donor with several devices has one name, and says it itself.

@@ -108,7 +108,7 @@ class RoundRunner:
         warm = await self.trainer.warm_up(
             WarmUp(
                 manifest=str(self.home.manifest),
-                threads=self.config.threads,
+                threads=self.config.limits.cpu_threads,
                 device=self.device,
                 micro_batch_sequences=self.config.micro_batch_sequences,
                 autocast_bf16=self.config.autocast_bf16,
@@ -133,7 +133,7 @@ class RoundRunner:
         """The journal is of one run; another device or setting has another speed."""
         config = self.config
         return (
-            f"tokens_per_s/{self.device}/{config.threads}/{config.micro_batch_sequences}"
+            f"tokens_per_s/{self.device}/{config.limits.cpu_threads}/{config.micro_batch_sequences}"
             f"/{int(config.autocast_bf16)}"
         )
 
@@ -245,7 +245,7 @@ class RoundRunner:
             worker=record.worker,
             output=str(self.home.scratch / f"{record.assignment_id.hex()}.encoding"),
             snapshot=str(self._snapshot(record.assignment_id)),
-            threads=self.config.threads,
+            threads=self.config.limits.cpu_threads,
             device=self.device,
             micro_batch_sequences=self.config.micro_batch_sequences,
             autocast_bf16=self.config.autocast_bf16,

@@ -25,6 +25,7 @@ from protocol.identity import Identity
 from protocol.wire import records_pb2 as wire
 from worker.config import Home, WorkerConfig
 from worker.join import look_at_run, move
+from worker.limits import Limits
 
 DAY_S = 24 * 3600
 ROUND, LOG, TLS = wire.KEY_PURPOSE_ROUND, wire.KEY_PURPOSE_LOG, wire.KEY_PURPOSE_TLS
@@ -168,7 +169,7 @@ async def test_a_worker_moves_to_the_run_at_another_address_and_nowhere_else(
 ) -> None:
     home = Home(tmp_path / "home")
     async with run_rig.serving(run.path) as served:
-        config = WorkerConfig(link=str(served.link), threads=3, name="ada")
+        config = WorkerConfig(link=str(served.link), limits=Limits(threads=3), name="ada")
         await look_at_run(home, config)
         config.save(home.config)
         old_link = served.link
@@ -188,5 +189,5 @@ async def test_a_worker_moves_to_the_run_at_another_address_and_nowhere_else(
         await move(home, str(served.link))
     moved = WorkerConfig.load(home.config)
     assert moved.join_link == served.link
-    assert (moved.threads, moved.name) == (3, "ada")
+    assert (moved.limits.threads, moved.name) == (3, "ada")
     assert home.identity.read_bytes() == key

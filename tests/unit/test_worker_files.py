@@ -16,6 +16,7 @@ from protocol.identity import Identity
 from worker.config import Home, WorkerConfig, resolve_home
 from worker.control import ask, control_server, home_lock
 from worker.daemon import clear_folder
+from worker.limits import Limits
 from worker.shards import BlobStore
 
 LINK = f"barnraise://localhost:7443/{'0' * 64}#root={Identity.from_seed(bytes(32)).peer_id}"
@@ -110,7 +111,12 @@ def test_a_download_of_long_ago_goes_too(home: Home) -> None:
 
 
 def test_configuration_round_trips(home: Home) -> None:
-    config = WorkerConfig(LINK, name='Ada "the \\ first" é', threads=3, client_mode=True)
+    config = WorkerConfig(
+        LINK,
+        name='Ada "the \\ first" é',
+        limits=Limits(threads=3, schedule=("mon-fri 22:00-07:00",)),
+        client_mode=True,
+    )
     config.save(home.config)
     assert WorkerConfig.load(home.config) == config
     assert home.config.stat().st_mode & 0o777 == 0o600
@@ -119,7 +125,10 @@ def test_configuration_round_trips(home: Home) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("threads = 0", "threads must be at least 1"),
+        ("threads = -1", "threads is between 0 and 1024"),
+        ("[limits]\nnice = 20", "nice is between 0 and 19"),
+        ('[limits]\nschedule = ["at night"]', "is not a period such as"),
+        ("[limits]\nheat = 3", "unknown limit 'heat'"),
         ('threads = "two"', "threads = 'two' has the wrong type"),
         ("thread = 2", "unknown setting 'thread'"),
         ('device = "tpu"', "device is auto"),
