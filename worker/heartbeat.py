@@ -109,6 +109,7 @@ class Heartbeats:
             client_mode=not reachability.reach.direct,
             multiaddrs=await reachability.addresses(),
             bad_sources=self._bad_sources(),
+            given_up=bytes.fromhex(board.given_up),
         )
 
     def _bad_sources(self) -> list[str]:

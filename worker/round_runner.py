@@ -89,6 +89,7 @@ class RoundRunner:
             update = await self._commit(lease)
         except Abandoned as error:
             log.warning("unit given up", round=lease.round, reason=str(error))
+            self.board.given_up = lease.assignment_id.hex()
             self.board.waiting(str(error))
         else:
             self.board.waiting("waiting for the round to close")
