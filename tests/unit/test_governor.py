@@ -384,6 +384,15 @@ def test_a_process_that_takes_over_goes_on_where_the_other_was() -> None:
     assert 55 <= other.until_works() <= 62
 
 
+def test_a_load_that_began_before_the_take_over_counts_from_then() -> None:
+    machine = Machine()
+    machine.after(2, foreign_cpu_percent=62.0)
+    other = Machine()
+    other.governor.recall(json.loads(json.dumps(machine.governor.remember())))
+    other.now = machine.now
+    assert other.after(1).because == Because.BUSY
+
+
 def test_what_was_remembered_before_the_machine_restarted_holds_nobody_for_ever() -> None:
     machine = Machine(steady_s=9_000_000.0)
     machine.after(4, foreign_cpu_percent=62.0)
