@@ -53,6 +53,7 @@ class Governor:
         """
         self.limits = limits
         self.confirmed = confirmed
+        self.because: Because | None = None  # of the last verdict
         self._zone = zone
         self._schedule = Schedule.parse(limits.schedule)
         self._pause: _Pause | None = None
@@ -94,6 +95,11 @@ class Governor:
 
     def decide(self, readings: Readings) -> Verdict:
         """What follows from these readings and from those before them."""
+        verdict = self._verdict(readings)
+        self.because = verdict.because
+        return verdict
+
+    def _verdict(self, readings: Readings) -> Verdict:
         self._end_pause(readings)
         over_quota = self._sees_quota(readings)
         outside = self._hours.see(
@@ -159,12 +165,14 @@ class Governor:
         """What another process of this worker goes on from; as JSON."""
         pause = self._pause
         return {
+            "because": self.because,
             "pause": None if pause is None else {"until_s": pause.until_s},
             "holds": {name: hold.remember() for name, hold in self._holds().items()},
         }
 
     def recall(self, kept: dict[str, Any]) -> None:
         """Go on from what :meth:`remember` gave, so that a change of process changes nothing."""
+        self.because = None if kept["because"] is None else Because(kept["because"])
         self._pause = None if kept["pause"] is None else _Pause(**kept["pause"])
         for name, hold in self._holds().items():
             hold.recall(kept["holds"][name])
