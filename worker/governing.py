@@ -179,6 +179,5 @@ class Governing:
         limits, until_s = self.governor.limits, self.verdict.until_s
         quick = (limits.busy_cpu_percent, limits.idle_minutes, limits.gpu_temperature_c)
         pace_s = FAST_S if any(quick) or limits.free_memory_mib else SLOW_S
-        if until_s is not None:
-            pace_s = min(pace_s, max(until_s - time.time(), _SOON_S))
-        return pace_s
+        left_s = pace_s if until_s is None else until_s - time.time()
+        return max(left_s, _SOON_S) if 0 < left_s < pace_s else pace_s

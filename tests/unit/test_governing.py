@@ -58,7 +58,7 @@ async def at_work(
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    while not holds():  # noqa: ASYNC110: what holds is another thread's
+    while not holds():  # noqa: ASYNC110  # a thread's doings raise no event here
         await asyncio.sleep(0.005)
 
 

@@ -94,9 +94,9 @@ def test_of_all_that_ran_ours_and_what_is_nice_is_taken_away(proc: FakeProc) -> 
     assert foreign_percent(before, taken(proc)) == pytest.approx(20.0)
 
 
-def test_waiting_for_a_disk_is_no_load(proc: FakeProc) -> None:
+def test_waiting_for_a_disk_is_no_load_nor_are_interrupts(proc: FakeProc) -> None:
     before = taken(proc)
-    (proc.root / "stat").write_text("cpu  0 0 0 1000 5000 3 4 500 9 9\n")
+    (proc.root / "stat").write_text("cpu  0 0 0 1000 5000 300 400 500 9 9\n")
     assert foreign_percent(before, taken(proc)) == 0.0
 
 
