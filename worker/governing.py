@@ -2,8 +2,9 @@
 
 Invariants:
 
-* A look at the machine happens in a thread; one that hangs delays neither the event loop nor the
-  owner's words, nor hours and pauses: it is done without until it comes back.
+* A look at the machine happens in a thread of its own, which nobody waits for at the end; one that
+  hangs delays neither the event loop nor the owner's words, nor hours and pauses: what was read
+  last holds until it comes back.
 * One line of log for each change of what is so; a new figure in a reason is no such change.
 * Nothing here, nor what it imports, loads torch, numpy or hivemind: the light process that waits
   for the machine to be free runs it too.
@@ -12,11 +13,12 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -78,7 +80,7 @@ class Governing:
         self._wake = asyncio.Event()
         self._changed = asyncio.Condition()
         self._decided = False
-        self._look: asyncio.Task[Readings] | None = None
+        self._look: asyncio.Future[Readings] | None = None
         self._looks = 0
         self._hangs = False
         self._told_missing_of: Limits | None = None
@@ -133,11 +135,11 @@ class Governing:
                 self._look.cancel()  # its thread ends when it has looked
 
     async def _seen(self) -> Readings:
-        """What the machine tells now; of sensors that hang: nothing."""
+        """What the machine tells now; while sensors hang: what they told last."""
         if self._look is None:
-            self._look = asyncio.create_task(asyncio.to_thread(self._machine.read))
+            self._look = _in_thread(self._machine.read)
         await asyncio.wait({self._look}, timeout=0 if self._hangs else _HANGS_AFTER_S)
-        hangs, seen = not self._look.done(), Readings(0.0, 0.0)
+        hangs, seen = not self._look.done(), self.readings or Readings(0.0, 0.0)
         if not hangs:
             seen, self._look = self._look.result(), None
             self._looks += 1
@@ -191,3 +193,24 @@ class Governing:
         pace_s = FAST_S if any(quick) or limits.free_memory_mib else SLOW_S
         left_s = pace_s if until_s is None else until_s - time.time()
         return max(left_s, _SOON_S) if 0 < left_s < pace_s else pace_s
+
+
+def _in_thread(read: Callable[[], Readings]) -> asyncio.Future[Readings]:
+    """Its result, from a thread that may hang for ever: none of a pool that others need too."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Readings] = loop.create_future()
+
+    def tell(done: Callable[[Any], None], what: Any) -> None:
+        with suppress(RuntimeError):  # nobody listens any more: the loop is closed
+            loop.call_soon_threadsafe(lambda: None if future.done() else done(what))
+
+    def look() -> None:
+        try:
+            readings = read()
+        except BaseException as error:
+            tell(future.set_exception, error)
+        else:
+            tell(future.set_result, readings)
+
+    threading.Thread(target=look, name="sensors", daemon=True).start()
+    return future

@@ -15,6 +15,7 @@ Invariants:
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import tzinfo
 from typing import Any
@@ -177,11 +178,16 @@ class Governor:
         }
 
     def recall(self, kept: dict[str, Any]) -> None:
-        """Go on from what :meth:`remember` gave, so that a change of process changes nothing."""
-        self.because = None if kept["because"] is None else Because(kept["because"])
-        self._pause = None if kept["pause"] is None else _Pause(**kept["pause"])
+        """Go on from what :meth:`remember` gave, so that a change of process changes nothing.
+
+        What a program of another version remembered otherwise is left out.
+        """
+        because, pause = kept.get("because"), kept.get("pause")
+        self.because = Because(because) if because in set(Because) else None
+        self._pause = None if pause is None else _Pause(pause.get("until_s"))
         for name, hold in self._holds().items():
-            hold.recall(kept["holds"][name])
+            with suppress(KeyError, TypeError, ValueError):
+                hold.recall(kept["holds"][name])
 
     def _holds(self) -> dict[str, Hold]:
         sensed = {str(rule.because): rule.hold for rule in self._rules}

@@ -98,9 +98,16 @@ class Hold:
         }
 
     def recall(self, kept: dict[str, Any]) -> None:
-        """Go on from what another process remembered."""
-        self.held, self.wait_s = bool(kept["held"]), float(kept["wait_s"])
-        self._with_s, self._without_s = float(kept["with_s"]), float(kept["without_s"])
-        since_s, freed_s, self._last_s = kept["times_s"]
+        """Go on from what another process remembered.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is of another version; nothing was taken over.
+        """
+        since_s, freed_s, last_s = (
+            None if time_s is None else float(time_s) for time_s in kept["times_s"]
+        )
+        wait_s, with_s = float(kept["wait_s"]), float(kept["with_s"])
+        self._without_s, self.held = float(kept["without_s"]), bool(kept["held"])
+        self.wait_s, self._with_s, self._last_s = wait_s, with_s, last_s
         self._since_s = -math.inf if since_s is None else since_s
         self._freed_s = -math.inf if freed_s is None else freed_s

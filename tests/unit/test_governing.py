@@ -274,6 +274,30 @@ async def test_a_program_that_starts_has_the_machine_within_five_looks(tmp_path:
     assert "your limit is 25 %" in governing.verdict.reason
 
 
+def test_a_sensor_that_hangs_for_ever_does_not_keep_the_process() -> None:
+    code = """
+import asyncio, threading
+from worker import governing
+from worker.governor import Governor
+from worker.limits import Limits
+
+class Machine:
+    def read(self): threading.Event().wait()
+    def close(self): raise AssertionError("it is being read")
+
+async def main():
+    governing._HANGS_AFTER_S = 0.05
+    shell = governing.Governing(Governor(Limits()), Machine())
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(shell.run())
+        await shell.wait_until_works()
+        running.cancel()
+
+asyncio.run(main())
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
+
+
 def test_the_light_process_can_run_it() -> None:
     code = (
         "import sys, worker.governing, worker.sensors.machine\n"

@@ -433,6 +433,25 @@ def test_what_was_remembered_before_the_machine_restarted_holds_nobody_for_ever(
     assert other.until_works() <= 121
 
 
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {},
+        {"because": "tired", "pause": None, "holds": {}},
+        {"because": "busy", "pause": None, "holds": {"busy": {"held": True}}},
+        {"because": "busy", "pause": None, "holds": {"busy": {"times_s": [1, 2]}}},
+        {"because": None, "pause": {}, "holds": []},
+    ],
+)
+def test_what_another_version_remembered_ends_nothing(kept: dict[str, Any]) -> None:
+    machine = Machine()
+    machine.governor.recall(kept)
+    assert machine.governor.paused == (kept.get("pause") is not None)
+    machine.governor.resume()
+    assert machine.look().works
+    assert machine.after(4, foreign_cpu_percent=62.0).because == Because.BUSY
+
+
 def test_limits_without_a_sensor_are_named() -> None:
     nothing = Readings(0.0, 0.0)
     assert missing_sensors(Limits(free_disk_mib=0), nothing) == []

@@ -3,8 +3,9 @@
 What counts, of everything that the kernel accounts for: user time of normal or raised priority,
 and system time. Less what this worker and its descendants took. Not counted:
 
-* user time of processes that are *nice*: they step back by themselves, as training does, so two
-  workers of one machine do not make each other yield;
+* user time of processes that are *nice*: they step back by themselves, as training does, so that
+  the training of two workers does not make them yield to each other. Where this worker was started
+  nice itself, as all of a session may be, that is no difference, and it counts;
 * interrupts: nobody can tell whose they are, and our own traffic makes some;
 * waiting for disks, and time that a hypervisor gave to others.
 
@@ -62,8 +63,15 @@ class ForeignCpu:
     def _taken(self) -> Taken:
         if not (self._proc / "stat").exists():
             return _by_psutil(self._root_pid)
-        total, busy = _machine((self._proc / "stat").read_text())
-        return Taken(total, busy, dict(_ours(self._proc, self._root_pid)))
+        total, user, nice, system = _machine((self._proc / "stat").read_text())
+        root = _Process.read(self._proc, self._root_pid)
+        all_nice = root is not None and root.nice > 0
+        ours = {
+            (process.pid, process.start): process.system
+            + (process.user if all_nice or process.nice <= 0 else 0.0)
+            for process in _ours(self._proc, self._root_pid)
+        }
+        return Taken(total, user + system + (nice if all_nice else 0.0), ours)
 
 
 def foreign_percent(before: Taken, now: Taken) -> float | None:
@@ -75,23 +83,39 @@ def foreign_percent(before: Taken, now: Taken) -> float | None:
     return min(max(100 * (now.busy - before.busy - ours) / total, 0.0), 100.0)
 
 
-def _machine(stat: str) -> tuple[float, float]:
-    """All time of all processors, and what counts of it."""
-    fields = [float(field) for field in stat.split("\n", 1)[0].split()[1:9]]
-    user, _nice, system = fields[:3]
-    return sum(fields), user + system
+@dataclass(frozen=True)
+class _Process:
+    """What ``/proc/PID/stat`` says of one."""
 
+    pid: int
+    user: float
+    system: float
+    nice: int
+    start: float
 
-def _ours(proc: Path, root_pid: int) -> Iterator[tuple[tuple[int, float], float]]:
-    """Of each process of ours, what the kernel counts among what is not nice."""
-    for pid in _family(proc, root_pid):
+    @classmethod
+    def read(cls, proc: Path, pid: int) -> _Process | None:
+        """None: it ended."""
         try:
             stat = (proc / str(pid) / "stat").read_text(errors="replace")
-        except (FileNotFoundError, ProcessLookupError):  # it ended while we looked
-            continue
+        except (FileNotFoundError, ProcessLookupError):
+            return None
         fields = stat.rpartition(")")[2].split()
-        user, system, nice, start = (float(fields[index]) for index in (11, 12, 16, 19))
-        yield (pid, start), system + (user if nice <= 0 else 0.0)
+        return cls(pid, float(fields[11]), float(fields[12]), int(fields[16]), float(fields[19]))
+
+
+def _machine(stat: str) -> tuple[float, float, float, float]:
+    """All time of all processors, and of it: user, nice, system."""
+    fields = [float(field) for field in stat.split("\n", 1)[0].split()[1:9]]
+    user, nice, system = fields[:3]
+    return sum(fields), user, nice, system
+
+
+def _ours(proc: Path, root_pid: int) -> Iterator[_Process]:
+    for pid in _family(proc, root_pid):
+        process = _Process.read(proc, pid)
+        if process is not None:
+            yield process
 
 
 def _family(proc: Path, root_pid: int) -> set[int]:
