@@ -7,7 +7,8 @@ Invariants:
 * A hold that began lasts at least :data:`LEAST_S`, and ends only after its condition was not so
   for ``off_after_s`` without a break. Two beginnings are therefore at least that far apart.
 * A hold that comes back sooner than it had waited was ended too early: it waits twice as long.
-* Only time that was seen counts: of a gap (a suspended machine) at most :data:`MOST_GAP_S`.
+* Only time that was seen counts: of a gap (a suspended machine) at most :data:`MOST_GAP_S`, and one
+  look alone begins nothing that asks for more than :data:`MOST_LOOK_S`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ LEAST_S = 120.0
 
 MOST_WAIT_S = 16 * 60.0
 MOST_GAP_S = 10.0
+MOST_LOOK_S = 2.0
 _RELIEF = 0.5  # a second without the condition takes back so much of a second with it
 
 
@@ -52,14 +54,15 @@ class Hold:
         self._since_s, self._freed_s = min(self._since_s, at_s), min(self._freed_s, at_s)
         self._last_s = at_s
         if not self.held:
-            self._with_s = max(0.0, self._with_s + passed_s * (1 if so else -_RELIEF))
+            more_s = min(passed_s, MOST_LOOK_S) if so else -_RELIEF * passed_s
+            self._with_s = max(0.0, self._with_s + more_s)
             if so and self._with_s >= self.on_after_s:
                 self._begin(at_s, first=first)
         else:
             self._without_s = 0.0 if so else self._without_s + passed_s
             calm = self._without_s >= self.wait_s and at_s - self._since_s >= LEAST_S
             if not so and (calm or self._changed):
-                self._end(at_s)
+                self._end(at_s if calm else -math.inf)  # no attempt that came too early
         self._changed = False
         return self.held
 

@@ -127,7 +127,7 @@ def sensed_rules() -> list[Rule]:
                 f"(your limit is {limits.gpu_temperature_c} °C)"
             ),
             "the GPU was too hot",
-            Hold(on_after_s=2.5, patient=True),
+            Hold(on_after_s=2.5),
         ),
         Rule(
             Because.IN_USE,

@@ -402,6 +402,23 @@ def test_a_night_asleep_is_no_calm_that_was_seen() -> None:
     assert 100 <= machine.until_works() <= 120
 
 
+def test_what_happened_in_a_night_asleep_is_no_load_of_now() -> None:
+    machine = Machine()
+    gap = {"at_s": machine.now.at_s + 3600, "steady_s": machine.now.steady_s + 3600}
+    assert machine.after(1, foreign_cpu_percent=90.0, **gap).works
+    assert machine.after(10, foreign_cpu_percent=2.0).works
+
+
+def test_a_limit_that_was_relaxed_makes_nobody_wait_longer_the_next_time() -> None:
+    machine = Machine()
+    machine.after(4, foreign_cpu_percent=62.0)
+    machine.governor.change(replace(STRICT, busy_cpu_percent=70))
+    assert machine.after(1).works
+    machine.after(4, foreign_cpu_percent=90.0)
+    machine.now = replace(machine.now, foreign_cpu_percent=2.0)
+    assert machine.until_works() == 120
+
+
 def test_a_process_that_takes_over_goes_on_where_the_other_was() -> None:
     machine = Machine()
     machine.governor.pause(NOON_S + 60)
