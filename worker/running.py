@@ -26,7 +26,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -101,13 +101,8 @@ class Life:
         self.identity = Identity.load(self.home.identity)
         self.board = Board(self.identity.peer_id, self.config.join_link.run_id.hex()[:16])
         self.governor = Governor(self.config.limits, confirmed=self.config.confirmed)
-        said = self.before.get("said", {"works": True})
-        self.governing = Governing(
-            self.governor,
-            Sensors(self.home.path),
-            on_change=self._on_verdict,
-            said=Verdict(**said),
-        )
+        sensors = Sensors(self.home.path)
+        self.governing = Governing(self.governor, sensors, on_change=self._on_verdict)
         self._recall()
 
     async def run(self) -> bool:
@@ -275,8 +270,7 @@ class Life:
     def remember(self) -> dict[str, Any]:
         """What the next program needs, as JSON."""
         counted = {name: getattr(self.board, name) for name in _COUNTED}
-        said = asdict(self.governing.verdict)
-        return {"governor": self.governor.remember(), "said": said, "board": counted}
+        return {"governor": self.governor.remember(), "board": counted}
 
     def _recall(self) -> None:
         """Go on from what the program before remembered, or else from the journal."""
