@@ -108,10 +108,14 @@ async def trusted_certificate(link: JoinLink) -> bytes:
         raise UsageError(str(error)) from error
 
 
-def open_channel(link: JoinLink, pem: bytes) -> grpc.aio.Channel:
-    """A channel that trusts this certificate and no other."""
+def open_channel(link: JoinLink, pem: bytes, through: str = "") -> grpc.aio.Channel:
+    """A channel that trusts this certificate and no other.
+
+    Args:
+        through: connect to this gRPC target, which leads to the link's address.
+    """
     return grpc.aio.secure_channel(
-        link.address,
+        through or link.address,
         grpc.ssl_channel_credentials(root_certificates=pem),
         options=[
             ("grpc.ssl_target_name_override", TLS_NAME),

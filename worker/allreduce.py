@@ -280,6 +280,7 @@ class GroupReduce:
         await self._dial(source)
         handle = self._peer.broadcast_handle
         async with self._peer.p2p.stream(source.reducer, handle, frames.Frame) as stream:
+            await stream.expect(sum(self.group.encoded_bytes(chunk) for chunk in chunks))
             await stream.send(frames.wanted(self.group_id, chunks))
             await stream.finish()
             for _ in chunks:

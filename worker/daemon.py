@@ -31,6 +31,7 @@ from worker.config import Home, WorkerConfig
 from worker.control import control_server, home_lock
 from worker.heartbeat import Heartbeats, seed_weights
 from worker.journal import Lease, LeaseState
+from worker.meter import NetworkBudget
 from worker.node import Node, open_node
 from worker.probation import Probation
 from worker.race import unless
@@ -74,6 +75,7 @@ class Daemon:
     def __post_init__(self) -> None:
         self.identity = Identity.load(self.home.identity)
         self.board = Board(self.identity.peer_id, self.config.join_link.run_id.hex()[:16])
+        self.budget = NetworkBudget(self.config.limits, self.home.traffic)
 
     async def run(self) -> None:
         """Live until finished or stopped.
@@ -89,6 +91,7 @@ class Daemon:
                     await unless(self._live(), self.stop.wait())
             finally:
                 await self.trainer.close()  # it may be writing there
+                self.budget.close()
                 clear_folder(self.home)
         log.info("worker ended")
 
@@ -160,7 +163,13 @@ class Daemon:
 
     async def _live(self) -> None:
         node_opening = open_node(
-            self.home, self.config, self.identity, self.home.identity, self.board, anchor=False
+            self.home,
+            self.config,
+            self.identity,
+            self.home.identity,
+            self.board,
+            anchor=False,
+            budget=self.budget,
         )
         node = await unless(node_opening.__aenter__(), self.finish.wait())
         if node is None:
@@ -180,6 +189,7 @@ class Daemon:
         beats = Heartbeats(node, self.board, runner)
         try:
             async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self.budget.run())
                 tasks.create_task(node.swarm.run())
                 tasks.create_task(stay_in_touch(node))
                 tasks.create_task(node.watch.run())

@@ -81,9 +81,10 @@ class Greeting:
 class Session:
     """One connection to the coordinator of one run. Open it with :meth:`connect`."""
 
-    def __init__(self, link: JoinLink, identity: Identity, pem: bytes) -> None:
+    def __init__(self, link: JoinLink, identity: Identity, pem: bytes, through: str = "") -> None:
         self.link = link
         self.identity = identity
+        self._through = through
         self.trust = TrustStore(link.run_id, link.root)
         self._use(pem)
         self._clock_offset_s = time.time() - steady_s()
@@ -91,14 +92,14 @@ class Session:
         self.greeting: Greeting
 
     @classmethod
-    async def connect(cls, link: JoinLink, identity: Identity) -> Self:
-        """Open the pinned channel and say Hello.
+    async def connect(cls, link: JoinLink, identity: Identity, through: str = "") -> Self:
+        """Open the pinned channel, ``through`` a metered line, and say Hello.
 
         Raises:
             UsageError: wrong root fingerprint, unknown run, unsupported version.
             TransientError: the coordinator does not answer.
         """
-        session = cls(link, identity, await trusted_certificate(link))
+        session = cls(link, identity, await trusted_certificate(link), through)
         try:
             await session.hello()
         except BaseException:
@@ -140,7 +141,7 @@ class Session:
 
     def _use(self, pem: bytes) -> None:
         self._pem = pem
-        self._channel = open_channel(self.link, pem)
+        self._channel = open_channel(self.link, pem, self._through)
         self._stub = CoordinatorStub(self._channel)  # type: ignore[no-untyped-call]
 
     # ---- clock -------------------------------------------------------------------------
