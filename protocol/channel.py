@@ -122,6 +122,7 @@ def open_channel(link: JoinLink, pem: bytes, through: str = "") -> grpc.aio.Chan
             ("grpc.default_authority", TLS_NAME),
             ("grpc.max_receive_message_length", MAX_GRPC_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_GRPC_MESSAGE_BYTES),
+            ("grpc.use_local_subchannel_pool", 1),  # a connection of its own
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 10_000),
             # In step again within seconds of a coordinator's return: a round may be waiting.

@@ -264,7 +264,7 @@ class GroupReduce:
             if not missing:
                 return
             try:
-                await self._pull(source, missing[: frames.MAX_WANTED_CHUNKS])
+                await self._pull(source, self._at_once(missing))
             except PeerFault as fault:
                 log.warning("result_refused", source=source.reducer, why=str(fault))
             except TransientError as error:
@@ -272,6 +272,14 @@ class GroupReduce:
             if len(self._missing(item)) == len(missing):
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _at_once(self, chunks: list[int]) -> list[int]:
+        """The first of them, as many as may be asked for in one stream; at least one."""
+        most_bytes = self._peer.p2p.at_once_bytes
+        count = frames.MAX_WANTED_CHUNKS
+        if most_bytes is not None:
+            count = max(1, min(count, most_bytes // self.group.encoded_bytes(chunks[0])))
+        return chunks[:count]
 
     def _missing(self, item: wire.ReducerRange) -> list[int]:
         return [c for c in range(item.first_chunk, item.end_chunk) if c not in self.pieces]

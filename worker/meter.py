@@ -146,10 +146,11 @@ class NetworkBudget:
         """Some rate is limited: what is sent should be cut into small pieces."""
         return bool(self.up.pacer.rate_bytes_s or self.down.pacer.rate_bytes_s)
 
-    def seconds_for_upload(self, payload_bytes: int) -> float:
-        """How long that takes if nothing else goes out."""
-        rate = self.up.pacer.rate_bytes_s
-        return on_the_wire(payload_bytes) / rate if rate else 0.0
+    @property
+    def at_once_bytes(self) -> int | None:
+        """How much to ask another peer for at once: it comes as fast as the peer can."""
+        rate = self.down.pacer.rate_bytes_s
+        return int(rate) if rate else None
 
     # ---- what passes -------------------------------------------------------------------
 
@@ -213,7 +214,8 @@ class NetworkBudget:
     def claimed_bytes(self) -> int:
         """Today's traffic, with what the next unit will take while none is under way."""
         reserve = self.reserve_bytes if self._unit_began is None else 0
-        return self.day.total_bytes + reserve
+        claimed = self.day.total_bytes + reserve
+        return max(claimed, self._quota_bytes) if self.exhausted(reserve) else claimed
 
     def exhausted(self, reserve_bytes: int = 0) -> bool:
         """Whether the quota does not suffice for ``reserve_bytes`` more."""

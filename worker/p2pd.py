@@ -61,6 +61,11 @@ class P2pd:
         assert self._daemon is not None, "start() comes first"
         return self._daemon
 
+    @property
+    def at_once_bytes(self) -> int | None:
+        """See :attr:`worker.meter.NetworkBudget.at_once_bytes`."""
+        return self._how.budget.at_once_bytes
+
     async def start(self, initial_peers: Sequence[str]) -> None:
         """Start the first one.
 
