@@ -28,6 +28,8 @@ from worker.evidence import Evidence
 from worker.governing import Governing
 from worker.heartbeat import Heartbeats
 from worker.journal import Journal
+from worker.meter import NetworkBudget
+from worker.metered_line import MeteredLine
 from worker.news import News
 from worker.outbox import Outbox
 from worker.race import unless
@@ -51,6 +53,7 @@ class Asleep:
     identity: Identity
     board: Board
     governing: Governing
+    budget: NetworkBudget
     news: News  # told of each change of the verdict
 
     async def run(self) -> None:
@@ -94,11 +97,22 @@ class Asleep:
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[Session]:
+        line = MeteredLine(self.config.join_link.address, self.home.line, self.budget)
+        line.open()
+        try:
+            session = await self._connect(line.target)
+            try:
+                yield session
+            finally:
+                await session.close()
+        finally:
+            await line.close()
+
+    async def _connect(self, through: str) -> Session:
         failures, said = 0, ""
         while True:
             try:
-                session = await Session.connect(self.config.join_link, self.identity)
-                break
+                return await Session.connect(self.config.join_link, self.identity, through)
             except (TransientError, PeerFault, UsageError) as error:
                 self.board.heard_of_coordinator(False)
                 if error.reason != said:
@@ -106,10 +120,6 @@ class Asleep:
                 said = error.reason
             await asyncio.sleep(backoff_s(failures, base_s=1.0, limit_s=_LONGEST_PAUSE_S))
             failures += 1
-        try:
-            yield session
-        finally:
-            await session.close()
 
     async def _contact(self, session: Session, journal: Journal) -> Contact:
         retained = await asyncio.to_thread(open_retained, self.home, self.config)
