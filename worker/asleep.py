@@ -42,6 +42,7 @@ log = structlog.get_logger()
 
 _GREET_S = 300.0
 _LONGEST_PAUSE_S = 60.0
+_LOOK_S = 5.0  # whether the quota is used up: nobody tells
 
 
 @dataclass
@@ -71,11 +72,12 @@ class Asleep:
 
     @property
     def _silent(self) -> bool:
-        return self.governing.verdict.offline
+        """Whatever the verdict's reason: a quota that is used up is used up."""
+        return self.governing.verdict.offline or self.budget.exhausted()
 
     async def _until(self, *, silent: bool) -> None:
         while self._silent != silent:
-            await self.news.wait()
+            await self.news.wait(_LOOK_S)
 
     async def _stay_in_touch(self, journal: Journal) -> None:
         """For ever."""

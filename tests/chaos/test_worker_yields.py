@@ -21,7 +21,7 @@ import pytest
 from chaos_worker import Peer, Rig, check_record, events, open_rig, stand_still, wait_for_receipts
 
 from worker.config import Home, WorkerConfig
-from worker.control import ask
+from worker.control import ask, is_held
 
 pytestmark = [pytest.mark.swarm, pytest.mark.timeout(600)]
 
@@ -53,6 +53,9 @@ class Run:
 
     def start(self) -> None:
         self.ada = self.rig.work("ada", readings=self.readings)
+        while not is_held(self.home):
+            assert self.ada.popen.poll() is None
+            time.sleep(0.02)
 
     def count(self, pattern: str) -> int:
         return int(self.ada.text().count(pattern))
