@@ -38,6 +38,12 @@ HEARTBEAT_S = 4.0
 
 HEARTBEAT_BOUNDS_S = (0.1, 60.0)
 
+_WHY = (
+    "paused by the organiser",
+    "the run needs a newer barnraise: upgrade it, then start this worker again",
+)
+"""Where the coordinator gives no reason: for a pause, and for an upgrade."""
+
 _MOST_CHALLENGES = 64
 _ANSWER_S = 300.0  # reading, projecting, sending: else the coordinator asks again
 _ANNOUNCE_S = 60.0
@@ -125,7 +131,8 @@ class Heartbeats:
         paused = reply.action in (api.ACTION_PAUSE, api.ACTION_UPGRADE)
         if paused != self.paused:
             log.info("paused by the organiser" if paused else "resumed", reason=reply.reason)
-            self.paused, self.reason = paused, reply.reason or "paused by the organiser"
+            self.paused = paused
+            self.reason = reply.reason or _WHY[reply.action == api.ACTION_UPGRADE]
             self.node.watch.notify()
         if reply.action == api.ACTION_ABANDON and self.runner is not None:
             self.runner.abandoned = bytes.fromhex(self.board.assignment_id)
