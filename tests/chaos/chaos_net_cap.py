@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -51,9 +51,26 @@ class Wire:
         for way, value in now.items():
             self.total[way].append(value)
 
-    def passed(self, way: str, from_s: float = 0.0, to_s: float = 1e18) -> int:
-        values = [v for t, v in zip(self.at_s, self.total[way], strict=True) if from_s <= t <= to_s]
-        return values[-1] - values[0]
+    def passed(self, way: str) -> int:
+        values = self.total[way]
+        return values[-1] - values[0] if values else 0
+
+    def between(self, from_s: float, to_s: float) -> Wire:
+        """The readings of a time."""
+        chosen = [i for i, at_s in enumerate(self.at_s) if from_s <= at_s <= to_s]
+        total = {way: [values[i] for i in chosen] for way, values in self.total.items()}
+        return Wire([self.at_s[i] for i in chosen], total)
+
+    def moving_s(self, way: str) -> float:
+        """From when a hundredth had passed until all but a hundredth had."""
+        values = self.total[way]
+        margin = (values[-1] - values[0]) / 100
+        moving = [
+            at_s
+            for at_s, value in zip(self.at_s, values, strict=True)
+            if values[0] + margin <= value <= values[-1] - margin
+        ]
+        return moving[-1] - moving[0]
 
     def excess_bytes(self, way: str, rate_bytes_s: float) -> float:
         """By how much the most excessive of all windows, short or long, was over the rate."""
@@ -123,6 +140,20 @@ class CappedReduce:
     @property
     def capped(self) -> Any:
         return self.members[0].peer
+
+    def watching(self) -> AbstractAsyncContextManager[Wire]:
+        return watching(self.capped.process.pid)
+
+    async def limit(self, **limits: int) -> None:
+        """The owner changes the limits."""
+        await self.capped.tell(do="limits", **limits)
+        await self.capped.hear("limited")
+
+    async def counted(self) -> dict[str, int]:
+        """What the capped peer counted today."""
+        await self.capped.tell(do="count")
+        told = await self.capped.hear("counted")
+        return {UP: told["up_bytes"], DOWN: told["down_bytes"]}
 
     async def reduce(self) -> None:
         """One whole reduce, everybody a member and a reducer; all get the same mean."""
