@@ -59,7 +59,7 @@ def join(
         nat_port_map=nat_port_map,
         invite=invite,
     )
-    offer = run_async(look_atrun_async(home, config))
+    offer = run_async(look_at_run(home, config))
     click.echo(describe(offer, home))
     if not yes and not click.confirm("\nJoin this run?"):
         raise UsageError("not joined; nothing was started")
