@@ -38,6 +38,8 @@ def _wrong(text: str) -> UsageError:
 
 def span_text(seconds: float) -> str:
     """``45 s``, ``12 min``, ``2 h 10 min``, ``3 d 4 h``: the two largest units."""
+    if seconds > MAX_DURATION_S:
+        return "more than a year"
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"
