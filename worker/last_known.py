@@ -34,7 +34,7 @@ def _journal(home: Home) -> dict[str, Any]:
 
         paused = journal.execute("SELECT value FROM meta WHERE key = 'paused'").fetchone()
         return {
-            "paused": bool(paused) and paused[0] == "yes",
+            "paused": bool(paused) and paused[0] not in ("", "no"),
             "units_trained": count("SELECT count(*) FROM lease WHERE state = 'trained'"),
             "receipts_held": count("SELECT count(*) FROM receipt WHERE leaf IS NOT NULL"),
             "receipts_pending": count("SELECT count(*) FROM receipt WHERE leaf IS NULL"),

@@ -13,7 +13,6 @@ import click
 
 from protocol.errors import UsageError
 from worker.commands.options import home_option, json_option
-from worker.commands.steering import is_held
 from worker.config import Home, WorkerConfig
 from worker.control import NotRunning, ask
 
@@ -97,14 +96,11 @@ def _tell_last_known(home: Home, *, as_json: bool) -> None:
 
 def _next(home: Home) -> dict[str, Any] | None:
     """The status a moment later; None when the worker has ended."""
-    while True:
-        time.sleep(_LOOK_AGAIN_S)
-        try:
-            return _ask(home)
-        except NotRunning:
-            if not is_held(home):
-                return None
-            # It starts itself anew, to fall asleep or to wake: its socket is back in a moment.
+    time.sleep(_LOOK_AGAIN_S)
+    try:
+        return _ask(home)
+    except NotRunning:
+        return None
 
 
 def _live(home: Home, first: dict[str, Any]) -> None:
