@@ -55,4 +55,3 @@ class Contact:
 def open_retained(home: Home, config: WorkerConfig) -> Retained:
     """What is kept for audits; blocking."""
     return Retained(home.updates, home.inputs, most_bytes=config.evidence_mib << 20)
-

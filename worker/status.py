@@ -51,7 +51,9 @@ class Board:
     paused_until_s: float | None = None  # Unix time; None: until 'resume', if paused
     because: str = ""  # what keeps this machine from working (worker.verdict); empty: nothing
     because_reason: str = ""  # that, for a person
-    until_s: float | None = None  # Unix time at which that ends; None: nobody knows, or nothing does
+    until_s: float | None = (
+        None  # Unix time at which that ends; None: nobody knows, or nothing does
+    )
     frozen: bool = False  # the trainer stands still, the unit is kept in memory
     asleep: bool = False  # trainer, swarm and all that is large are gone
     round: int = 0
