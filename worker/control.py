@@ -1,7 +1,8 @@
 """Talking to a running worker: a unix socket, mode 0600, in its home folder.
 
-One request and one answer per connection, each a line of JSON: ``{"command": "pause", "for_s": 60}``
--> ``{"ok": true, "status": {...}}``, or ``{"ok": false, "error": "what is wrong"}``.
+One request and one answer per connection, each a line of JSON:
+``{"command": "pause", "for_s": 60}`` -> ``{"ok": true, "status": {...}}``, or
+``{"ok": false, "error": "what is wrong"}``.
 
 Invariants: the socket exists only while the worker runs, and only its owner can open it; a request
 is bounded in size and time, and nobody waits for another's; no process but one holds the home

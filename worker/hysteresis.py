@@ -87,6 +87,7 @@ class Hold:
         return {
             "held": self.held,
             "wait_s": self.wait_s,
+            "with_s": self._with_s,
             "without_s": self._without_s,
             "times_s": times_s,
         }
@@ -94,7 +95,7 @@ class Hold:
     def recall(self, kept: dict[str, Any]) -> None:
         """Go on from what another process remembered."""
         self.held, self.wait_s = bool(kept["held"]), float(kept["wait_s"])
-        self._without_s = float(kept["without_s"])
+        self._with_s, self._without_s = float(kept["with_s"]), float(kept["without_s"])
         since_s, freed_s, self._last_s = kept["times_s"]
         self._since_s = -math.inf if since_s is None else since_s
         self._freed_s = -math.inf if freed_s is None else freed_s

@@ -43,27 +43,27 @@ def run(
     """
     environment = Environment.read(os.environ)
     log_to_stderr(json_logs or bool(environment.json_logs), log_level or environment.log_level)
-    config = _settled(home, environment).with_limits(**given_limits(limits))
-    limit_threads(config.limits.cpu_threads)
-    from worker.trainer import Trainer
+    from worker.running import goes_on
+    from worker.running import run as live
 
-    async def live() -> None:
-        async with Trainer(config.limits.cpu_threads) as trainer:
-            await trainer.start()
-            from worker.daemon import Daemon  # loads for seconds, while the trainer does
+    # A worker that falls asleep begins again: what was changed meanwhile holds.
+    if not goes_on(os.environ):
+        _settle(home, environment)
 
-            await Daemon(home, config, trainer, until_finished).run()
+    def load() -> WorkerConfig:
+        return WorkerConfig.load(home.config).with_limits(**given_limits(limits))
 
-    run_async(live())
+    limit_threads(load().limits.cpu_threads)
+    live(home, load, until_finished=until_finished)
 
 
-def _settled(home: Home, environment: Environment) -> WorkerConfig:
-    """What folder and environment say together; joins where only the latter says anything."""
+def _settle(home: Home, environment: Environment) -> None:
+    """Write down what the environment says; join where only it says anything."""
     from worker.commands.joining import enter
     from worker.headless import settle
     from worker.machine import look_at_machine
 
-    return settle(
+    settle(
         home,
         environment,
         look_at_machine(home.path, os.environ),
