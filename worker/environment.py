@@ -14,7 +14,6 @@ from typing import Any, get_args
 from protocol.errors import UsageError
 from worker.config import DeviceChoice, Home, WorkerConfig
 from worker.limit_texts import LIMITS, limit_from_text, yes_or_no
-from worker.limits import Limits
 
 _LIMIT_PREFIX = "BARNRAISE_LIMITS_"
 _LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -87,14 +86,14 @@ class Environment:
         agreed = replace(named, confirmed=named.confirmed or self.accepts)
         return agreed.with_limits(**self.limits)
 
-    def join_config(self, proposal: Limits) -> WorkerConfig:
+    def join_config(self) -> WorkerConfig:
         """The configuration to join with.
 
         Raises:
             UsageError: the link is none.
         """
         try:
-            config = WorkerConfig(link=self.link, limits=proposal, confirmed=False)
+            config = WorkerConfig(link=self.link, confirmed=False)
         except UsageError as error:
             raise UsageError(f"BARNRAISE_LINK: {error}") from error
         return self.over(config)

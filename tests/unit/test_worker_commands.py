@@ -182,6 +182,8 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
         (-3, "0 s"),
         (59.4, "59 s"),
         (60, "1 min"),
+        (90, "1 min 30 s"),
+        (719, "11 min"),
         (3600, "1 h"),
         (7800, "2 h 10 min"),
         (90_000, "1 d 1 h"),
@@ -280,6 +282,7 @@ def test_a_wrong_change_changes_nothing(home: Home, words: tuple[str, ...]) -> N
         ("battery", "on_battery"),
         ("quota", "daily_mib"),
         ("hot", "gpu_temperature_c"),
+        ("memory", "free_memory_mib"),
         ("paused", None),
         ("", None),
     ],
@@ -350,7 +353,7 @@ def test_a_worker_that_ended_tells_what_it_knew(home: Home) -> None:
     journal = Journal(home.journal)
     for number, kept in enumerate((True, False, False)):
         assignment_id = bytes([number]) * 16
-        journal.expect_receipt(assignment_id, 3, 64, patience_s=0)
+        journal.expect_receipt(assignment_id, 3, 64, patience_s=600)
         if kept:
             journal.keep_receipt(assignment_id, b"{}", "proof")
     journal.put("paused", '{"until_s": null}')

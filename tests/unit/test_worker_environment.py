@@ -169,7 +169,7 @@ def test_everything_can_be_said_by_variables() -> None:
             "PATH": "/bin",
         }
     )
-    config = found.join_config(Limits(busy_cpu_percent=25))
+    config = found.join_config()
     assert config == WorkerConfig(
         link=LINK,
         name="Ada",
@@ -181,7 +181,6 @@ def test_everything_can_be_said_by_variables() -> None:
             threads=2,
             schedule=("mon-fri 22:00-07:00", "sun 00:00-24:00"),
             on_battery=True,
-            busy_cpu_percent=25,
         ),
     )
     assert (found.json_logs, found.log_level) == (True, "warning")
@@ -210,7 +209,7 @@ def test_everything_can_be_said_by_variables() -> None:
 )
 def test_a_wrong_value_names_its_variable(variable: str, value: str) -> None:
     with pytest.raises(UsageError, match=variable.rpartition("_")[2] or variable) as caught:
-        Environment.read({"BARNRAISE_LINK": LINK, variable: value}).join_config(Limits())
+        Environment.read({"BARNRAISE_LINK": LINK, variable: value}).join_config()
     assert "BARNRAISE_" in str(caught.value)
 
 
@@ -224,13 +223,13 @@ def joining(home: Home) -> Callable[[WorkerConfig], None]:
 
 def test_nothing_joined_and_nothing_said_says_how_to_join(home: Home) -> None:
     with pytest.raises(UsageError, match="barnraise worker join"):
-        settle(home, Environment(), SERVER, never)
+        settle(home, Environment(), never)
 
 
 @pytest.mark.parametrize(("accept", "confirmed"), [("yes", True), ("no", False), ("", False)])
 def test_a_link_joins_and_only_a_yes_agrees(home: Home, accept: str, confirmed: bool) -> None:
     said = Environment.read({"BARNRAISE_LINK": LINK, "BARNRAISE_ACCEPT": accept})
-    config = settle(home, said, SERVER, joining(home))
+    config = settle(home, said, joining(home))
     assert (config.link, config.confirmed) == (LINK, confirmed)
     assert WorkerConfig.load(home.config) == config
 
@@ -238,27 +237,27 @@ def test_a_link_joins_and_only_a_yes_agrees(home: Home, accept: str, confirmed: 
 def test_the_environment_holds_at_every_start_and_is_written_down(home: Home) -> None:
     WorkerConfig(link=LINK, name="Ada", confirmed=False, limits=Limits(nice=3)).save(home.config)
     said = {"BARNRAISE_LIMITS_THREADS": "2", "BARNRAISE_ACCEPT": "yes"}
-    config = settle(home, Environment.read(said), SERVER, never)
+    config = settle(home, Environment.read(said), never)
     assert WorkerConfig.load(home.config) == config
     assert (config.name, config.confirmed, config.limits) == ("Ada", True, Limits(2, nice=3))
     before = home.config.stat().st_mtime_ns
-    settle(home, Environment(), SERVER, never)  # says nothing: changes nothing
+    settle(home, Environment(), never)  # says nothing: changes nothing
     assert home.config.stat().st_mtime_ns == before
 
 
 def test_another_address_is_followed_and_another_run_refused(home: Home) -> None:
     WorkerConfig(link=LINK).save(home.config)
     moved = str(JoinLink("elsewhere", 7443, b"r" * 32, ROOT_KEY))
-    assert settle(home, Environment(link=moved), SERVER, never).link == moved
+    assert settle(home, Environment(link=moved), never).link == moved
     other_root = Identity.generate().peer_id
     for link in (
         JoinLink("host", 7443, b"s" * 32, ROOT_KEY),
         JoinLink("host", 7443, b"r" * 32, other_root),
     ):
         with pytest.raises(UsageError, match="BARNRAISE_LINK is of another run"):
-            settle(home, Environment(link=str(link)), SERVER, never)
+            settle(home, Environment(link=str(link)), never)
     with pytest.raises(UsageError, match="BARNRAISE_LINK: "):
-        settle(home, Environment(link="nonsense"), SERVER, never)
+        settle(home, Environment(link="nonsense"), never)
     assert WorkerConfig.load(home.config).link == moved
 
 
@@ -276,12 +275,12 @@ def test_a_machine_that_is_up_before_its_network_joins_later(
         replace(config, name="in").save(home.config)
 
     said = Environment(link=LINK, accepts=True)
-    assert settle(home, said, SERVER, enter).name == "in"
+    assert settle(home, said, enter).name == "in"
     assert len(waits) == 3
 
     home.config.unlink()
     with pytest.raises(UsageError, match="refused"):
-        settle(home, said, SERVER, lambda _config: _refuse())
+        settle(home, said, lambda _config: _refuse())
 
 
 def _refuse() -> None:

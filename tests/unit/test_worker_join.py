@@ -31,6 +31,7 @@ GIVEN = {
     "threads": 3,
     "nice": 4,
     "memory_mib": 2000,
+    "free_memory_mib": 100,
     "disk_mib": 5000,
     "free_disk_mib": 300,
     "gpu_memory_percent": 50,

@@ -74,7 +74,7 @@ def test_everything_that_is_known_is_shown() -> None:
     shown = facts(full())
     assert shown["doing"] == "training"
     assert shown["unit"] == "45 %, 45/100 steps, loss 1.009"
-    assert shown["ready"] == "in 1 min, at 08:01; deadline in 5 min"
+    assert shown["ready"] == "in 1 min 50 s, at 08:01; deadline in 5 min"
     assert shown["speed"] == "6,611 tokens/s"
     assert shown["network"] == (
         "800 up, 90 down kbit/s; today 5.0 MiB up, 1.0 GiB down, 1.5 GiB left"

@@ -61,12 +61,10 @@ def _settle(home: Home, environment: Environment) -> None:
     """Write down what the environment says; join where only it says anything."""
     from worker.commands.joining import enter
     from worker.headless import settle
-    from worker.machine import look_at_machine
 
     settle(
         home,
         environment,
-        look_at_machine(home.path, os.environ),
         lambda config: enter(
             home, config, key=environment.key_file, yes=environment.accepts, quiet=True
         ),

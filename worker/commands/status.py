@@ -18,7 +18,7 @@ from worker.control import NotRunning, ask
 
 _LOOK_AGAIN_S = 1.0
 # What differs at each look without anything having happened.
-_MEASURED = ("eta_s", "deadline_in_s", "tokens_per_s", "steps_per_s", "network", "energy")
+_MEASURED = ("eta_s", "deadline_in_s", "tokens_per_s", "steps_per_s", "parts")
 
 
 @click.command()
