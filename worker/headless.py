@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -19,9 +19,12 @@ from worker.config import Home, WorkerConfig
 from worker.environment import Environment
 from worker.settings import change_settings
 
+if TYPE_CHECKING:  # loads gRPC
+    from worker.join import Offer
+
 log = structlog.get_logger()
 
-Enter = Callable[[WorkerConfig], Any]
+Enter = Callable[[WorkerConfig], "Offer"]
 """Joins the run of a configuration; see :func:`worker.commands.joining.enter`."""
 
 
@@ -47,8 +50,8 @@ def _enter_patiently(config: WorkerConfig, enter: Enter) -> None:
     attempt = 0
     while True:
         try:
-            enter(config)
-            return
+            offer = enter(config)
+            break
         except UsageError as error:
             if not isinstance(error.__cause__, TransientError):
                 raise
@@ -56,3 +59,4 @@ def _enter_patiently(config: WorkerConfig, enter: Enter) -> None:
                 log.warning("not joined yet: trying again until it answers", problem=str(error))
         time.sleep(backoff_s(attempt))
         attempt += 1
+    log.info("joined", run=offer.manifest.name, worker=offer.worker, agreed=config.confirmed)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from coordinator.config import RunFolder
 from protocol.errors import TransientError, UsageError
 from protocol.identity import Identity
 from protocol.link import JoinLink
@@ -16,6 +17,7 @@ from worker import headless
 from worker.config import Home, WorkerConfig
 from worker.environment import Environment
 from worker.headless import settle
+from worker.join import Offer
 from worker.limit_texts import in_words, limit_from_text, limit_text
 from worker.limits import Limits
 from worker.machine import Kind, Machine, look_at_machine
@@ -213,12 +215,20 @@ def test_a_wrong_value_names_its_variable(variable: str, value: str) -> None:
     assert "BARNRAISE_" in str(caught.value)
 
 
-def never(config: WorkerConfig) -> None:
+def never(config: WorkerConfig) -> Offer:
     raise AssertionError("nothing was to be joined")
 
 
-def joining(home: Home) -> Callable[[WorkerConfig], None]:
-    return lambda config: config.save(home.config)
+@pytest.fixture
+def joining(home: Home, made_run: Path) -> Callable[[WorkerConfig], Offer]:
+    """Joins without a coordinator."""
+    manifest = RunFolder(made_run).read_manifest()
+
+    def enter(config: WorkerConfig) -> Offer:
+        config.save(home.config)
+        return Offer(manifest, "12D3", config, 0.0, "")
+
+    return enter
 
 
 def test_nothing_joined_and_nothing_said_says_how_to_join(home: Home) -> None:
@@ -227,9 +237,11 @@ def test_nothing_joined_and_nothing_said_says_how_to_join(home: Home) -> None:
 
 
 @pytest.mark.parametrize(("accept", "confirmed"), [("yes", True), ("no", False), ("", False)])
-def test_a_link_joins_and_only_a_yes_agrees(home: Home, accept: str, confirmed: bool) -> None:
+def test_a_link_joins_and_only_a_yes_agrees(
+    home: Home, joining: Callable[[WorkerConfig], Offer], accept: str, confirmed: bool
+) -> None:
     said = Environment.read({"BARNRAISE_LINK": LINK, "BARNRAISE_ACCEPT": accept})
-    config = settle(home, said, joining(home))
+    config = settle(home, said, joining)
     assert (config.link, config.confirmed) == (LINK, confirmed)
     assert WorkerConfig.load(home.config) == config
 
@@ -262,17 +274,17 @@ def test_another_address_is_followed_and_another_run_refused(home: Home) -> None
 
 
 def test_a_machine_that_is_up_before_its_network_joins_later(
-    home: Home, monkeypatch: pytest.MonkeyPatch
+    home: Home, joining: Callable[[WorkerConfig], Offer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
     monkeypatch.setattr(headless.time, "sleep", waits.append)
     tries: list[WorkerConfig] = []
 
-    def enter(config: WorkerConfig) -> None:
+    def enter(config: WorkerConfig) -> Offer:
         tries.append(config)
         if len(tries) < 4:
             raise UsageError("it does not answer") from TransientError("no route")
-        replace(config, name="in").save(home.config)
+        return joining(replace(config, name="in"))
 
     said = Environment(link=LINK, accepts=True)
     assert settle(home, said, enter).name == "in"
@@ -283,5 +295,5 @@ def test_a_machine_that_is_up_before_its_network_joins_later(
         settle(home, said, lambda _config: _refuse())
 
 
-def _refuse() -> None:
+def _refuse() -> Offer:
     raise UsageError("refused")

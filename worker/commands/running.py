@@ -65,9 +65,7 @@ def _settle(home: Home, environment: Environment) -> None:
     settle(
         home,
         environment,
-        lambda config: enter(
-            home, config, key=environment.key_file, yes=environment.accepts, quiet=True
-        ),
+        lambda config: enter(home, config, lambda offer: offer.config, key=environment.key_file),
     )
 
 
