@@ -80,8 +80,7 @@ def run(home: Home, load: Callable[[], WorkerConfig], *, until_finished: bool = 
     home.prepare()
     before = json.loads(os.environ.pop(_BEFORE, "{}"))
     with home_lock(home, before.get("lock")) as lock:
-        life = Life(home, load, config, until_finished)
-        life.recall(before)
+        life = Life(home, load, config, until_finished, before)
         if asyncio.run(life.run()):
             _begin_again({"lock": lock, **life.remember()})
     log.info("worker ended")
@@ -95,6 +94,9 @@ class Life:
     load: Callable[[], WorkerConfig]
     config: WorkerConfig
     until_finished: bool = False
+    before: dict[str, Any] = field(default_factory=dict)
+    """What the program before this one remembered."""
+
     finish: asyncio.Event = field(default_factory=asyncio.Event)
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     news: News = field(default_factory=News)
@@ -106,6 +108,7 @@ class Life:
         self.governor = Governor(self.config.limits, confirmed=self.config.confirmed)
         sensors = Sensors(self.home.path)
         self.governing = Governing(self.governor, sensors, on_change=self._on_verdict)
+        self._recall()
 
     async def run(self) -> bool:
         """Live.
@@ -258,9 +261,7 @@ class Life:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, self._on_interrupt)
         loop.add_signal_handler(signal.SIGTERM, self.stop.set)
-        signal.pthread_sigmask(
-            signal.SIG_UNBLOCK, _SIGNALS
-        )  # the program before may have held them
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # held by the program before
         try:
             yield
         finally:
@@ -276,11 +277,11 @@ class Life:
         counted = {name: getattr(self.board, name) for name in _COUNTED}
         return {"governor": self.governor.remember(), "board": counted}
 
-    def recall(self, before: dict[str, Any]) -> None:
-        """Go on from what the program before remembered, or from what an earlier life wrote down."""
-        if before:
-            self.governor.recall(before["governor"])
-            for name, value in before["board"].items():
+    def _recall(self) -> None:
+        """Go on from what the program before remembered, or else from the journal."""
+        if self.before:
+            self.governor.recall(self.before["governor"])
+            for name, value in self.before["board"].items():
                 setattr(self.board, name, value)
             return
         pause = kept_pause(self.home)
