@@ -21,8 +21,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
+import structlog
+
 from protocol.errors import UsageError
 from worker.config import Home
+
+log = structlog.get_logger()
 
 COMMANDS = ("status", "finish", "stop", "pause", "resume", "reload")
 MOST_PAUSE_S = 366 * 86_400.0
@@ -166,12 +170,28 @@ async def _serve(
 
 async def _answer(reader: asyncio.StreamReader, handler: Handler) -> dict[str, Any]:
     try:
-        command, arguments = _parse(await reader.readline())
+        command, arguments = _parse(await _line(reader))
         return {"ok": True, **handler(command, arguments)}
-    except ValueError:
+    except _TooLong:
         return {"ok": False, "error": f"a request has at most {_MAX_REQUEST_BYTES} bytes"}
     except UsageError as error:
         return {"ok": False, "error": str(error)}
+    except (
+        Exception
+    ):  # the boundary: a bug in one command must not leave who asks without an answer
+        log.exception("a command failed")
+        return {"ok": False, "error": "internal error: see the worker's log"}
+
+
+class _TooLong(Exception):
+    """Private."""
+
+
+async def _line(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await reader.readline()
+    except ValueError as error:
+        raise _TooLong from error
 
 
 def _parse(line: bytes) -> tuple[str, dict[str, Any]]:

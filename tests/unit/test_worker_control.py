@@ -31,6 +31,8 @@ def home(tmp_path: Path) -> Home:
 def echo(command: str, arguments: dict[str, Any]) -> dict[str, Any]:
     if command == "reload":
         raise UsageError("limits: threads is between 0 and 1024")
+    if command == "resume":
+        raise ValueError("a bug")
     return {"said": [command, arguments]}
 
 
@@ -58,6 +60,7 @@ async def said(home: Home, request: bytes) -> dict[str, Any]:
         (b'{"command": "pause", "for_s": 0}\n', "for_s is a number of seconds"),
         (b'{"command": "pause", "for_s": NaN}\n', "for_s is a number of seconds"),
         (b'{"command": "pause", "for_s": 1e300}\n', "for_s is a number of seconds"),
+        (b'{"command": "resume"}\n', "internal error"),
         (b'{"command": "reload"}\n', "threads is between 0 and 1024"),
         (b'{"command": "' + b"x" * (64 << 10) + b'"}\n', "a request has at most 65536 bytes"),
     ],
