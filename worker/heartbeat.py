@@ -9,6 +9,7 @@ import asyncio
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -23,9 +24,13 @@ from protocol.errors import (
 )
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2 as api
-from worker.node import Node
-from worker.round_runner import RoundRunner
-from worker.status import Board
+from worker.status import Board, Phase
+from worker.trouble import Trouble
+
+if TYPE_CHECKING:  # they load torch and hivemind, which a worker that is asleep must not
+    from worker.contact import Contact
+    from worker.node import Node
+    from worker.round_runner import RoundRunner
 
 log = structlog.get_logger()
 
@@ -33,6 +38,12 @@ HEARTBEAT_S = 4.0
 """Unless the coordinator asks for another interval, within :data:`HEARTBEAT_BOUNDS_S`."""
 
 HEARTBEAT_BOUNDS_S = (0.1, 60.0)
+
+_WHY = (
+    "paused by the organiser",
+    "the run needs a newer barnraise: upgrade it, then start this worker again",
+)
+"""Where the coordinator gives no reason: for a pause, and for an upgrade."""
 
 _MOST_CHALLENGES = 64
 _ANSWER_S = 300.0  # reading, projecting, sending: else the coordinator asks again
@@ -44,13 +55,15 @@ _KINDS = frozenset(api.ChallengeKind.values())
 class Heartbeats:
     """Tells the coordinator what is being done and obeys its answer."""
 
-    node: Node
+    node: Contact
     board: Board
     runner: RoundRunner | None = None
     paused: bool = False
     reason: str = ""
     _interval_s: float = HEARTBEAT_S
     _problem: str = ""  # why the last heartbeat was not taken: a stable word
+    _unenrolled: Trouble = field(default_factory=lambda: Trouble("cannot enrol again"))
+    _untidy: Trouble = field(default_factory=lambda: Trouble("old evidence stays"))
     _retain_from: int = 0
     _asked: dict[bytes, api.Challenge] = field(default_factory=dict)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -84,6 +97,8 @@ class Heartbeats:
 
     async def _renew_admission(self) -> None:
         """Peers believe it no more once the organiser revoked the key that signed it."""
+        if self.node.admission is None:
+            return
         try:
             self.node.session.open_round_record(self.node.admission, wire.Admission)
         except PeerFault:
@@ -92,11 +107,16 @@ class Heartbeats:
     async def _enrol(self) -> None:
         try:
             await self.node.enrol()
+            self._unenrolled.over()
         except ProtocolError as error:
-            log.warning("cannot enrol again", problem=str(error))
+            self._unenrolled.tell(error)
 
     async def _beat(self) -> wire.Heartbeat:
-        board, reachability = self.board, self.node.reachability
+        board = self.board
+        phase, reason = board.told()
+        if phase == Phase.PAUSED and not (board.asleep or board.assignment_id or self.paused):
+            phase = Phase.WAITING  # or it would give up a lease that it is just about to get
+        board.bad_sources = self.node.bad_sources
         return wire.Heartbeat(
             run_id=self.node.config.join_link.run_id,
             worker=self.node.identity.peer_id,
@@ -104,23 +124,20 @@ class Heartbeats:
             assignment_id=bytes.fromhex(board.assignment_id),
             steps_done=board.steps_done,
             tokens_per_s=board.tokens_per_s,
-            phase=board.phase.wire,
-            reason=board.reason[:200],
-            client_mode=not reachability.reach.direct,
-            multiaddrs=await reachability.addresses(),
-            bad_sources=self._bad_sources(),
+            phase=phase.wire,
+            reason=reason[:200],
+            client_mode=not self.node.direct,
+            multiaddrs=await self.node.addresses(),
+            bad_sources=board.bad_sources,
             given_up=bytes.fromhex(board.given_up),
         )
-
-    def _bad_sources(self) -> list[str]:
-        self.board.bad_sources = self.node.sources.bad
-        return self.board.bad_sources
 
     def _obey(self, reply: api.HeartbeatReply) -> None:
         paused = reply.action in (api.ACTION_PAUSE, api.ACTION_UPGRADE)
         if paused != self.paused:
             log.info("paused by the organiser" if paused else "resumed", reason=reply.reason)
-            self.paused, self.reason = paused, reply.reason or "paused by the organiser"
+            self.paused = paused
+            self.reason = reply.reason or _WHY[reply.action == api.ACTION_UPGRADE]
             self.node.watch.notify()
         if reply.action == api.ACTION_ABANDON and self.runner is not None:
             self.runner.abandoned = bytes.fromhex(self.board.assignment_id)
@@ -165,8 +182,9 @@ class Heartbeats:
             return
         try:
             await asyncio.to_thread(tidy, self._retain_from, head.record.round)
+            self._untidy.over()
         except TransientError as error:
-            log.warning("old evidence stays", problem=str(error))
+            self._untidy.tell(error)
 
 
 def interval_s(next_heartbeat_ms: int) -> float:
@@ -184,6 +202,7 @@ async def seed_weights(node: Node, *, fetch: bool) -> None:
         fetch: get them, and the momentum, if they are not here (anchors do; workers announce what
             they have).
     """
+    trouble = Trouble("cannot seed the weights now")
     while True:
         head = node.watch.head
         try:
@@ -194,8 +213,9 @@ async def seed_weights(node: Node, *, fetch: bool) -> None:
                 direct = node.reachability.reach.direct
                 if direct and node.blobs.known(head.record.weights_sha256) is not None:
                     await node.swarm.announce_weights(head.record.state_digest, node.admission)
+                trouble.over()
         except (TransientError, PeerFault, UsageError) as error:
-            log.warning("cannot seed the weights now", problem=str(error))
+            trouble.tell(error)
         round_ = -1 if head is None else head.record.round
         with suppress(TimeoutError):
             async with asyncio.timeout(_ANNOUNCE_S):

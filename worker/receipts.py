@@ -23,12 +23,14 @@ from protocol.wire.service_pb2 import HelloReply
 from worker.config import Home
 from worker.journal import Journal, StoredReceipt
 from worker.status import Board
+from worker.trouble import Trouble
 
 if TYPE_CHECKING:  # it loads torch and hivemind, which listing receipts has no use for
-    from worker.node import Node
+    from worker.contact import Contact
 
 log = structlog.get_logger()
 
+_NOT_GENUINE = "the coordinator gave a receipt that does not verify"
 _ASK_AGAIN_S = 15.0
 _LAST_CHANCES, _LAST_CHANCE_S = 5, 0.5
 
@@ -99,23 +101,32 @@ def _number(leaf: dict[str, object], key: str) -> int:
     return value
 
 
-async def collect_receipts(node: Node, board: Board) -> None:
+async def collect_receipts(node: Contact, board: Board) -> None:
     """Ask for each expected receipt until it is there and verifies. Run it as a task."""
-    revocations = 0
+    revocations, trouble = 0, Trouble(_NOT_GENUINE)
     while True:
         if len(node.session.greeting.reply.revocations) != revocations:
             revocations = len(node.session.greeting.reply.revocations)
             await _replace_refused(node)
         awaited = await asyncio.to_thread(node.journal.awaited_receipts)
         for assignment_id in awaited:
-            await _ask(node, assignment_id)
-        stored = await asyncio.to_thread(node.journal.receipts)
-        board.receipts_held = sum(1 for receipt in stored if receipt.leaf)
-        board.receipts_pending = len(stored) - board.receipts_held
+            await _ask(node, assignment_id, trouble)
+        await asyncio.to_thread(_show_credit, node.journal, board)
         await node.watch.change(_ASK_AGAIN_S)
 
 
-async def _replace_refused(node: Node) -> None:
+def _show_credit(journal: Journal, board: Board) -> None:
+    """Count what was given, was credited, and is asked for no longer."""
+    stored, pending = journal.receipts(), len(journal.awaited_receipts())
+    held = [receipt for receipt in stored if receipt.leaf]  # each was verified when it came
+    board.receipts_held, board.receipts_pending = len(held), pending
+    board.parts["credit"] = {
+        "verified_microcredits": sum(_number(_leaf(one.leaf), "microcredits") for one in held),
+        "rejected_units": len(stored) - len(held) - pending,
+    }
+
+
+async def _replace_refused(node: Contact) -> None:
     """A key was revoked: get receipts under it again, under the log's head of now."""
     manifest, trust = node.session.greeting.manifest, node.session.trust
 
@@ -130,21 +141,22 @@ async def _replace_refused(node: Node) -> None:
         return found
 
     for assignment_id in await asyncio.to_thread(refused):
-        await _ask(node, assignment_id)
+        await _ask(node, assignment_id, Trouble(_NOT_GENUINE))
 
 
-async def last_receipts(node: Node) -> None:
+async def last_receipts(node: Contact) -> None:
     """Before the end, a moment's patience for the receipts of the round that was just settled."""
+    trouble = Trouble(_NOT_GENUINE)
     for _ in range(_LAST_CHANCES):
         awaited = await asyncio.to_thread(node.journal.awaited_receipts)
         if not awaited:
             return
         for assignment_id in awaited:
-            await _ask(node, assignment_id)
+            await _ask(node, assignment_id, trouble)
         await node.watch.change(_LAST_CHANCE_S)
 
 
-async def _ask(node: Node, assignment_id: bytes) -> None:
+async def _ask(node: Contact, assignment_id: bytes, trouble: Trouble) -> None:
     try:
         reply = await node.session.receipt(assignment_id)
         if not reply.leaf:
@@ -159,8 +171,9 @@ async def _ask(node: Node, assignment_id: bytes) -> None:
         log.debug("no receipt yet", problem=str(error))
         return
     except PeerFault as error:
-        log.error("the coordinator gave a receipt that does not verify", problem=str(error))
+        trouble.tell(error)
         return
+    trouble.over()
     log.info("receipt", round=verified.round, microcredits=verified.microcredits)
 
 
