@@ -143,7 +143,8 @@ class Governor:
         return self._quota.see(used_up, readings.steady_s)
 
     def _over_quota(self, readings: Readings) -> Verdict:
-        reason = f"today's traffic is used up (your limit is {self.limits.daily_mib} MiB a day)"
+        limit = f"your limit is {self.limits.daily_mib} MiB a day"
+        reason = f"too little of today's traffic is left ({limit})"
         until_s = next_midnight_s(readings.at_s, self._zone)
         return Verdict(False, Because.QUOTA, reason, until_s, lasting=True, offline=True)
 

@@ -313,7 +313,7 @@ def test_a_schedule_follows_a_clock_that_is_set() -> None:
 def test_the_quota_of_a_day_ends_at_midnight() -> None:
     machine = Machine(replace(STRICT, schedule=()))
     verdict = machine.after(1, traffic_today_bytes=500 << 20)
-    assert verdict.reason == "today's traffic is used up (your limit is 500 MiB a day)"
+    assert verdict.reason == "too little of today's traffic is left (your limit is 500 MiB a day)"
     assert verdict.until_s == datetime(2026, 11, 27, tzinfo=BERLIN).timestamp()
     assert not machine.after(11 * 3600 + 3000, step_s=5).works
     assert machine.after(600, traffic_today_bytes=0).works
