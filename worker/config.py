@@ -15,15 +15,15 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from protocol.errors import UsageError
 from protocol.limits import MAX_DISPLAY_NAME_CHARS, MAX_MULTIADDR_CHARS, MAX_MULTIADDRS
 from protocol.link import JoinLink
+from worker.devices import CHOICES, is_device_choice
 from worker.limits import Limits
 
 HOME_VARIABLE = "BARNRAISE_HOME"
-DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
 ClientMode = Literal["auto"] | bool
 """``auto``: whether others can connect to this machine is measured (:mod:`worker.reachability`)."""
 
@@ -124,7 +124,7 @@ class WorkerConfig:
 
     link: str
     name: str = ""
-    device: DeviceChoice = "auto"
+    device: str = "auto"  # or cpu, mps, cuda, cuda:1 ...
     micro_batch_sequences: int = 0  # 0: a whole batch at once
     autocast_bf16: bool = False
     client_mode: ClientMode = "auto"  # true: no inbound port; false: has one, whatever is measured
@@ -140,7 +140,7 @@ class WorkerConfig:
         JoinLink.parse(self.link)
         _check(len(self.invite) <= _MAX_INVITE_CHARS, "invite", "is not an invitation's token")
         _check(len(self.name) <= MAX_DISPLAY_NAME_CHARS, "name", "is at most 64 characters")
-        _check(self.device in get_args(DeviceChoice), "device", "is auto, cpu, cuda or mps")
+        _check(is_device_choice(self.device), "device", f"is {CHOICES}")
         mode = self.client_mode
         _check(mode == "auto" or type(mode) is bool, "client_mode", 'is "auto", true or false')
         _check(self.micro_batch_sequences >= 0, "micro_batch_sequences", "must not be negative")

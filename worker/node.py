@@ -28,6 +28,7 @@ from worker.blob_fetch import BlobFetcher
 from worker.config import Home, WorkerConfig
 from worker.data_source import DataSource
 from worker.delegation import Vouched
+from worker.devices import Device, device_class, wait_for_device
 from worker.evidence import Evidence
 from worker.journal import Journal
 from worker.outbox import Outbox
@@ -39,7 +40,6 @@ from worker.sources import Sources
 from worker.state_cache import StateCache
 from worker.status import Board
 from worker.swarm import Swarm
-from worker.trainer import Device
 from worker.watch import Watch
 
 log = structlog.get_logger()
@@ -143,7 +143,7 @@ async def open_node(
             reachability.connected()
 
         watch.on_connected = on_connected
-        device = await asyncio.to_thread(pick_device, config.device)
+        device = await _device(config, board)
         retained = await asyncio.to_thread(_retained, home, config)
         evidence = Evidence(identity, manifest, retained, home.answers, states.elements)
         vouched = await asyncio.to_thread(_vouched, home, identity)
@@ -184,25 +184,13 @@ async def open_node(
         )
 
 
-def pick_device(choice: str) -> Device:
-    """``auto`` is the best device that torch finds; blocking (loads torch).
+async def _device(config: WorkerConfig, board: Board) -> Device:
+    def tell(reason: str) -> None:
+        if board.reason != reason:
+            log.warning("waiting for the GPU", device=config.device)
+        board.waiting(reason)
 
-    Raises:
-        UsageError: the one asked for is not there.
-    """
-    import torch
-
-    available: list[Device] = ["cpu"]
-    if torch.backends.mps.is_available():
-        available.insert(0, "mps")
-    if torch.cuda.is_available():
-        available.insert(0, "cuda")
-    if choice == "auto":
-        return available[0]
-    for device in available:
-        if device == choice:
-            return device
-    raise UsageError(f"device {choice!r} is not here; torch finds: {', '.join(available)}")
+    return await wait_for_device(config.device, tell)
 
 
 def _retained(home: Home, config: WorkerConfig) -> Retained:
@@ -306,7 +294,7 @@ async def _enrolment(
         device_delegation=vouched.envelope if vouched else None,
         client_version=client_version(),
         device=wire.Device(
-            device_class=device,
+            device_class=device_class(device),
             name=f"{platform.system()} {platform.machine()}",
             threads=config.limits.cpu_threads,
             memory_bytes=psutil.virtual_memory().total,
