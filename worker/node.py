@@ -19,7 +19,7 @@ import psutil
 import structlog
 
 from protocol.channel import backoff_s
-from protocol.errors import TransientError, UsageError
+from protocol.errors import TransientError
 from protocol.hello import client_version
 from protocol.identity import Identity
 from protocol.wire import records_pb2 as wire
