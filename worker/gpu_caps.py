@@ -25,10 +25,11 @@ _NOTE = "gpu-power-limit.json"
 
 @dataclass(frozen=True)
 class Note:
-    """What was changed."""
+    """What is being changed."""
 
     uuid: str
-    old_mw: int
+    old_mw: int  # before all changes: to be given back
+    now_mw: int  # before this one: still so after a kill at the wrong moment, or a refusal
     set_mw: int
 
 
@@ -70,7 +71,7 @@ class GpuPowerCap:
         try:
             nvml.nvmlInit()
             handle = nvml.nvmlDeviceGetHandleByUUID(note.uuid)
-            if nvml.nvmlDeviceGetPowerManagementLimit(handle) == note.set_mw:
+            if nvml.nvmlDeviceGetPowerManagementLimit(handle) in (note.now_mw, note.set_mw):
                 nvml.nvmlDeviceSetPowerManagementLimit(handle, note.old_mw)
         except nvml.NVMLError as error:
             if error.value != nvml.NVML_ERROR_NOT_FOUND:  # that card is gone
@@ -85,7 +86,7 @@ class GpuPowerCap:
             old_mw = now_mw if note is None else note.old_mw
             set_mw = min(max(wanted_mw, int(least_mw)), old_mw)
             if set_mw != now_mw:
-                self._write(Note(gpu.uuid, old_mw, set_mw))
+                self._write(Note(gpu.uuid, old_mw, now_mw, set_mw))
                 nvml.nvmlDeviceSetPowerManagementLimit(gpu.handle, set_mw)
         except nvml.NVMLError as error:
             if note is None:
@@ -108,7 +109,7 @@ class GpuPowerCap:
     def _read(self) -> Note | None:
         try:
             raw: dict[str, Any] = json.loads(self._path.read_text(encoding="utf-8"))
-            return Note(str(raw["uuid"]), int(raw["old_mw"]), int(raw["set_mw"]))
+            return Note(str(raw.pop("uuid")), **{key: int(value) for key, value in raw.items()})
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError):
