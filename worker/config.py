@@ -89,6 +89,11 @@ class Home:
         return self.path / "scratch"
 
     @property
+    def energy(self) -> Path:
+        """What was trained here has cost, in joules (worker.energy_book)."""
+        return self.path / "energy.json"
+
+    @property
     def lock(self) -> Path:
         return self.path / "run.lock"
 

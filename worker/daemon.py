@@ -32,6 +32,7 @@ from worker.control import control_server, home_lock
 from worker.heartbeat import Heartbeats, seed_weights
 from worker.journal import Lease, LeaseState
 from worker.node import Node, open_node
+from worker.power import Power
 from worker.probation import Probation
 from worker.race import unless
 from worker.receipts import collect_receipts, last_receipts, store_trust
@@ -188,6 +189,7 @@ class Daemon:
                 tasks.create_task(node.retained.run())
                 tasks.create_task(collect_receipts(node, self.board))
                 tasks.create_task(node.reachability.run())
+                tasks.create_task(self._power(node).run())
                 tasks.create_task(seed_weights(node, fetch=False))
                 await self._work(node, runner, beats, Probation(runner))
                 await node.outbox.drain(_GOODBYE_S)
@@ -211,6 +213,15 @@ class Daemon:
             journal=node.journal,
             trainer=self.trainer,
             board=self.board,
+        )
+
+    def _power(self, node: Node) -> Power:
+        return Power(
+            home=self.home,
+            journal=node.journal,
+            board=self.board,
+            device=node.device,
+            limits=lambda: self.config.limits,
         )
 
     # ---- work --------------------------------------------------------------------------

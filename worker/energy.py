@@ -14,12 +14,12 @@ Invariants:
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from worker.clock import steady_s
 from worker.sensors.gpu import Gpu
 
 POWERCAP = Path("/sys/class/powercap")
@@ -115,19 +115,12 @@ def find_counter(
     return counter if counter.read() is not None else None
 
 
-def boot_clock_s() -> float:
-    """Seconds that also pass while the machine sleeps, where there is such a clock."""
-    if hasattr(time, "CLOCK_BOOTTIME"):
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-    return time.time()
-
-
 @dataclass
 class EnergyMeter:
     """Joules of an interval, from one :meth:`tick` to the next."""
 
     counter: EnergyCounter
-    clock: Callable[[], float] = boot_clock_s
+    clock: Callable[[], float] = steady_s
     _at_s: float | None = None
     _read: dict[str, float] | None = None
     _trained: bool = False

@@ -72,6 +72,7 @@ class Board:
     delegated_until_s: int = 0  # until when the donor vouches for this device; 0: its own key
     bad_sources: list[str] = field(default_factory=list)  # PeerIDs that served other bytes
     started_at_s: float = field(default_factory=time.time)
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)  # what other parts tell, by name
 
     def at_work(self, phase: Phase) -> None:
         """Something is being done: no reason needed."""
@@ -99,7 +100,8 @@ class Board:
         phase, reason = self.phase, self.reason
         if self.away and phase not in _WITHOUT_COORDINATOR:
             phase, reason = Phase.WAITING, AWAY
-        return {**asdict(self), "phase": str(phase), "reason": reason, "eta_s": self.eta_s}
+        said = {**asdict(self), "phase": str(phase), "reason": reason, "eta_s": self.eta_s}
+        return {**said.pop("parts"), **said}
 
 
 def render(status: dict[str, Any]) -> Any:
