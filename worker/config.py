@@ -20,7 +20,7 @@ from typing import Any, Literal
 from protocol.errors import UsageError
 from protocol.limits import MAX_DISPLAY_NAME_CHARS, MAX_MULTIADDR_CHARS, MAX_MULTIADDRS
 from protocol.link import JoinLink
-from worker.devices import CHOICES, is_device_choice
+from worker.devices import CHOICES, DEVICES, MAX_MEMBERS, is_device_choice
 from worker.limits import Limits
 
 HOME_VARIABLE = "BARNRAISE_HOME"
@@ -130,6 +130,8 @@ class WorkerConfig:
     link: str
     name: str = ""
     device: str = "auto"  # or cpu, mps, cuda, cuda:1 ...
+    devices: tuple[str, ...] = ()  # several: each gets a folder and a daemon (worker.members)
+    members: int = 1  # daemons that share this machine
     micro_batch_sequences: int = 0  # 0: a whole batch at once
     autocast_bf16: bool = False
     client_mode: ClientMode = "auto"  # true: no inbound port; false: has one, whatever is measured
@@ -146,6 +148,10 @@ class WorkerConfig:
         _check(len(self.invite) <= _MAX_INVITE_CHARS, "invite", "is not an invitation's token")
         _check(len(self.name) <= MAX_DISPLAY_NAME_CHARS, "name", "is at most 64 characters")
         _check(is_device_choice(self.device), "device", f"is {CHOICES}")
+        _check(len(self.devices) <= MAX_MEMBERS, "devices", f"holds at most {MAX_MEMBERS}")
+        for device in self.devices:
+            _check(is_device_choice(device) and device != "auto", "devices", f"holds {DEVICES}")
+        _check(1 <= self.members <= MAX_MEMBERS, "members", f"is between 1 and {MAX_MEMBERS}")
         mode = self.client_mode
         _check(mode == "auto" or type(mode) is bool, "client_mode", 'is "auto", true or false')
         _check(self.micro_batch_sequences >= 0, "micro_batch_sequences", "must not be negative")

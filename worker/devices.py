@@ -30,7 +30,10 @@ DeviceClass = Literal["cpu", "cuda", "mps"]
 PCI_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 """Without it CUDA counts the fastest GPU first, and nvidia-smi and NVML do not."""
 
-CHOICES = "auto, cpu, mps, cuda, or one GPU of several: cuda:0, cuda:1 ..."
+DEVICES = "cpu, mps, cuda, or one GPU of several: cuda:0, cuda:1 ..."
+CHOICES = f"auto, {DEVICES}"
+MAX_MEMBERS = 16
+"""Devices of one machine that work side by side."""
 
 GPU_PATIENCE_S = 300.0
 """How long a GPU that the owner named may come late."""
