@@ -16,9 +16,13 @@ _COMMANDS = {
     "resume": "steering",
     "finish": "steering",
     "stop": "steering",
+    "limits": "limits",
     "doctor": "doctor",
     "receipts": "credit",
     "appeal": "credit",
+    "install-service": "service",
+    "uninstall": "service",
+    "export-key": "keys",
     "anchor": "running",
 }
 """Name of a command -> its module in worker.commands, where a click command has that name."""
@@ -47,6 +51,16 @@ def cli() -> None:
       barnraise worker join 'barnraise://host:7443/RUN_ID#root=FINGERPRINT'
       barnraise worker run
       barnraise worker status --watch
+      barnraise worker pause --for 2h
+      barnraise worker limits busy_cpu_percent 25
       barnraise worker finish          end after the unit under way
       barnraise worker doctor          find out what does not work
+
+    \b
+    Exit codes:
+      0  done
+      1  it was done, and something is not as it should be: a check of 'doctor' fails, a receipt
+         does not verify; or the other side broke the protocol
+      2  not done: the sentence on stderr says what to do
+      3  no worker runs in this folder
     """

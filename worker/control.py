@@ -25,6 +25,13 @@ COMMANDS = ("status", "finish", "stop", "pause", "resume")
 _MAX_LINE_BYTES = 1 << 20
 _REQUEST_TIMEOUT_S = 5.0
 
+
+class NotRunning(UsageError):
+    """No worker runs in this home folder."""
+
+    exit_code = 3  # as init scripts have it for "not running"
+
+
 Handler = Callable[[str], dict[str, Any]]
 """``command -> answer``; must not block."""
 
@@ -100,21 +107,22 @@ def _answer(line: bytes, handler: Handler) -> dict[str, Any]:
     return {"ok": True, **handler(command)}
 
 
-def ask(home: Home, command: str) -> dict[str, Any]:
+def ask(home: Home, command: str, **arguments: Any) -> dict[str, Any]:
     """Send one command to the worker of a home folder; blocking.
 
     Raises:
-        UsageError: no worker runs there, or it does not answer.
+        NotRunning: no worker runs there.
+        UsageError: it does not answer, or refuses.
     """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(_REQUEST_TIMEOUT_S)
             connection.connect(str(home.socket))
-            connection.sendall(json.dumps({"command": command}).encode() + b"\n")
+            connection.sendall(json.dumps({"command": command, **arguments}).encode() + b"\n")
             with connection.makefile("rb") as file:
                 answer: dict[str, Any] = json.loads(file.readline(_MAX_LINE_BYTES))
     except (FileNotFoundError, ConnectionRefusedError) as error:
-        raise UsageError(
+        raise NotRunning(
             f"no worker runs in {home.path}: start one with 'barnraise worker run'"
         ) from error
     except (OSError, ValueError) as error:

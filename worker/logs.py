@@ -2,27 +2,54 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TextIO
 
 
-def log_to_stderr(as_json: bool) -> None:
+def log_to_stderr(as_json: bool = False, level: str | None = None) -> None:
+    """Set structlog up: JSON if asked for, or if a service manager reads."""
     import structlog
 
+    as_json = as_json or read_by_service(os.environ, sys.stderr)
     # A person at a terminal has 80 columns; a log file needs the date.
     person = sys.stderr.isatty() and not as_json
     stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S" if person else "iso", utc=not person)
     renderer: Any = (
         structlog.processors.JSONRenderer()
         if as_json
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        else structlog.dev.ConsoleRenderer(colors=person and not os.environ.get("NO_COLOR"))
     )
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             stamp,
+            structlog.processors.format_exc_info if as_json else _as_it_is,
             renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger("info"),
+        wrapper_class=structlog.make_filtering_bound_logger(level or "info"),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+
+
+def read_by_service(environment: Mapping[str, str], stream: TextIO) -> bool:
+    """Whether a service manager reads this stream, as systemd tells its children.
+
+    A shell inherits ``INVOCATION_ID`` from the desktop that started its terminal: a terminal is
+    never a service.
+    """
+    if stream.isatty():
+        return False
+    journal = environment.get("JOURNAL_STREAM", "")
+    if journal:
+        try:
+            found = os.fstat(stream.fileno())
+        except (OSError, ValueError):
+            return False
+        return journal == f"{found.st_dev}:{found.st_ino}"
+    return bool(environment.get("INVOCATION_ID"))
+
+
+def _as_it_is(_logger: Any, _method: str, event: Any) -> Any:
+    return event

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import click
 
-from worker.commands.options import CHECKS_FAILED, home_option, json_option, quiet_logs, run_async
+from worker.commands.options import (
+    CHECKS_FAILED,
+    home_option,
+    json_option,
+    quiet_logs,
+    run_async,
+    show,
+)
 from worker.config import Home, WorkerConfig
 
 
@@ -21,7 +28,13 @@ from worker.config import Home, WorkerConfig
     help="Also write them there, as files that 'barnraise ledger receipt check' takes.",
 )
 def receipts(home: Home, as_json: bool, save: Path | None) -> None:
-    """List receipts, each verified against the run's log key, offline."""
+    """List receipts, each verified against the run's log key, offline.
+
+    \b
+    Examples:
+      barnraise worker receipts
+      barnraise worker receipts --save receipts/
+    """
     WorkerConfig.load(home.config)
     from worker.receipts import list_receipts, save_receipts
 
@@ -46,7 +59,8 @@ def receipts(home: Home, as_json: bool, save: Path | None) -> None:
 @click.command()
 @click.argument("round_", metavar="ROUND", type=click.IntRange(0))
 @home_option
-def appeal(round_: int, home: Home) -> None:
+@json_option
+def appeal(round_: int, home: Home, as_json: bool) -> None:
     """Appeal against the verdict on your work of ROUND: it is replayed on another kind of device.
 
     \b
@@ -57,4 +71,5 @@ def appeal(round_: int, home: Home) -> None:
     quiet_logs()
     from worker.appeal import appeal as send_appeal
 
-    click.echo(run_async(send_appeal(home, config, round_)))
+    said = run_async(send_appeal(home, config, round_))
+    show({"round": round_, "message": said}, said, as_json=as_json)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from worker.commands.options import home_option
+from worker.commands.options import home_option, json_option, show
 from worker.config import Home
 
 
@@ -12,7 +12,8 @@ from worker.config import Home
 @click.argument("line", required=False, metavar="[LINE|FILE]")
 @home_option
 @click.option("--remove", is_flag=True, help="Work for this device's own key again.")
-def delegation(line: str | None, home: Home, remove: bool) -> None:
+@json_option
+def delegation(line: str | None, home: Home, remove: bool, as_json: bool) -> None:
     """Work for a donor: take the LINE that 'barnraise donor add-device' printed, or its FILE.
 
     Counts from the next start on. Without LINE: show for whom this machine works.
@@ -32,4 +33,9 @@ def delegation(line: str | None, home: Home, remove: bool) -> None:
         keep(home, find(line), worker)
     vouched = load(home)
     whom = f"{vouched.donor}, until {day(vouched.not_after_s)}" if vouched else "its own key"
-    click.echo(f"This machine works for {whom}.")
+    facts = {
+        "worker": worker,
+        "donor": vouched.donor if vouched else worker,
+        "not_after_s": vouched.not_after_s if vouched else None,
+    }
+    show(facts, f"This machine works for {whom}.", as_json=as_json)

@@ -9,13 +9,22 @@ import click
 
 from worker.commands.options import CHECKS_FAILED, home_option, json_option, quiet_logs, run_async
 from worker.config import Home, WorkerConfig
+from worker.plain import plain
 
 
 @click.command()
 @home_option
 @json_option
 def doctor(home: Home, as_json: bool) -> None:
-    """Check this machine and its way to the run; say how to mend what does not work."""
+    """Check this machine and its way to the run; say how to mend what does not work.
+
+    Ends with 1 when a check fails.
+
+    \b
+    Examples:
+      barnraise worker doctor
+      barnraise worker doctor --json
+    """
     config = WorkerConfig.load(home.config)
     quiet_logs()
     from worker.doctor import Check, examine
@@ -26,10 +35,10 @@ def doctor(home: Home, as_json: bool) -> None:
             found.append(check)
             if not as_json:
                 mark = "ok  " if check.ok else "FAIL"
-                click.echo(f"{mark} {check.name:<12} {check.detail}")
+                click.echo(f"{mark} {check.name:<12} {plain(check.detail)}")
                 advice = check.hint if check.ok else check.fix
                 if advice:
-                    click.echo(f"     -> {advice}")
+                    click.echo(f"     -> {plain(advice)}")
         return found
 
     checks = run_async(all_checks())

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 import click
 
-from worker.config import resolve_home
+from worker.config import Home, resolve_home
+from worker.limit_texts import LIMITS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Result = TypeVar("Result")
@@ -34,6 +35,46 @@ def home_option(command: Command) -> Command:
 def json_option(command: Command) -> Command:
     """``--json``."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+def log_options(command: Command) -> Command:
+    """``--json-logs`` and ``--log-level``."""
+    level = click.option(
+        "--log-level",
+        type=click.Choice(["debug", "info", "warning", "error"]),
+        help="Least that is logged [default: info].",
+    )
+    json_logs = click.option(
+        "--json-logs", is_flag=True, help="Log lines as JSON; a service does so by itself."
+    )
+    return json_logs(level(command))
+
+
+def limit_options(command: Command) -> Command:
+    """An option for each limit; the command gets them by their names, None where not given."""
+    for name, limit in reversed(LIMITS.items()):
+        command = _limit_option(name, limit.type, limit.metadata)(command)
+    return command
+
+
+def _limit_option(name: str, kind: Any, about: Any) -> Callable[[Command], Command]:
+    flag, says = "--" + name.replace("_", "-"), about["says"][0].upper() + about["says"][1:] + "."
+    if kind == "bool":
+        return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=says)
+    if kind == "int":
+        bounds = click.IntRange(about["least"], about["most"])
+        return click.option(flag, name, type=bounds, metavar="N", help=says)
+    return click.option(flag, name, multiple=True, metavar="PERIOD", help=says + " Repeatable.")
+
+
+def given_limits(limits: dict[str, Any]) -> dict[str, Any]:
+    """Of what :func:`limit_options` gave, what was typed."""
+    return {name: value for name, value in limits.items() if value not in (None, ())}
+
+
+def home_words(home: Home) -> str:
+    """The ``--home`` that a next command needs, with a space before it; empty if it needs none."""
+    return "" if home == resolve_home(None, os.environ) else f" --home {home.path}"
 
 
 def show(facts: object, text: str, *, as_json: bool) -> None:

@@ -2,30 +2,49 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import click
 
-from worker.commands.options import home_option, limit_threads, run_async
+from worker.commands.options import (
+    given_limits,
+    home_option,
+    limit_options,
+    limit_threads,
+    log_options,
+    run_async,
+)
 from worker.config import Home, WorkerConfig
+from worker.environment import Environment
 from worker.logs import log_to_stderr
 
 
 @click.command()
 @home_option
-@click.option("--threads", type=click.IntRange(1), help="Overrides the configuration.")
 @click.option("--until-finished", is_flag=True, help="End when the run is complete.")
-@click.option("--json-logs", is_flag=True, help="Log lines as JSON.")
-def run(home: Home, threads: int | None, until_finished: bool, json_logs: bool) -> None:
+@log_options
+@limit_options
+def run(
+    home: Home, until_finished: bool, json_logs: bool, log_level: str | None, **limits: Any
+) -> None:
     """Work until told to stop. Ctrl-C once finishes the unit under way, twice stops now.
 
+    Limits given here hold for this time only. On a server the environment is enough:
+    BARNRAISE_LINK, BARNRAISE_ACCEPT=yes, BARNRAISE_HOME, BARNRAISE_NAME, BARNRAISE_INVITE,
+    BARNRAISE_LIMITS_THREADS and so on for each limit, BARNRAISE_JSON_LOGS.
+
     \b
-    Example:
-      barnraise worker run --until-finished
+    Examples:
+      barnraise worker run
+      barnraise worker run --until-finished --threads 4
+      BARNRAISE_LINK='barnraise://...' BARNRAISE_ACCEPT=yes barnraise worker run
     """
-    config = WorkerConfig.load(home.config).with_limits(threads=threads)
+    environment = Environment.read(os.environ)
+    log_to_stderr(json_logs or bool(environment.json_logs), log_level or environment.log_level)
+    config = _settled(home, environment).with_limits(**given_limits(limits))
     limit_threads(config.limits.cpu_threads)
-    log_to_stderr(json_logs)
     from worker.trainer import Trainer
 
     async def live() -> None:
@@ -38,6 +57,22 @@ def run(home: Home, threads: int | None, until_finished: bool, json_logs: bool) 
     run_async(live())
 
 
+def _settled(home: Home, environment: Environment) -> WorkerConfig:
+    """What folder and environment say together; joins where only the latter says anything."""
+    from worker.commands.joining import enter
+    from worker.headless import settle
+    from worker.machine import look_at_machine
+
+    return settle(
+        home,
+        environment,
+        look_at_machine(home.path, os.environ),
+        lambda config: enter(
+            home, config, key=environment.key_file, yes=environment.accepts, quiet=True
+        ),
+    )
+
+
 @click.command()
 @click.option("--link", required=True, help="Join link of the run.")
 @click.option("--home", required=True, type=click.Path(path_type=Path, file_okay=False))
@@ -46,7 +81,7 @@ def run(home: Home, threads: int | None, until_finished: bool, json_logs: bool) 
     "--listen", multiple=True, default=("/ip4/0.0.0.0/tcp/0",), help="Multiaddress to listen on."
 )
 @click.option("--announce", multiple=True, help="Multiaddress by which others reach it.")
-@click.option("--json-logs", is_flag=True, help="Log lines as JSON.")
+@log_options
 def anchor(
     link: str,
     home: Path,
@@ -54,6 +89,7 @@ def anchor(
     listen: tuple[str, ...],
     announce: tuple[str, ...],
     json_logs: bool,
+    log_level: str | None,
 ) -> None:
     """Serve a run as its public peer: bootstrap, seed weights, reduce. Trains nothing.
 
@@ -70,7 +106,7 @@ def anchor(
         client_mode=False,
     )
     limit_threads(1)
-    log_to_stderr(json_logs)
+    log_to_stderr(json_logs, log_level)
     from worker.anchor import Anchor
 
     place = Home(home.absolute())
