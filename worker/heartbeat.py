@@ -9,6 +9,7 @@ import asyncio
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -23,9 +24,11 @@ from protocol.errors import (
 )
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2 as api
-from worker.node import Node
-from worker.round_runner import RoundRunner
 from worker.status import Board
+
+if TYPE_CHECKING:  # they load torch and hivemind, which a worker that is asleep must not
+    from worker.node import Node
+    from worker.round_runner import RoundRunner
 
 log = structlog.get_logger()
 
