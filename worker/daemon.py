@@ -222,6 +222,8 @@ class Daemon:
             board=self.board,
             device=node.device,
             limits=lambda: self.config.limits,
+            frozen=lambda: self.trainer.frozen,
+            members=self.config.members,
         )
 
     # ---- work --------------------------------------------------------------------------

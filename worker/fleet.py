@@ -37,6 +37,8 @@ from worker.status import Board
 
 log = structlog.get_logger()
 
+MEMBER = ("-P", "-m", "barnraise", "worker", "run")
+
 _LOOK_S = 1.0
 _KILL_AFTER_S = 30.0
 _LIVED_WELL_S = 600.0
@@ -70,12 +72,18 @@ class Fleet:
         home: the folder that was joined.
         load: reads its settings, now and at each change.
         options: of ``worker run``, for each member.
+        program: that Python runs as a member.
     """
 
     def __init__(
-        self, home: Home, load: Callable[[], WorkerConfig], options: Sequence[str] = ()
+        self,
+        home: Home,
+        load: Callable[[], WorkerConfig],
+        options: Sequence[str] = (),
+        program: Sequence[str] = MEMBER,
     ) -> None:
         self._home, self._load, self._options = home, load, options
+        self._program = program
         self._config = load()
         self._daemons: list[_Daemon] = []
         self._finish, self._stop = asyncio.Event(), asyncio.Event()
@@ -188,11 +196,11 @@ class Fleet:
 
     async def _live(self, one: _Daemon) -> int:
         """One process, from its start to its end; its exit code."""
-        command = ["-P", "-m", "barnraise", "worker", "run", "--home", str(one.member.home.path)]
-        command += ["--member", one.member.name, *self._options]
+        whose = ["--home", str(one.member.home.path), "--member", one.member.name]
+        command = [sys.executable, *self._program, *whose, *self._options]
         one.board.waiting("starting")
         process = one.process = await asyncio.create_subprocess_exec(
-            *leashed([sys.executable, *command]),
+            *leashed(command),
             stdin=asyncio.subprocess.DEVNULL,
             env=_environment(),
             start_new_session=True,

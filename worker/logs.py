@@ -8,9 +8,18 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 
-def log_to_stderr(as_json: bool = False, level: str | None = None) -> None:
-    """Set structlog up: JSON if asked for, or if a service manager reads."""
+def log_to_stderr(as_json: bool = False, level: str | None = None, member: str = "") -> None:
+    """Set structlog up: JSON if asked for, or if a service manager reads.
+
+    Args:
+        as_json: asked for.
+        level: the least that is logged.
+        member: of the daemons that share this stream, named in each line.
+    """
     import structlog
+
+    if member:
+        structlog.contextvars.bind_contextvars(member=member)
 
     as_json = as_json or read_by_service(os.environ, sys.stderr)
     # A person at a terminal has 80 columns; a log file needs the date.
@@ -23,6 +32,7 @@ def log_to_stderr(as_json: bool = False, level: str | None = None) -> None:
     )
     structlog.configure(
         processors=[
+            structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             stamp,
             structlog.processors.format_exc_info if as_json else _as_it_is,
