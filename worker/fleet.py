@@ -30,7 +30,7 @@ from protocol.leash import leashed
 from protocol.uncancelled import to_the_end
 from worker.clock import steady_s
 from worker.config import Home, WorkerConfig
-from worker.control import ask, control_server, home_lock
+from worker.control import NotRunning, ask, control_server, home_lock
 from worker.fleet_status import merge_status
 from worker.members import Member, write_members
 from worker.status import Board
@@ -57,6 +57,7 @@ class _Daemon:
     process: asyncio.subprocess.Process | None = None
     status: dict[str, Any] = field(default_factory=dict)
     owed: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
     failed: bool = False
 
     def signal(self, number: signal.Signals) -> None:
@@ -87,8 +88,7 @@ class Fleet:
         self._config = load()
         self._daemons: list[_Daemon] = []
         self._finish, self._stop = asyncio.Event(), asyncio.Event()
-        self._news = asyncio.Event()
-        self._changed = False
+        self._said: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue()
 
     async def run(self) -> None:
         """Live until all members have ended.
@@ -103,9 +103,11 @@ class Fleet:
         ]
         with home_lock(self._home), self._signals():
             async with control_server(self._home, self.handle), asyncio.TaskGroup() as tasks:
-                looking = tasks.create_task(self._look_after())
+                beside = [tasks.create_task(self._pass_on())]
+                beside += [tasks.create_task(self._look_after(one)) for one in self._daemons]
                 await asyncio.wait([tasks.create_task(self._keep(one)) for one in self._daemons])
-                looking.cancel()
+                for task in beside:
+                    task.cancel()
         log.info("fleet ended", devices=len(self._daemons))
         failed = [one.member.name for one in self._daemons if one.failed]
         if failed:
@@ -120,10 +122,7 @@ class Fleet:
         elif command == "stop":
             self.stop()
         elif command in _STEERING:
-            self._changed |= command != "pause"
-            for one in self._daemons:
-                one.owed[_STEERING[command]] = (command, dict(arguments or {}))
-            self._news.set()
+            self._said.put_nowait((command, dict(arguments or {})))
         return {"status": self.status()}
 
     def status(self) -> dict[str, Any]:
@@ -217,20 +216,18 @@ class Fleet:
 
     # ---- what they say and are told ----------------------------------------------------
 
-    async def _look_after(self) -> None:
-        """Hear what members do and tell them what they are owed, for ever."""
+    async def _pass_on(self) -> None:
+        """Let every member be owed what the owner says, for ever."""
         while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_S):
-                    await self._news.wait()
-            self._news.clear()
-            if self._changed:
-                self._changed = False
+            command, arguments = await self._said.get()
+            if command != "pause":  # the owner may have agreed, or have changed the limits
                 await self._rewrite()
-            await asyncio.gather(*(self._look_at(one) for one in self._daemons))
+            for one in self._daemons:
+                one.owed[_STEERING[command]] = (command, arguments)
+                one.news.set()
 
     async def _rewrite(self) -> None:
-        """The owner changed the settings: divide them anew."""
+        """Divide the settings of now."""
         try:
             config = await asyncio.to_thread(self._load)
             config = config.with_options(devices=self._config.devices)
@@ -239,17 +236,38 @@ class Fleet:
         except (UsageError, OSError) as error:
             log.warning("the changed settings do not hold", problem=str(error))
 
-    async def _look_at(self, one: _Daemon) -> None:
-        if one.process is None or one.process.returncode is not None:
-            return
-        try:
-            for kind, (command, arguments) in list(one.owed.items()):
+    async def _look_after(self, one: _Daemon) -> None:
+        """Hear what a member does and tell it what it is owed, for ever."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_S):
+                    await one.news.wait()
+            one.news.clear()
+            if one.process is None or one.process.returncode is not None:
+                continue
+            try:
+                await self._tell(one)
+                one.status = (await asyncio.to_thread(ask, one.member.home, "status"))["status"]
+            except UsageError:
+                one.status = {}  # starting, or ending
+
+    async def _tell(self, one: _Daemon) -> None:
+        """What it is owed.
+
+        Raises:
+            UsageError: it does not answer now.
+        """
+        for kind, owed in list(one.owed.items()):
+            command, arguments = owed
+            try:
                 await asyncio.to_thread(ask, one.member.home, command, **arguments)
-                if one.owed.get(kind) == (command, arguments):
-                    del one.owed[kind]
-            one.status = (await asyncio.to_thread(ask, one.member.home, "status"))["status"]
-        except UsageError:
-            one.status = {}  # starting, or ending
+            except UsageError as error:
+                if isinstance(error, NotRunning) or error.__cause__ is not None:
+                    raise  # nobody is there to refuse
+                name = one.member.name
+                log.warning("member refuses", member=name, command=command, problem=str(error))
+            if one.owed.get(kind) is owed:
+                del one.owed[kind]
 
 
 async def _put_down(process: asyncio.subprocess.Process) -> None:

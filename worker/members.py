@@ -12,6 +12,7 @@ Invariants:
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -148,6 +149,11 @@ def vouch_for_members(
             delegation.keep(member.home, vouch_for_neighbour(worker, environment), worker)
         keys[member.name] = worker
     return keys
+
+
+def our_root_pid(members: int) -> int:
+    """The process whose descendants are this worker's own: its fleet, where it has one."""
+    return os.getppid() if members > 1 else os.getpid()
 
 
 def _any_port(address: str) -> str:

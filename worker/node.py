@@ -26,6 +26,7 @@ from protocol.wire import records_pb2 as wire
 from worker import delegation
 from worker.blob_fetch import BlobFetcher
 from worker.config import Home, WorkerConfig
+from worker.contact import Contact, open_retained
 from worker.data_source import DataSource
 from worker.delegation import Vouched
 from worker.devices import Device, device_class, wait_for_device
@@ -33,7 +34,6 @@ from worker.evidence import Evidence
 from worker.journal import Journal
 from worker.outbox import Outbox
 from worker.reachability import Reachability
-from worker.retained import Retained
 from worker.session import Session
 from worker.shards import BlobStore
 from worker.sources import Sources
@@ -49,27 +49,30 @@ _ANCHOR_PATIENCE_S = 30.0
 
 
 @dataclass
-class Node:
+class Node(Contact):
     """The open parts; see :func:`open_node`."""
 
-    home: Home
-    config: WorkerConfig
-    identity: Identity
-    session: Session
     swarm: Swarm
-    watch: Watch
     sources: Sources
     states: StateCache
     data: DataSource
     blobs: BlobStore
-    journal: Journal
     outbox: Outbox
     device: Device
     anchor: bool
     admission: wire.Envelope
-    retained: Retained
-    evidence: Evidence
     reachability: Reachability
+
+    @property
+    def direct(self) -> bool:
+        return self.reachability.reach.direct
+
+    @property
+    def bad_sources(self) -> list[str]:
+        return self.sources.bad
+
+    async def addresses(self) -> list[str]:
+        return await self.reachability.addresses()
 
     async def enrol(self) -> None:
         """Enrol (again): renews admission and addresses.
@@ -144,7 +147,7 @@ async def open_node(
 
         watch.on_connected = on_connected
         device = await _device(config, board)
-        retained = await asyncio.to_thread(_retained, home, config)
+        retained = await asyncio.to_thread(open_retained, home, config)
         evidence = Evidence(identity, manifest, retained, home.answers, states.elements)
         vouched = await asyncio.to_thread(_vouched, home, identity)
         enrolment = await _enrolment(config, identity, vouched, reachability, device, anchor)
@@ -191,10 +194,6 @@ async def _device(config: WorkerConfig, board: Board) -> Device:
         board.waiting(reason)
 
     return await wait_for_device(config.device, tell)
-
-
-def _retained(home: Home, config: WorkerConfig) -> Retained:
-    return Retained(home.updates, home.inputs, most_bytes=config.evidence_mib << 20)
 
 
 async def _connect(config: WorkerConfig, identity: Identity, board: Board) -> Session:

@@ -44,7 +44,7 @@ class Member:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self.on_signal, number)
         self.say("up")
-        while (self.home.path / "late").exists():  # a file of the test's
+        while (self.home.path / "late").exists():  # noqa: ASYNC110 - a file of the test's
             await asyncio.sleep(0.02)
         async with control_server(self.home, self.handle):
             await self.end.wait()

@@ -249,8 +249,8 @@ def test_sums_are_of_those_that_tell() -> None:
 
 
 def test_what_a_person_sees_of_several_devices() -> None:
-    shown = dict(
-        (label, text.plain)
+    shown = {
+        label: text.plain
         for label, text in rows(
             merge_status(
                 [
@@ -260,7 +260,7 @@ def test_what_a_person_sees_of_several_devices() -> None:
             ),
             now_s=0.0,
         )
-    )
+    }
     assert shown["cuda:0"] == "1,234 tokens/s, training"
     assert shown["cuda:1"] == "0 tokens/s, waiting for the round to close"
     assert "device" not in shown
@@ -294,7 +294,7 @@ class Yard:
 
     async def until(self, holds: Callable[[], bool]) -> None:
         async with asyncio.timeout(60):
-            while not holds():  # a file of another process
+            while not holds():  # noqa: ASYNC110 - files of other processes
                 await asyncio.sleep(0.02)
 
     @asynccontextmanager
@@ -414,8 +414,8 @@ async def test_the_members_of_a_fleet_that_is_killed_end_too(yard: Yard, tmp_pat
 async def test_one_fleet_at_a_time(yard: Yard) -> None:
     async with yard.running():
         await yard.up(1, 1)
-        with pytest.raises(UsageError, match="runs in .* already"):
-            await Fleet(yard.home, lambda: config()).run()
+        with pytest.raises(UsageError, match=r"runs in .* already"):
+            await Fleet(yard.home, config).run()
 
 
 async def test_members_see_nothing_of_the_fleets_environment(

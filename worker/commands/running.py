@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,31 +53,25 @@ def run(
     log_level = log_level or environment.log_level
     log_to_stderr(json_logs, log_level, member)
     config = _settled(home, environment).with_limits(**given_limits(limits))
+
+    def load() -> WorkerConfig:
+        return WorkerConfig.load(home.config).with_limits(**given_limits(limits))
+
     if config.devices:
         options = ["--json-logs"] * json_logs + ["--until-finished"] * until_finished
         options += ["--log-level", log_level] if log_level else []
-        _run_fleet(home, given_limits(limits), options)
+        _run_fleet(home, load, options)
         return
     limit_threads(config.limits.cpu_threads)
-    from worker.trainer import Trainer
+    from worker.running import run as live
 
-    async def live() -> None:
-        async with Trainer(config.limits.cpu_threads) as trainer:
-            await trainer.start()
-            from worker.daemon import Daemon  # loads for seconds, while the trainer does
-
-            await Daemon(home, config, trainer, until_finished).run()
-
-    run_async(live())
+    live(home, load, until_finished=until_finished)
 
 
-def _run_fleet(home: Home, limits: dict[str, Any], options: list[str]) -> None:
+def _run_fleet(home: Home, load: Callable[[], WorkerConfig], options: list[str]) -> None:
     """A daemon for each device; without torch, which is for them to load."""
     from worker.fleet import Fleet
     from worker.members import vouch_for_members, write_members
-
-    def load() -> WorkerConfig:
-        return WorkerConfig.load(home.config).with_limits(**limits)
 
     vouch_for_members(write_members(home, load()), os.environ)
     run_async(Fleet(home, load, options).run())

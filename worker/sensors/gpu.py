@@ -144,6 +144,16 @@ def read_gpu(
     return None if gpu is None else gpu.read(ours)
 
 
+def gpu_temperature_c(choice: str, nvml: Nvml | None = None) -> float | None:
+    """Of the GPU that the owner's choice of a device comes to; None: it is none, or tells nothing.
+
+    ``auto`` is the first GPU where there is one: what else would train is not asked here, for that
+    takes torch.
+    """
+    reading = read_gpu("cuda" if choice == "auto" else choice, nvml)
+    return None if reading is None else reading.temperature_c
+
+
 def _visible(index: int, environment: Mapping[str, str]) -> str | None:
     """NVML's number or UUID of a GPU that torch counts so; None: there is none of that number."""
     text = environment.get("CUDA_VISIBLE_DEVICES")
