@@ -39,9 +39,9 @@ from worker.control import control_server, home_lock
 from worker.governing import Governing
 from worker.governor import Governor
 from worker.journal import Journal, LeaseState
+from worker.members import our_root_pid
 from worker.news import News
 from worker.pause import Pause, keep_pause, kept_pause
-from worker.members import our_root_pid
 from worker.race import unless
 from worker.sensors.cpu import ForeignCpu
 from worker.sensors.gpu import gpu_temperature_c
