@@ -1,6 +1,6 @@
 """A member of a fleet that does what a file in its folder says, and writes down what it is told.
 
-``python fleet_member.py --home FOLDER ...``
+``python fleet_member.py --home FOLDER ...``, or with ``--fleet FOLDER`` the fleet itself.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from worker.config import Home
+from protocol.errors import UsageError
+from worker.config import Home, WorkerConfig
 from worker.control import control_server
+from worker.fleet import Fleet
 from worker.status import Board
 
 
@@ -33,8 +35,11 @@ class Member:
             self.end.set()
 
     def handle(self, command: str, _arguments: dict[str, Any] | None = None) -> dict[str, Any]:
+        self.board.connected = True  # somebody asked
         if command != "status":
             self.say(command)
+            if (self.home.path / "refuses").exists():
+                raise UsageError("no")
         if command in ("pause", "resume"):
             self.board.paused = command == "pause"
         return {"status": self.board.snapshot()}
@@ -51,6 +56,12 @@ class Member:
 
 
 def main() -> None:
+    if "--fleet" in sys.argv:
+        place = Home(Path(sys.argv[-1]))
+        asyncio.run(
+            Fleet(place, lambda: WorkerConfig.load(place.config), (), ("-P", __file__)).run()
+        )
+        return
     home = Home(Path(sys.argv[sys.argv.index("--home") + 1]))
     (home.path / "environment").write_text(json.dumps(dict(os.environ)))
     plan = home.path / "plan"

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import fields
@@ -401,7 +402,7 @@ async def test_settings_that_cannot_be_divided_change_nothing(yard: Yard) -> Non
         assert WorkerConfig.load(yard.members[0].home.config).limits.threads == 2
 
 
-async def test_the_members_of_a_fleet_that_is_killed_end_too(yard: Yard, tmp_path: Path) -> None:
+async def test_the_members_of_a_fleet_that_is_cancelled_end_too(yard: Yard) -> None:
     async with yard.running() as task:
         await yard.up(1, 1)
         children = psutil.Process().children()
@@ -409,6 +410,28 @@ async def test_the_members_of_a_fleet_that_is_killed_end_too(yard: Yard, tmp_pat
         task.cancel()
         await asyncio.wait([task])
     assert not any(child.is_running() for child in children)
+
+
+async def test_the_members_of_a_fleet_that_is_killed_end_too(yard: Yard) -> None:
+    program = (sys.executable, "-P", str(MEMBER), "--fleet", str(yard.home.path))
+    killed = await asyncio.create_subprocess_exec(*program)
+    await yard.up(1, 1)
+    children = psutil.Process(killed.pid).children()
+    killed.kill()
+    await killed.wait()
+    await yard.until(lambda: not any(child.is_running() for child in children))
+    assert [yard.said(one.name)[-1] for one in yard.members] == ["SIGTERM", "SIGTERM"]
+
+
+async def test_a_member_that_refuses_is_not_asked_again(yard: Yard) -> None:
+    yard.path("cpu-0", "refuses").touch()
+    async with yard.running():
+        await yard.up(1, 1)
+        yard.fleet.handle("pause", {"for_s": 60})
+        yard.fleet.handle("resume", {})
+        await yard.until(lambda: "resume" in yard.said("cpu-1"))
+        await yard.until(lambda: bool(yard.fleet.status()["members"][0]["connected"]))
+        assert yard.said("cpu-0").count("resume") <= 1
 
 
 async def test_one_fleet_at_a_time(yard: Yard) -> None:
