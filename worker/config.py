@@ -139,6 +139,7 @@ class WorkerConfig:
     listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/0",)
     announce: tuple[str, ...] = ()
     invite: str = ""  # where the organiser admits by invitation
+    publish_energy: bool = False  # tell everybody what this device's own meter says
     evidence_mib: int = 2048  # most disk for what audits may ask for; at most a tenth of the free
     confirmed: bool = True  # false: joined by a script, and nobody has agreed yet
     limits: Limits = field(default_factory=Limits)

@@ -20,6 +20,7 @@ from protocol.errors import NotEnrolled, PeerFault, TransientError, UsageError
 from protocol.identity import Identity
 from protocol.wire.records_pb2 import Assignment
 from worker.config import Home, WorkerConfig
+from worker.energy_told import tell_again
 from worker.governing import Governing
 from worker.heartbeat import Heartbeats, seed_weights
 from worker.journal import Lease, LeaseState
@@ -130,6 +131,7 @@ class Daemon:
                 tasks.create_task(collect_receipts(node, self.board))
                 tasks.create_task(node.reachability.run())
                 tasks.create_task(self._power(node).run())
+                tasks.create_task(tell_again(self.config, node.enrol))
                 tasks.create_task(seed_weights(node, fetch=False))
                 await self._work(node, runner, beats, Probation(runner))
                 await node.outbox.drain(_GOODBYE_S)

@@ -39,7 +39,7 @@ def log_to_stderr(as_json: bool = False, level: str | None = None, member: str =
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level or "info"),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),  # a line at a time: others write too
     )
 
 

@@ -30,6 +30,7 @@ from worker.contact import Contact, open_retained
 from worker.data_source import DataSource
 from worker.delegation import Vouched
 from worker.devices import Device, device_class, wait_for_device
+from worker.energy_told import told_energy
 from worker.evidence import Evidence
 from worker.journal import Journal
 from worker.outbox import Outbox
@@ -83,7 +84,13 @@ class Node(Contact):
         vouched = await asyncio.to_thread(_vouched, self.home, self.identity)
         self.admission = await self.session.enrol(
             await _enrolment(
-                self.config, self.identity, vouched, self.reachability, self.device, self.anchor
+                self.home,
+                self.config,
+                self.identity,
+                vouched,
+                self.reachability,
+                self.device,
+                self.anchor,
             )
         )
 
@@ -150,7 +157,7 @@ async def open_node(
         retained = await asyncio.to_thread(open_retained, home, config)
         evidence = Evidence(identity, manifest, retained, home.answers, states.elements)
         vouched = await asyncio.to_thread(_vouched, home, identity)
-        enrolment = await _enrolment(config, identity, vouched, reachability, device, anchor)
+        enrolment = await _enrolment(home, config, identity, vouched, reachability, device, anchor)
         admission = await _patiently(lambda: session.enrol(enrolment), board)
         with suppress(TransientError):  # a full disk costs but a clearer sentence, some day
             journal.put(delegation.ENROLLED_FOR, enrolment.donor)
@@ -279,6 +286,7 @@ def _vouched(home: Home, identity: Identity) -> Vouched | None:
 
 
 async def _enrolment(
+    home: Home,
     config: WorkerConfig,
     identity: Identity,
     vouched: Vouched | None,
@@ -297,6 +305,7 @@ async def _enrolment(
             name=f"{platform.system()} {platform.machine()}",
             threads=config.limits.cpu_threads,
             memory_bytes=psutil.virtual_memory().total,
+            **await asyncio.to_thread(told_energy, home, config),
         ),
         # A donor with several devices has one name, and says it itself.
         display_name=config.name if vouched is None else "",

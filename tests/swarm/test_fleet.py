@@ -35,7 +35,15 @@ def test_both_devices_are_credited_to_one_donor(rig: Any, worker_rig: ModuleType
     place = ("--home", str(home))
     rig.init(max_rounds=3, min_members=2)
     rig.serve().wait_for("Serving")
-    joining = ("--devices", "cpu,cpu", "--threads", "2", "--listen", "/ip4/127.0.0.1/tcp/0")
+    joining = (
+        "--devices",
+        "cpu,cpu",
+        "--dedicated",
+        "--threads",
+        "2",
+        "--listen",
+        "/ip4/127.0.0.1/tcp/0",
+    )
     joined = barnraise("worker", "join", rig.link, *place, "--yes", *joining)
     assert "cpu-0" in joined.stdout
     keys = {
