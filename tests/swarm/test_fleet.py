@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import psutil
 import pytest
+
+from worker.energy_book import EnergyBook
 
 # Generous: a dozen processes load torch, perhaps on a machine that is busy otherwise.
 pytestmark = [pytest.mark.swarm, pytest.mark.timeout(300)]
@@ -52,6 +56,14 @@ def test_both_devices_are_credited_to_one_donor(rig: Any, worker_rig: ModuleType
     }
     donor = worker_rig.Identity.load(rig.home("donor") / "donor.key").peer_id
 
+    # The first one's meter told something in an earlier life; the owner wants it known.
+    settings = home / "worker.toml"
+    settings.write_text(
+        settings.read_text().replace("publish_energy = false", "publish_energy = true")
+    )
+    measured = EnergyBook(total_j=9000.0, verified_j=7200.0, verified_tokens=50_000)
+    measured.save(home / "devices" / "cpu-0" / "energy.json")
+
     machine = rig.start("machine", "worker", "run", *place, "--json-logs", "--until-finished")
     machine.wait_for('"committed"', count=2)
     status = json.loads(barnraise("worker", "status", *place, "--json").stdout)
@@ -83,3 +95,6 @@ def test_both_devices_are_credited_to_one_donor(rig: Any, worker_rig: ModuleType
     ]
     assert all(any(row["state"] == "verified" for row in rows) for rows in each)
     assert len(receipts) == sum(map(len, each))
+    with closing(sqlite3.connect(rig.run / "coordinator.db")) as database:
+        told_energy = database.execute("SELECT worker, donor, milliwatt_hours FROM device_energy")
+        assert told_energy.fetchall() == [(keys["cpu-0"], donor, 2000)]
