@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -34,6 +34,7 @@ from worker.race import unless
 from worker.receipts import collect_receipts
 from worker.session import Session
 from worker.status import Board
+from worker.trouble import Trouble
 from worker.watch import Watch
 
 log = structlog.get_logger()
@@ -52,6 +53,7 @@ class Asleep:
     board: Board
     governing: Governing
     news: News  # told of each change of the verdict
+    _out_of_touch: Trouble = field(default_factory=lambda: Trouble("lost touch with the run"))
 
     async def run(self) -> None:
         journal = await asyncio.to_thread(Journal, self.home.journal)
@@ -80,13 +82,14 @@ class Asleep:
             try:
                 await self._in_touch(journal)
             except* ProtocolError as group:  # the disk, as a rule
-                log.warning("lost touch with the run", problem=str(group.exceptions[0]))
+                self._out_of_touch.tell(group.exceptions[0])
             await asyncio.sleep(_LONGEST_PAUSE_S)
 
     async def _in_touch(self, journal: Journal) -> None:
         """On one connection, for ever."""
         async with self._connected() as session, asyncio.TaskGroup() as tasks:
             contact = await self._contact(session, journal)
+            self._out_of_touch.over()
             tasks.create_task(Heartbeats(contact, self.board).run())
             tasks.create_task(collect_receipts(contact, self.board))
             tasks.create_task(Outbox(session, journal).run())

@@ -9,6 +9,7 @@ from protocol.errors import UsageError
 
 _UNITS_S = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
 _PART = re.compile(r"(\d{1,9})\s*(s|min|m|h|d)\s*", re.ASCII)
+_EXACT_MINUTES = 10
 MAX_DURATION_S = 366 * 86_400
 
 
@@ -37,13 +38,15 @@ def _wrong(text: str) -> UsageError:
 
 
 def span_text(seconds: float) -> str:
-    """``45 s``, ``12 min``, ``2 h 10 min``, ``3 d 4 h``: the two largest units."""
+    """``45 s``, ``1 min 30 s``, ``12 min``, ``2 h 10 min``, ``3 d 4 h``."""
+    if seconds > MAX_DURATION_S:
+        return "more than a year"
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"
-    minutes = whole // 60
+    minutes, rest_s = divmod(whole, 60)
     if minutes < 60:
-        return f"{minutes} min"
+        return f"{minutes} min" + (f" {rest_s} s" if rest_s and minutes < _EXACT_MINUTES else "")
     hours, minutes = divmod(minutes, 60)
     if hours < 24:
         return f"{hours} h" + (f" {minutes} min" if minutes else "")

@@ -14,7 +14,6 @@ from typing import Any
 from protocol.errors import UsageError
 from worker.config import Home, WorkerConfig
 from worker.limit_texts import LIMITS, limit_from_text, yes_or_no
-from worker.limits import Limits
 
 _LIMIT_PREFIX = "BARNRAISE_LIMITS_"
 _LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -30,6 +29,7 @@ class Environment:
     invite: str | None = None
     key_file: Path | None = None
     device: str | None = None
+    devices: tuple[str, ...] | None = None
     client_mode: bool | None = None
     listen: tuple[str, ...] | None = None
     json_logs: bool | None = None
@@ -63,6 +63,7 @@ class Environment:
             invite=given.get("BARNRAISE_INVITE"),
             key_file=Path(key_file) if key_file else None,
             device=given.get("BARNRAISE_DEVICE"),
+            devices=_devices(given.get("BARNRAISE_DEVICES")),
             client_mode=flag("BARNRAISE_CLIENT_MODE"),
             listen=tuple(part.strip() for part in listen.split(",")) if listen else None,
             json_logs=flag("BARNRAISE_JSON_LOGS"),
@@ -77,6 +78,7 @@ class Environment:
             "name": self.name,
             "invite": self.invite,
             "device": self.device,
+            "devices": self.devices,
             "client_mode": self.client_mode,
             "listen": self.listen,
         }
@@ -87,14 +89,14 @@ class Environment:
         agreed = replace(named, confirmed=named.confirmed or self.accepts)
         return agreed.with_limits(**self.limits)
 
-    def join_config(self, proposal: Limits) -> WorkerConfig:
+    def join_config(self) -> WorkerConfig:
         """The configuration to join with.
 
         Raises:
             UsageError: the link is none.
         """
         try:
-            config = WorkerConfig(link=self.link, limits=proposal, confirmed=False)
+            config = WorkerConfig(link=self.link, confirmed=False)
         except UsageError as error:
             raise UsageError(f"BARNRAISE_LINK: {error}") from error
         return self.over(config)
@@ -118,6 +120,17 @@ class Environment:
                 "folder with BARNRAISE_HOME for another run"
             )
         return link != joined
+
+
+def _devices(text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    from worker.members import parse_devices
+
+    try:
+        return parse_devices(text)
+    except UsageError as error:
+        raise UsageError(f"BARNRAISE_DEVICES: {error}") from error
 
 
 def _naming(variables: str, config: WorkerConfig, settings: dict[str, Any]) -> WorkerConfig:

@@ -16,6 +16,7 @@ _PART_SUMS = {
         *("up_bytes_today", "down_bytes_today", "up_kbit_s", "down_kbit_s", "quota_left_bytes"),
     ),
     "cache": ("bytes", "files"),
+    "credit": ("verified_microcredits", "rejected_units"),
 }
 
 
@@ -34,15 +35,22 @@ def merge_status(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "paused": all(member.get("paused", False) for member in members),
         "members": list(members),
     }
+    merged["parts"] = {**lead.get("parts", {}), **_part_sums(members)}
+    return merged
+
+
+def _part_sums(members: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What parts tell that can be added up; of each, what every member has alike is kept."""
+    found: dict[str, dict[str, Any]] = {}
     for part, names in _PART_SUMS.items():
-        told = [member[part] for member in members if isinstance(member.get(part), dict)]
+        told = [member["parts"][part] for member in members if part in member.get("parts", {})]
         if told:
             sums = {name: _sum(one.get(name) for one in told) for name in names}
-            merged[part] = {**told[0], **sums}
-    if "energy" in merged:
+            found[part] = {**told[0], **sums}
+    if "energy" in found:
         # A mean of the members' would be of nothing that anybody measured.
-        merged["energy"].pop("watt_hours_per_million_verified_tokens", None)
-    return merged
+        found["energy"].pop("watt_hours_per_million_verified_tokens", None)
+    return found
 
 
 def _rank(member: Mapping[str, Any]) -> int:

@@ -144,15 +144,13 @@ class Governing:
         self.readings = readings
         if hasattr(time, "tzset"):
             time.tzset()  # a laptop travels
-        before, self.verdict = self.verdict, self.governor.decide(readings)
+        before, told = self.verdict, self.governor.because
+        self.verdict = self.governor.decide(readings)
         self._tell_missing(readings)
+        if self.verdict.because != told:
+            self._log()
         if self._decided and self.verdict == before:
             return
-        if not self._decided or (self.verdict.works, self.verdict.because) != (
-            before.works,
-            before.because,
-        ):
-            self._log()
         self._decided = True
         self._on_change(self.verdict)
         async with self._changed:
@@ -161,8 +159,7 @@ class Governing:
     def _log(self) -> None:
         verdict = self.verdict
         if verdict.works:
-            if self._decided:
-                log.info("may work again")
+            log.info("may work again")
             return
         until_s = verdict.until_s
         until = {} if until_s is None else {"until": f"{local_time(until_s):%Y-%m-%d %H:%M}"}
@@ -182,6 +179,5 @@ class Governing:
         limits, until_s = self.governor.limits, self.verdict.until_s
         quick = (limits.busy_cpu_percent, limits.idle_minutes, limits.gpu_temperature_c)
         pace_s = FAST_S if any(quick) or limits.free_memory_mib else SLOW_S
-        if until_s is not None:
-            pace_s = min(pace_s, max(until_s - time.time(), _SOON_S))
-        return pace_s
+        left_s = pace_s if until_s is None else until_s - time.time()
+        return max(left_s, _SOON_S) if 0 < left_s < pace_s else pace_s

@@ -25,6 +25,7 @@ from protocol.errors import (
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2 as api
 from worker.status import Board
+from worker.trouble import Trouble
 
 if TYPE_CHECKING:  # they load torch and hivemind, which a worker that is asleep must not
     from worker.contact import Contact
@@ -55,6 +56,8 @@ class Heartbeats:
     reason: str = ""
     _interval_s: float = HEARTBEAT_S
     _problem: str = ""  # why the last heartbeat was not taken: a stable word
+    _unenrolled: Trouble = field(default_factory=lambda: Trouble("cannot enrol again"))
+    _untidy: Trouble = field(default_factory=lambda: Trouble("old evidence stays"))
     _retain_from: int = 0
     _asked: dict[bytes, api.Challenge] = field(default_factory=dict)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -98,8 +101,9 @@ class Heartbeats:
     async def _enrol(self) -> None:
         try:
             await self.node.enrol()
+            self._unenrolled.over()
         except ProtocolError as error:
-            log.warning("cannot enrol again", problem=str(error))
+            self._unenrolled.tell(error)
 
     async def _beat(self) -> wire.Heartbeat:
         board = self.board
@@ -168,8 +172,9 @@ class Heartbeats:
             return
         try:
             await asyncio.to_thread(tidy, self._retain_from, head.record.round)
+            self._untidy.over()
         except TransientError as error:
-            log.warning("old evidence stays", problem=str(error))
+            self._untidy.tell(error)
 
 
 def interval_s(next_heartbeat_ms: int) -> float:
@@ -187,6 +192,7 @@ async def seed_weights(node: Node, *, fetch: bool) -> None:
         fetch: get them, and the momentum, if they are not here (anchors do; workers announce what
             they have).
     """
+    trouble = Trouble("cannot seed the weights now")
     while True:
         head = node.watch.head
         try:
@@ -197,8 +203,9 @@ async def seed_weights(node: Node, *, fetch: bool) -> None:
                 direct = node.reachability.reach.direct
                 if direct and node.blobs.known(head.record.weights_sha256) is not None:
                     await node.swarm.announce_weights(head.record.state_digest, node.admission)
+                trouble.over()
         except (TransientError, PeerFault, UsageError) as error:
-            log.warning("cannot seed the weights now", problem=str(error))
+            trouble.tell(error)
         round_ = -1 if head is None else head.record.round
         with suppress(TimeoutError):
             async with asyncio.timeout(_ANNOUNCE_S):

@@ -67,6 +67,11 @@ class Hold:
         """What is asked for is another thing now: an owner who relaxes it need not wait."""
         self._changed = True
 
+    @property
+    def calm_s(self) -> float:
+        """For how long the condition has been gone while it is held."""
+        return self._without_s
+
     def left_s(self, at_s: float) -> float:
         """For how long it lasts at least."""
         calm_s = max(self.wait_s - self._without_s, LEAST_S - (at_s - self._since_s))
@@ -87,6 +92,7 @@ class Hold:
         return {
             "held": self.held,
             "wait_s": self.wait_s,
+            "with_s": self._with_s,
             "without_s": self._without_s,
             "times_s": times_s,
         }
@@ -94,7 +100,7 @@ class Hold:
     def recall(self, kept: dict[str, Any]) -> None:
         """Go on from what another process remembered."""
         self.held, self.wait_s = bool(kept["held"]), float(kept["wait_s"])
-        self._without_s = float(kept["without_s"])
+        self._with_s, self._without_s = float(kept["with_s"]), float(kept["without_s"])
         since_s, freed_s, self._last_s = kept["times_s"]
         self._since_s = -math.inf if since_s is None else since_s
         self._freed_s = -math.inf if freed_s is None else freed_s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from contextlib import closing, suppress
 from typing import Any
 
@@ -29,13 +30,16 @@ def _journal(home: Home) -> dict[str, Any]:
     # Not by Journal: it may have to repair, which is for the worker that starts.
     with closing(sqlite3.connect(f"{home.journal.as_uri()}?mode=ro", uri=True)) as journal:
 
-        def count(sql: str) -> int:
-            return int(journal.execute(sql).fetchone()[0])
+        def count(sql: str, *values: object) -> int:
+            return int(journal.execute(sql, values).fetchone()[0])
 
         paused = journal.execute("SELECT value FROM meta WHERE key = 'paused'").fetchone()
         return {
-            "paused": bool(paused) and paused[0] == "yes",
+            "paused": bool(paused) and paused[0] not in ("", "no"),
             "units_trained": count("SELECT count(*) FROM lease WHERE state = 'trained'"),
             "receipts_held": count("SELECT count(*) FROM receipt WHERE leaf IS NOT NULL"),
-            "receipts_pending": count("SELECT count(*) FROM receipt WHERE leaf IS NULL"),
+            "receipts_pending": count(
+                "SELECT count(*) FROM receipt WHERE leaf IS NULL AND asked_until_s > ?",
+                int(time.time()),
+            ),
         }

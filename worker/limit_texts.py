@@ -91,7 +91,7 @@ def in_words(limits: Limits) -> list[tuple[str, str]]:
     """What a worker may use under these limits, as (subject, sentence)."""
     return [
         ("processor", _processor(limits)),
-        ("memory", f"at most {_mib(limits.memory_mib)}" if limits.memory_mib else "no limit"),
+        ("memory", _memory(limits)),
         ("disk", _disk(limits)),
         *([("GPU", _gpu(limits))] if _gpu(limits) else []),
         ("network", _network(limits)),
@@ -102,6 +102,13 @@ def in_words(limits: Limits) -> list[tuple[str, str]]:
 def _processor(limits: Limits) -> str:
     total = default_threads() + 1 if (os.cpu_count() or 1) > 1 else 1
     return f"{limits.cpu_threads} of {total} thread(s), priority lowered by {limits.nice}"
+
+
+def _memory(limits: Limits) -> str:
+    said = [f"at most {_mib(limits.memory_mib)}"] if limits.memory_mib else []
+    if limits.free_memory_mib:
+        said.append(f"leaves {_mib(limits.free_memory_mib)} free")
+    return "; ".join(said) or "no limit"
 
 
 def _disk(limits: Limits) -> str:

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
 
+from worker.plain import plain
+
 
 def log_to_stderr(as_json: bool = False, level: str | None = None, member: str = "") -> None:
     """Set structlog up: JSON if asked for, or if a service manager reads.
@@ -35,11 +37,12 @@ def log_to_stderr(as_json: bool = False, level: str | None = None, member: str =
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             stamp,
-            structlog.processors.format_exc_info if as_json else _as_it_is,
+            structlog.processors.format_exc_info if as_json else _harmless,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level or "info"),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),  # a line at a time: others write too
+        # Each line in one piece: several daemons may share the stream.
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
     )
 
 
@@ -61,5 +64,10 @@ def read_by_service(environment: Mapping[str, str], stream: TextIO) -> bool:
     return bool(environment.get("INVOCATION_ID"))
 
 
-def _as_it_is(_logger: Any, _method: str, event: Any) -> Any:
-    return event
+def _harmless(_logger: Any, _method: str, event: Any) -> Any:
+    """What a stranger said may be among it."""
+    return {key: _shown(value) for key, value in event.items()}
+
+
+def _shown(value: Any) -> Any:
+    return plain(value) if isinstance(value, str) and not value.isprintable() else value

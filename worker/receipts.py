@@ -24,12 +24,14 @@ from worker.config import Home, WorkerConfig
 from worker.journal import Journal, StoredReceipt
 from worker.members import members_of
 from worker.status import Board
+from worker.trouble import Trouble
 
 if TYPE_CHECKING:  # it loads torch and hivemind, which listing receipts has no use for
     from worker.contact import Contact
 
 log = structlog.get_logger()
 
+_NOT_GENUINE = "the coordinator gave a receipt that does not verify"
 _ASK_AGAIN_S = 15.0
 _LAST_CHANCES, _LAST_CHANCE_S = 5, 0.5
 
@@ -102,18 +104,27 @@ def _number(leaf: dict[str, object], key: str) -> int:
 
 async def collect_receipts(node: Contact, board: Board) -> None:
     """Ask for each expected receipt until it is there and verifies. Run it as a task."""
-    revocations = 0
+    revocations, trouble = 0, Trouble(_NOT_GENUINE)
     while True:
         if len(node.session.greeting.reply.revocations) != revocations:
             revocations = len(node.session.greeting.reply.revocations)
             await _replace_refused(node)
         awaited = await asyncio.to_thread(node.journal.awaited_receipts)
         for assignment_id in awaited:
-            await _ask(node, assignment_id)
-        stored = await asyncio.to_thread(node.journal.receipts)
-        board.receipts_held = sum(1 for receipt in stored if receipt.leaf)
-        board.receipts_pending = len(stored) - board.receipts_held
+            await _ask(node, assignment_id, trouble)
+        await asyncio.to_thread(_show_credit, node.journal, board)
         await node.watch.change(_ASK_AGAIN_S)
+
+
+def _show_credit(journal: Journal, board: Board) -> None:
+    """Count what was given, was credited, and is asked for no longer."""
+    stored, pending = journal.receipts(), len(journal.awaited_receipts())
+    held = [receipt for receipt in stored if receipt.leaf]  # each was verified when it came
+    board.receipts_held, board.receipts_pending = len(held), pending
+    board.parts["credit"] = {
+        "verified_microcredits": sum(_number(_leaf(one.leaf), "microcredits") for one in held),
+        "rejected_units": len(stored) - len(held) - pending,
+    }
 
 
 async def _replace_refused(node: Contact) -> None:
@@ -131,21 +142,22 @@ async def _replace_refused(node: Contact) -> None:
         return found
 
     for assignment_id in await asyncio.to_thread(refused):
-        await _ask(node, assignment_id)
+        await _ask(node, assignment_id, Trouble(_NOT_GENUINE))
 
 
 async def last_receipts(node: Contact) -> None:
     """Before the end, a moment's patience for the receipts of the round that was just settled."""
+    trouble = Trouble(_NOT_GENUINE)
     for _ in range(_LAST_CHANCES):
         awaited = await asyncio.to_thread(node.journal.awaited_receipts)
         if not awaited:
             return
         for assignment_id in awaited:
-            await _ask(node, assignment_id)
+            await _ask(node, assignment_id, trouble)
         await node.watch.change(_LAST_CHANCE_S)
 
 
-async def _ask(node: Contact, assignment_id: bytes) -> None:
+async def _ask(node: Contact, assignment_id: bytes, trouble: Trouble) -> None:
     try:
         reply = await node.session.receipt(assignment_id)
         if not reply.leaf:
@@ -160,8 +172,9 @@ async def _ask(node: Contact, assignment_id: bytes) -> None:
         log.debug("no receipt yet", problem=str(error))
         return
     except PeerFault as error:
-        log.error("the coordinator gave a receipt that does not verify", problem=str(error))
+        trouble.tell(error)
         return
+    trouble.over()
     log.info("receipt", round=verified.round, microcredits=verified.microcredits)
 
 

@@ -13,13 +13,10 @@ import bisect
 import itertools
 from functools import partial
 
-import structlog
-
 from protocol.dataset import DatasetManifest, ShardInfo
 from protocol.errors import PeerFault, TransientError, UsageError
 from worker.node import Node
-
-log = structlog.get_logger()
+from worker.trouble import Trouble
 
 MAX_SEEDED_BYTES = 4 << 30
 """Shards held for others at once; the first ones are the ones that are needed."""
@@ -30,6 +27,7 @@ _AGAIN_S = 30.0
 
 async def seed_shards(node: Node) -> None:
     """Hold the shards of the round under way, and of the next. Run it as a task."""
+    trouble = Trouble("cannot seed the data now")
     round_, merged_tokens, most_sequences = -1, 0, 1
     while True:
         head = await node.watch.until(partial(node.watch.head_beyond, round_))
@@ -42,9 +40,10 @@ async def seed_shards(node: Node) -> None:
             start = record.merged_tokens // dataset.sequence_length
             await _hold(node, dataset, shards_from(dataset, start, _ROUNDS_AHEAD * most_sequences))
         except (TransientError, PeerFault, UsageError) as error:
-            log.warning("cannot seed the data now", problem=str(error))
+            trouble.tell(error)
             await node.watch.change(_AGAIN_S)
         else:
+            trouble.over()
             round_, merged_tokens = record.round, record.merged_tokens
 
 

@@ -125,5 +125,4 @@ class Board:
         phase, reason = self.told()
         eta_s = None if self.frozen else self.eta_s
         values = {name: value for name, value in asdict(self).items() if name != "because_reason"}
-        parts = values.pop("parts")
-        return {**parts, **values, "phase": str(phase), "reason": reason, "eta_s": eta_s}
+        return {**values, "phase": str(phase), "reason": reason, "eta_s": eta_s}

@@ -37,6 +37,7 @@ from worker.race import unless
 from worker.session import Session
 from worker.state_cache import StateCache
 from worker.testimony import bring_proofs, bring_results, submit_screening
+from worker.trouble import Trouble
 from worker.watch import Watch
 
 if TYPE_CHECKING:
@@ -223,13 +224,13 @@ class Reduction:
 
     async def _send_report(self, report: wire.Envelope) -> None:
         """Send until it is answered: it may be the last one, and no roster waits for a person."""
-        failures = 0
+        failures, trouble = 0, Trouble("will report again")
         while True:
             try:
                 reply = await self.session.reducer_report(report)
                 break
             except TransientError as error:
-                log.info("will report again", error=str(error))
+                trouble.tell(error)
                 await asyncio.sleep(backoff_s(failures, base_s=0.5, limit_s=_REPORT_AGAIN_S))
                 failures += 1
             except (PeerFault, UsageError) as error:

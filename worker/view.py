@@ -213,8 +213,9 @@ def _limits(status: Status) -> Row | None:
         for name, value in raw.items()
         if name in known
     }
-    said = [words for _, words in in_words(Limits(**values)) if words != "no limit"]
-    return "limits", Text("; ".join(plain(words) for words in said))
+    words = in_words(Limits(**values))
+    said = [f"{subject} {text}" for subject, text in words if text != "no limit"]
+    return "limits", Text("; ".join(plain(text) for text in said))
 
 
 def _reachable(status: Status) -> Row | None:

@@ -23,6 +23,7 @@ from protocol.errors import PeerFault, TransientError, UsageError
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2 as api
 from worker.session import Session
+from worker.trouble import Trouble
 
 if TYPE_CHECKING:
     from worker.swarm import Swarm
@@ -41,6 +42,7 @@ class Watch:
     """Keeps the event stream open; :meth:`run` never returns."""
 
     def __init__(self, session: Session) -> None:
+        self._no_news = Trouble("the swarm has nothing newer")
         self._session = session
         self._change = asyncio.Event()
         self._rosters: dict[tuple[int, int], Signed[wire.Roster]] = {}
@@ -207,8 +209,9 @@ class Watch:
                 self.offer_head(head.envelope)
             if self.head is not None:
                 await self._ask_roster(self.swarm, self.head.record.round)
+            self._no_news.over()
         except (PeerFault, TransientError) as error:
-            log.info("the swarm has nothing newer", error=str(error))
+            self._no_news.tell(error)
 
     async def _ask_roster(self, swarm: Swarm, round_: int) -> None:
         known = self.roster_after(round_, -1)

@@ -323,7 +323,7 @@ def test_a_unit_is_counted_over_a_restart_and_verified_by_its_receipt(
     office.board.waiting("paused")
     power.look()
     power.end()
-    assert office.board.snapshot()["energy"] == {
+    assert office.board.snapshot()["parts"]["energy"] == {
         "watt_hours": pytest.approx(37 / 3600, abs=1e-3),
         "watt_hours_per_million_verified_tokens": pytest.approx(37 / 3600 / 2560e-6, abs=1e-3),
         "source": "rapl",
@@ -345,7 +345,7 @@ def test_a_machine_that_tells_nothing_shows_nothing(office: Any, powercap: Power
     power = office.power()
     power.look()
     power.end()
-    assert "energy" not in office.board.snapshot()
+    assert "energy" not in office.board.snapshot()["parts"]
     assert not office.home.energy.exists()
 
 

@@ -234,7 +234,7 @@ def test_a_machine_does_what_a_member_does() -> None:
     )
     assert (merged["phase"], merged["reason"]) == ("training", "")
     assert (merged["tokens_committed"], merged["tokens_per_s"]) == (17, 50.0)
-    assert merged["energy"] == {"watt_hours": 2.0, "source": "nvml"}
+    assert merged["parts"]["energy"] == {"watt_hours": 2.0, "source": "nvml"}
     assert not merged["connected"]
     assert [one["reason"] for one in merged["members"]] == ["the GPU is too hot", ""]
 
@@ -244,9 +244,9 @@ def test_sums_are_of_those_that_tell() -> None:
         return {"network": {"up_bytes_today": 5, "quota_left_bytes": left}}
 
     merged = merge_status([board("a", parts=part(100)), board("b", parts=part(None)), board("c")])
-    assert merged["network"]["up_bytes_today"] == 10
-    assert merged["network"]["quota_left_bytes"] == 100
-    assert merged["network"]["up_kbit_s"] is None
+    assert merged["parts"]["network"]["up_bytes_today"] == 10
+    assert merged["parts"]["network"]["quota_left_bytes"] == 100
+    assert merged["parts"]["network"]["up_kbit_s"] is None
 
 
 def test_what_a_person_sees_of_several_devices() -> None:

@@ -106,7 +106,8 @@ def join(
     proposal = Limits() if dedicated else look_at_machine(home.path, os.environ).proposal()
     config = _joined_before(home, link, proposal).with_options(**settings)
     config = config.with_limits(**given_limits(limits))
-    offer = enter(home, config, key=key, yes=yes, quiet=as_json, asks_name=name is None)
+    consent = partial(_consent, home, yes=yes, quiet=as_json, asks_name=name is None)
+    offer = enter(home, config, consent, key=key)
     if offer.config.devices:
         _make_members(home, offer.config, yes=yes, quiet=as_json)
     elif for_donor:
@@ -153,46 +154,51 @@ def _joined_before(home: Home, link: str, proposal: Limits) -> WorkerConfig:
 def enter(
     home: Home,
     config: WorkerConfig,
+    consent: Callable[[Offer], WorkerConfig | None],
     *,
     key: Path | None = None,
-    yes: bool = False,
-    quiet: bool = False,
-    asks_name: bool = False,
 ) -> Offer:
-    """Look at the run, get the owner's word where there is a terminal, and write the settings.
+    """Look at the run, get the owner's word, and write the settings.
 
     Args:
         home: where; what this made there is removed if the owner says no.
-        config: with which settings; ``confirmed`` is kept where somebody agreed before.
+        config: with which settings to ask.
+        consent: told what the run is, gives the settings to join with; None: the answer is no.
         key: file of a key to be used instead of a new one.
-        yes: the owner has agreed.
-        quiet: stdout is for a program.
-        asks_name: at a terminal, ask for a display name too.
 
     Raises:
         UsageError: the owner says no, or see :func:`worker.join.look_at_run`.
     """
-    from worker.join import describe, look_at_run, take_key
+    from worker.join import look_at_run, take_key
 
     made_here = not home.path.exists()
     if key is not None:
         take_key(home, key)
     offer = run_async(look_at_run(home, config))
-    click.echo(describe(offer, home), err=quiet)
-    if not yes and sys.stdin.isatty():
-        agreed = _ask_owner(home, offer, quiet=quiet, asks_name=asks_name and not config.name)
-        if agreed is None:
-            if made_here:
-                shutil.rmtree(home.path)
-            raise UsageError("not joined; nothing was started")
-        offer = replace(offer, config=agreed)
-    elif yes:
-        offer = replace(offer, config=replace(config, confirmed=True))
+    agreed = consent(offer)
+    if agreed is None:
+        if made_here:
+            shutil.rmtree(home.path)
+        raise UsageError("not joined; nothing was started")
     with settings_lock(home):
-        offer.config.save(home.config)
+        agreed.save(home.config)
     with suppress(NotRunning):
         ask(home, "reload")
-    return offer
+    return replace(offer, config=agreed)
+
+
+def _consent(
+    home: Home, offer: Offer, *, yes: bool, quiet: bool, asks_name: bool
+) -> WorkerConfig | None:
+    """What the owner says, by an option or at the terminal; who says nothing has not agreed yet."""
+    from worker.join import describe
+
+    click.echo(describe(offer, home), err=quiet)
+    if yes:
+        return replace(offer.config, confirmed=True)
+    if sys.stdin.isatty():
+        return _ask_owner(home, offer, quiet=quiet, asks_name=asks_name and not offer.config.name)
+    return offer.config
 
 
 def _ask_owner(home: Home, offer: Offer, *, quiet: bool, asks_name: bool) -> WorkerConfig | None:

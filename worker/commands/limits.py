@@ -18,6 +18,8 @@ from worker.control import NotRunning, ask
 from worker.limit_texts import limit_from_text, limit_name
 from worker.settings import change_settings
 
+_LOOK_S = 1.5  # the governor looks once a second
+
 
 @click.command()
 @click.argument("pairs", nargs=-1, metavar="[KEY VALUE]...")
@@ -51,6 +53,9 @@ def limits(
         config = change_settings(home, lambda now: now.with_limits(**changes))
     running = _tell_worker(home, must_run=reload_) if changes or reload_ else None
     status = running or _status(home)
+    if running and running.get("because"):
+        time.sleep(_LOOK_S)  # it may be that the change has ended that
+        status = _status(home)
     facts = _facts(config, status)
     if changes and not as_json:
         when = "in force now" if running else "at the next start: no worker runs here"
@@ -114,7 +119,7 @@ def _stopped_by(config: WorkerConfig, because: str) -> str | None:
         "schedule": "schedule",
         "battery": "battery_percent" if limits.on_battery else "on_battery",
         "disk": "free_disk_mib",
-        "memory": "memory_mib",
+        "memory": "free_memory_mib",
         "hot": "gpu_temperature_c",
         "in_use": "idle_minutes",
         "busy": "busy_cpu_percent",

@@ -52,19 +52,23 @@ def run(
     json_logs = json_logs or bool(environment.json_logs)
     log_level = log_level or environment.log_level
     log_to_stderr(json_logs, log_level, member)
-    config = _settled(home, environment).with_limits(**given_limits(limits))
+    from worker.running import goes_on
+    from worker.running import run as live
+
+    # A worker that falls asleep begins again: what was changed meanwhile holds.
+    if not goes_on(os.environ):
+        _settle(home, environment)
 
     def load() -> WorkerConfig:
         return WorkerConfig.load(home.config).with_limits(**given_limits(limits))
 
+    config = load()
     if config.devices:
         options = ["--json-logs"] * json_logs + ["--until-finished"] * until_finished
         options += ["--log-level", log_level] if log_level else []
         _run_fleet(home, load, options)
         return
     limit_threads(config.limits.cpu_threads)
-    from worker.running import run as live
-
     live(home, load, until_finished=until_finished)
 
 
@@ -77,19 +81,15 @@ def _run_fleet(home: Home, load: Callable[[], WorkerConfig], options: list[str])
     run_async(Fleet(home, load, options).run())
 
 
-def _settled(home: Home, environment: Environment) -> WorkerConfig:
-    """What folder and environment say together; joins where only the latter says anything."""
+def _settle(home: Home, environment: Environment) -> None:
+    """Write down what the environment says; join where only it says anything."""
     from worker.commands.joining import enter
     from worker.headless import settle
-    from worker.machine import look_at_machine
 
-    return settle(
+    settle(
         home,
         environment,
-        look_at_machine(home.path, os.environ),
-        lambda config: enter(
-            home, config, key=environment.key_file, yes=environment.accepts, quiet=True
-        ),
+        lambda config: enter(home, config, lambda offer: offer.config, key=environment.key_file),
     )
 
 

@@ -13,9 +13,9 @@ import click
 from protocol.errors import ProtocolError, UsageError
 from protocol.identity import Identity
 from worker.commands.options import home_option, home_words, json_option, show
-from worker.commands.steering import is_held, wait_until_ended
+from worker.commands.steering import wait_until_ended
 from worker.config import Home, WorkerConfig
-from worker.control import NotRunning, ask
+from worker.control import NotRunning, ask, is_held
 
 _STOP_PATIENCE_S = 120.0
 

@@ -13,13 +13,12 @@ import click
 
 from protocol.errors import UsageError
 from worker.commands.options import home_option, json_option
-from worker.commands.steering import is_held
 from worker.config import Home, WorkerConfig
 from worker.control import NotRunning, ask
 
 _LOOK_AGAIN_S = 1.0
 # What differs at each look without anything having happened.
-_MEASURED = ("eta_s", "deadline_in_s", "tokens_per_s", "steps_per_s", "network", "energy")
+_MEASURED = ("eta_s", "deadline_in_s", "tokens_per_s", "steps_per_s", "parts")
 
 
 @click.command()
@@ -97,14 +96,11 @@ def _tell_last_known(home: Home, *, as_json: bool) -> None:
 
 def _next(home: Home) -> dict[str, Any] | None:
     """The status a moment later; None when the worker has ended."""
-    while True:
-        time.sleep(_LOOK_AGAIN_S)
-        try:
-            return _ask(home)
-        except NotRunning:
-            if not is_held(home):
-                return None
-            # It starts itself anew, to fall asleep or to wake: its socket is back in a moment.
+    time.sleep(_LOOK_AGAIN_S)
+    try:
+        return _ask(home)
+    except NotRunning:
+        return None
 
 
 def _live(home: Home, first: dict[str, Any]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +12,7 @@ import click
 from protocol.errors import UsageError
 from worker.commands.options import home_option, home_words, json_option, show
 from worker.config import Home, WorkerConfig
-from worker.control import NotRunning, ask
+from worker.control import NotRunning, ask, is_held
 from worker.durations import duration_s, moment_text, span_text
 from worker.limit_texts import in_words
 from worker.settings import change_settings
@@ -127,19 +125,3 @@ def wait_until_ended(home: Home, patience_s: float | None = None) -> None:
         if deadline_s is not None and time.monotonic() > deadline_s:
             raise UsageError(f"the worker in {home.path} has not ended yet: look at its log")
         time.sleep(_ASK_AGAIN_S)
-
-
-def is_held(home: Home) -> bool:
-    """Whether a worker lives in this folder, one that answers or not."""
-    try:
-        descriptor = os.open(home.lock, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        # Shared: two who look at the same moment do not take each other for a worker.
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False

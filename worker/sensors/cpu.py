@@ -1,10 +1,11 @@
 """How much of the processors other programs take that need the machine now.
 
 What counts, of everything that the kernel accounts for: user time of normal or raised priority,
-system time, interrupts. Less what this worker and its descendants took. Not counted:
+and system time. Less what this worker and its descendants took. Not counted:
 
 * user time of processes that are *nice*: they step back by themselves, as training does, so two
   workers of one machine do not make each other yield;
+* interrupts: nobody can tell whose they are, and our own traffic makes some;
 * waiting for disks, and time that a hypervisor gave to others.
 
 From ``/proc/stat`` and ``/proc/PID/stat`` (proc(5)), by psutil where there is none.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +43,7 @@ class ForeignCpu:
             proc: the kernel's.
             root_pid: whose descendants are ours; None: this process.
         """
-        self._proc = str(proc)
+        self._proc = proc
         self._root_pid = os.getpid() if root_pid is None else root_pid
         self._percent: float | None = None
         self._before: Taken | None = None
@@ -58,9 +60,9 @@ class ForeignCpu:
         return self._percent
 
     def _taken(self) -> Taken:
-        if not Path(self._proc, "stat").exists():
+        if not (self._proc / "stat").exists():
             return _by_psutil(self._root_pid)
-        total, busy = _machine(_read(f"{self._proc}/stat"))
+        total, busy = _machine((self._proc / "stat").read_text())
         return Taken(total, busy, dict(_ours(self._proc, self._root_pid)))
 
 
@@ -74,43 +76,47 @@ def foreign_percent(before: Taken, now: Taken) -> float | None:
 
 
 def _machine(stat: str) -> tuple[float, float]:
-    fields = stat.split("\n", 1)[0].split()[1:9]
-    user, nice, system, idle, iowait, irq, softirq, steal = (float(field) for field in fields)
-    return (
-        user + nice + system + idle + iowait + irq + softirq + steal,
-        user + system + irq + softirq,
-    )
+    """All time of all processors, and what counts of it."""
+    fields = [float(field) for field in stat.split("\n", 1)[0].split()[1:9]]
+    user, _nice, system = fields[:3]
+    return sum(fields), user + system
 
 
-def _ours(proc: str, root_pid: int) -> Iterator[tuple[tuple[int, float], float]]:
+def _ours(proc: Path, root_pid: int) -> Iterator[tuple[tuple[int, float], float]]:
     """Of each process of ours, what the kernel counts among what is not nice."""
-    waiting, seen = [root_pid], {root_pid}
-    while waiting:
-        pid = waiting.pop()
+    for pid in _family(proc, root_pid):
         try:
-            fields = _read(f"{proc}/{pid}/stat").rpartition(")")[2].split()
-            children = list(_children(proc, pid))
+            stat = (proc / str(pid) / "stat").read_text(errors="replace")
         except (FileNotFoundError, ProcessLookupError):  # it ended while we looked
             continue
+        fields = stat.rpartition(")")[2].split()
         user, system, nice, start = (float(fields[index]) for index in (11, 12, 16, 19))
         yield (pid, start), system + (user if nice <= 0 else 0.0)
-        waiting += [child for child in children if child not in seen]
-        seen.update(children)
 
 
-def _children(proc: str, pid: int) -> Iterator[int]:
+def _family(proc: Path, root_pid: int) -> set[int]:
+    """A process and its descendants."""
+    if not (proc / str(root_pid) / "task" / str(root_pid) / "children").exists():
+        import psutil  # looks at every process of the machine: slower
+
+        return {root_pid, *(one.pid for one in psutil.Process(root_pid).children(recursive=True))}
+    family, waiting = {root_pid}, [root_pid]
+    while waiting:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            children = {*_children(proc / str(waiting.pop()) / "task")} - family
+            family |= children
+            waiting += children
+    return family
+
+
+def _children(threads: Path) -> Iterator[int]:
     """Each thread has its own."""
-    for thread in os.listdir(f"{proc}/{pid}/task"):
+    for thread in threads.iterdir():
         try:
-            listed = _read(f"{proc}/{pid}/task/{thread}/children")
+            listed = (thread / "children").read_text()
         except (FileNotFoundError, ProcessLookupError):
             continue
         yield from (int(child) for child in listed.split())
-
-
-def _read(path: str) -> str:
-    with open(path, encoding="utf-8", errors="replace") as file:
-        return file.read()
 
 
 def _by_psutil(root_pid: int) -> Taken:

@@ -14,7 +14,7 @@ from typing import TypeVar
 import structlog
 
 from worker.clock import steady_s
-from worker.sensors.battery import read_battery
+from worker.sensors.battery import Battery, read_battery
 from worker.sensors.cpu import ForeignCpu
 from worker.sensors.disk import free_disk_mib
 from worker.sensors.idle import IdleTime
@@ -38,13 +38,13 @@ class Sensors:
 
     def read(self) -> Readings:
         """One look; takes a few milliseconds, and at most a second or two."""
-        battery = self._try("battery", read_battery)
+        battery = self._try("battery", read_battery) or Battery(None)
         return Readings(
             at_s=time.time(),
             steady_s=steady_s(),
             foreign_cpu_percent=self._try("processors", self.cpu.percent),
-            on_battery=battery and battery.discharging,
-            battery_percent=battery and battery.percent,
+            on_battery=battery.discharging,
+            battery_percent=battery.percent,
             idle_s=self._try("idle time", self.idle.seconds),
             gpu_temperature_c=self._try("GPU", self.gpu_temperature_c),
             free_memory_mib=self._try("memory", free_memory_mib),
