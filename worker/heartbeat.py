@@ -24,7 +24,7 @@ from protocol.errors import (
 )
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2 as api
-from worker.status import Board
+from worker.status import Board, Phase
 from worker.trouble import Trouble
 
 if TYPE_CHECKING:  # they load torch and hivemind, which a worker that is asleep must not
@@ -108,6 +108,8 @@ class Heartbeats:
     async def _beat(self) -> wire.Heartbeat:
         board = self.board
         phase, reason = board.told()
+        if phase == Phase.PAUSED and not (board.asleep or board.assignment_id or self.paused):
+            phase = Phase.WAITING  # or it would give up a lease that it is just about to get
         board.bad_sources = self.node.bad_sources
         return wire.Heartbeat(
             run_id=self.node.config.join_link.run_id,

@@ -40,6 +40,7 @@ from worker.governing import Governing
 from worker.governor import Governor
 from worker.journal import Journal, LeaseState
 from worker.members import our_root_pid
+from worker.meter import NetworkBudget
 from worker.news import News
 from worker.pause import Pause, keep_pause, kept_pause
 from worker.race import unless
@@ -114,7 +115,13 @@ class Life:
             gpu_temperature_c=lambda: gpu_temperature_c(self.config.device),
             cpu=ForeignCpu(root_pid=our_root_pid(self.config.members)),
         )
-        self.governing = Governing(self.governor, sensors, on_change=self._on_verdict)
+        self.budget = NetworkBudget(self.config.limits, self.home.traffic)
+        self.governing = Governing(
+            self.governor,
+            sensors,
+            traffic_today_bytes=lambda: self.budget.claimed_bytes,
+            on_change=self._on_verdict,
+        )
         self._recall()
 
     async def run(self) -> bool:
@@ -130,11 +137,17 @@ class Life:
         try:
             with self._signals():
                 async with control_server(self.home, self.handle):
-                    living = unless(self._turns(), self.governing.run())
+                    living = unless(self._turns(), self._watch_over())
                     to_sleep = await unless(living, self.stop.wait())
         finally:
+            self.budget.close()
             clear_folder(self.home)
         return bool(to_sleep) and not self.finish.is_set()
+
+    async def _watch_over(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.governing.run())
+            tasks.create_task(self.budget.run())
 
     # ---- asleep and awake --------------------------------------------------------------
 
@@ -161,7 +174,13 @@ class Life:
         self.board.asleep = True
         log.info("asleep", because=self.board.because)
         asleep = Asleep(
-            self.home, self.config, self.identity, self.board, self.governing, self.news
+            home=self.home,
+            config=self.config,
+            identity=self.identity,
+            board=self.board,
+            governing=self.governing,
+            budget=self.budget,
+            news=self.news,
         )
         waking = unless(self.governing.wait_until_works(), self.finish.wait())
         await unless(asleep.run(), waking)
@@ -186,6 +205,7 @@ class Life:
                 board=self.board,
                 trainer=trainer,
                 governing=self.governing,
+                budget=self.budget,
                 finish=self.finish,
                 news=self.news,
                 until_finished=self.until_finished,
@@ -216,6 +236,7 @@ class Life:
             self._pause(None)
         elif command == "reload":
             self.reload()
+        self.board.parts["network"] = self.budget.snapshot()
         return {"status": self.board.snapshot()}
 
     def ask_to_finish(self) -> None:
@@ -236,6 +257,7 @@ class Life:
         log.info("limits read again")
         self.governor.confirmed = settled.confirmed
         self.governing.change(settled.limits)
+        self.budget.change(settled.limits)
         if self.daemon is not None:
             self.daemon.change(self.config)
 
