@@ -31,6 +31,7 @@ from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
 
 _MAX_REASON_CHARS = 200
+_ASSIGNMENT_ID_BYTES = 16
 _MAX_BAD_SOURCES = 16
 _MAX_REPORTED = 64  # by one worker: or it would fill the log
 
@@ -54,6 +55,7 @@ class Attendance:
         self._unwritten: dict[str, Presence] = {}
         self._streams: Counter[str] = Counter()
         self._left_at_s: dict[str, float] = {}  # who watched, and does not now
+        self._given_up: dict[str, bytes] = {}  # the last assignment that a worker will not commit
         self._reported: defaultdict[str, set[str]] = defaultdict(set)  # reporter -> bad sources
 
     def begin_anew(self, now_s: float) -> None:
@@ -66,6 +68,8 @@ class Attendance:
         """A worker was heard of."""
         self._seen[heartbeat.worker] = now_s
         self._unwritten[heartbeat.worker] = Presence(now_s, heartbeat)
+        if len(heartbeat.given_up) == _ASSIGNMENT_ID_BYTES:
+            self._given_up[heartbeat.worker] = heartbeat.given_up
         for source in heartbeat.bad_sources[:_MAX_BAD_SOURCES]:
             self._note_bad_source(heartbeat.worker, source)
 
@@ -102,6 +106,10 @@ class Attendance:
     def silent_since_s(self, worker: str, leased_at_s: float) -> float:
         """When a worker with a lease was last heard of, or could have been."""
         return max(self._seen.get(worker, 0.0), leased_at_s, self._started_at_s)
+
+    def has_given_up(self, worker: str, assignment_id: bytes) -> bool:
+        """Whether it said that it will not commit this one."""
+        return self._given_up.get(worker) == assignment_id
 
     def take(self) -> dict[str, Presence]:
         """What changed since the last time, for :func:`write_presence`."""

@@ -23,7 +23,7 @@ def let_time_pass(turn: Turn, attendance: Attendance, *, paused: bool) -> None:
     """
     if paused is not turn.machine.paused:
         turn.apply(Paused() if paused else Resumed())
-    _expire_silent(turn, attendance)
+    _expire_leases(turn, attendance)
     if turn.machine.deadline_s is not None:
         there_to_be = {*turn.machine.committed, *turn.machine.reducers}
         turn.apply(Tick(frozenset(filter(turn.is_absent, there_to_be))))
@@ -31,18 +31,23 @@ def let_time_pass(turn: Turn, attendance: Attendance, *, paused: bool) -> None:
         turn.settle_due = True
 
 
-def _expire_silent(turn: Turn, attendance: Attendance) -> None:
-    """Give up leases of workers that were not heard of, so that the round may close early."""
+def _expire_leases(turn: Turn, attendance: Attendance) -> None:
+    """End leases of workers that gave them up or were not heard of: the round may close early."""
     number = turn.machine.number
     leased = turn.session.execute(
-        select(AssignmentRow.worker, AssignmentRow.leased_at_s).where(
+        select(AssignmentRow.worker, AssignmentRow.assignment_id, AssignmentRow.leased_at_s).where(
             AssignmentRow.round == number, AssignmentRow.worker.in_(turn.machine.training)
         )
     ).all()
-    for worker, leased_at_s in leased:
+    for worker, assignment_id, leased_at_s in leased:
         silent_s = turn.now_s - attendance.silent_since_s(worker, leased_at_s)
         # An expiry can close the round, and with it every other lease.
         still_open = turn.machine.number == number and worker in turn.machine.training
-        if still_open and silent_s > turn.context.options.silent_after_s:
+        if not still_open:
+            continue
+        if attendance.has_given_up(worker, assignment_id):
+            _log.info("lease_given_up", worker=worker)
+            turn.expire(worker)
+        elif silent_s > turn.context.options.silent_after_s:
             _log.warning("lease_expired", worker=worker, silent_s=round(silent_s))
             turn.expire(worker)

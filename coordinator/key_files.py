@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import fcntl
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -70,6 +72,22 @@ def read_delegations(
     return _envelopes(delegations), _envelopes(revocations)
 
 
+def refuse_strangers(path: Path, known: Collection[wire.Envelope]) -> None:
+    """Insist that the file has nothing but what is known: else what another command had the root
+    key sign meanwhile would be lost.
+
+    Raises:
+        UsageError: it has.
+    """
+    if not path.exists():
+        return
+    delegations, revocations = read_delegations(path)
+    if any(envelope not in known for envelope in (*delegations, *revocations)):
+        raise UsageError(
+            f"another command changed {path} meanwhile: run this one again; nothing was changed"
+        )
+
+
 def read_seed(path: Path) -> bytes:
     seed = read_file(path)
     if len(seed) != SEED_BYTES:
@@ -91,6 +109,17 @@ def read_file(path: Path) -> bytes:
         raise UsageError(
             f"cannot read {path}: {error.strerror}; restore it from a backup"
         ) from error
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Be the only one that changes the files of a folder of keys; waits for its turn."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_private(directory: Path, files: dict[str, bytes]) -> None:

@@ -37,9 +37,11 @@ from coordinator.key_files import (
     check_tls,
     crowd_key,
     envelope_to_json,
+    locked,
     read_delegations,
     read_file,
     read_seed,
+    refuse_strangers,
     write_private,
 )
 from protocol.certificate import (
@@ -81,6 +83,7 @@ class KeyRing:
     crowd: Mapping[wire.KeyPurpose, Identity] = field(default_factory=dict)  # of CROWD_KEYS
     anchor_id: PeerId | None = None  # the run's own anchor, made by ``init``
     root: Identity | None = None  # offline: absent unless it lies in the folder
+    on_disk: tuple[wire.Envelope, ...] = ()  # what the root signed, as the folder had it last
 
     @cached_property
     def draws(self) -> DrawChain:
@@ -143,8 +146,7 @@ class KeyRing:
         )
         kept = self._lasting(now_s)
         ring = replace(self, tls=tls, delegations=kept + added)
-        ring._store(directory)
-        return ring
+        return ring._store(directory)
 
     def rotated(
         self,
@@ -195,13 +197,13 @@ class KeyRing:
             added.append(delegate_key(root, self.run_id, purpose, fresh.public, **valid))
         kept = self._lasting(now_s)
         ring = replace(ring, delegations=kept + tuple(added))
-        ring._store(directory)
+        ring = ring._store(directory)
         if why_revoked is not None:
             # Last: a process that is killed before leaves keys that can still be used.
             serials = self._serials(purposes)
             revoked = (self._revocation(serial, why_revoked, root) for serial in serials)
             ring = replace(ring, revocations=(*ring.revocations, *revoked))
-            ring._store(directory)
+            ring = ring._store(directory)
         return ring
 
     def _serials(self, purposes: Collection[wire.KeyPurpose]) -> list[int]:
@@ -245,6 +247,7 @@ class KeyRing:
             crowd={p: key for p in CROWD_KEYS if (key := crowd_key(directory, p)) is not None},
             anchor_id=Identity.load(anchor).peer_id if anchor.exists() else None,
             root=Identity.load(root) if root.exists() else None,
+            on_disk=(*delegations, *revocations),
         )
         if checked:
             ring.check(now_s)
@@ -311,8 +314,7 @@ class KeyRing:
         ring = replace(self, delegations=(*self.delegations, added))
         if isinstance(key, Identity):
             ring = replace(ring, crowd={**self.crowd, purpose: key})
-        ring._store(directory)
-        return ring
+        return ring._store(directory)
 
     def dismissed(self, directory: Path, key: PublicKey, reason: str) -> KeyRing:
         """Revoke every delegation of a key of ``CROWD_KEYS``.
@@ -334,8 +336,7 @@ class KeyRing:
         root = self._root_for("dismissing a key", directory)
         added = (self._revocation(serial, reason, root) for serial in serials)
         ring = replace(self, revocations=(*self.revocations, *added))
-        ring._store(directory)
-        return ring
+        return ring._store(directory)
 
     def revoke(self, directory: Path, serial: int, reason: str) -> KeyRing:
         """Sign and store the revocation of one delegation.
@@ -346,8 +347,7 @@ class KeyRing:
         root = self._root_for("revoking", directory)
         revocation = self._revocation(serial, reason, root)
         ring = replace(self, revocations=(*self.revocations, revocation))
-        ring._store(directory)
-        return ring
+        return ring._store(directory)
 
     def told(
         self,
@@ -361,8 +361,7 @@ class KeyRing:
             delegations=(*self.delegations, *(e for e in delegations if e not in self.delegations)),
             revocations=(*self.revocations, *(e for e in revocations if e not in self.revocations)),
         )
-        ring._store(directory)
-        return ring
+        return ring._store(directory)
 
     def _revocation(self, serial: int, reason: str, root: Identity) -> wire.Envelope:
         return seal(wire.Revocation(run_id=self.run_id, serial=serial, reason=reason), root)
@@ -397,20 +396,29 @@ class KeyRing:
         records = zip(self.delegations, opened(self.delegations), strict=True)
         return tuple(e for e, r in records if r.not_after_s > now_s or r.serial in revoked)
 
-    def _store(self, directory: Path) -> None:
+    def _store(self, directory: Path) -> KeyRing:
+        """Write the ring's files.
+
+        Raises:
+            UsageError: another command stored something since this ring was read.
+        """
         document = {
             "delegations": [envelope_to_json(e) for e in self.delegations],
             "revocations": [envelope_to_json(e) for e in self.revocations],
         }
-        # Delegations come first: they are of old keys and new ones, whichever are there at a kill.
-        write_private(
-            directory,
-            {
-                DELEGATIONS: json.dumps(document, indent=1).encode(),
-                ROUND_KEY: self.round.libp2p_bytes(),
-                LOG_KEY: self.log.libp2p_bytes(),
-                **{CROWD_KEYS[p]: key.libp2p_bytes() for p, key in self.crowd.items()},
-                TLS_KEY: self.tls.private_key_pem,
-                TLS_CERTIFICATE: self.tls.certificate_pem,
-            },
-        )
+        with locked(directory):
+            refuse_strangers(directory / DELEGATIONS, self.on_disk)
+            # Delegations come first: they are of old keys and new ones, whichever are there at a
+            # kill.
+            write_private(
+                directory,
+                {
+                    DELEGATIONS: json.dumps(document, indent=1).encode(),
+                    ROUND_KEY: self.round.libp2p_bytes(),
+                    LOG_KEY: self.log.libp2p_bytes(),
+                    **{CROWD_KEYS[p]: key.libp2p_bytes() for p, key in self.crowd.items()},
+                    TLS_KEY: self.tls.private_key_pem,
+                    TLS_CERTIFICATE: self.tls.certificate_pem,
+                },
+            )
+        return replace(self, on_disk=(*self.delegations, *self.revocations))

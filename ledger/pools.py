@@ -165,6 +165,8 @@ class Pools:
             raise BadRecord(f"a pool has a key of its own; {leaf.pool} is joined with others")
         if leaf.pool in self.givers:
             raise BadRecord(f"{leaf.pool} gave money: it is no pool")
+        if leaf.pool in self.people.accounts.donors:
+            raise BadRecord(f"{leaf.pool} has devices already: a pool is there before them")
 
     def take_pool(self, index: int, leaf: PoolLeaf) -> Pool:
         pool = self.pools[leaf.pool] = Pool(leaf.pool, index, leaf)

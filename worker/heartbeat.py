@@ -123,6 +123,7 @@ class Heartbeats:
             client_mode=not self.node.direct,
             multiaddrs=await self.node.addresses(),
             bad_sources=board.bad_sources,
+            given_up=bytes.fromhex(board.given_up),
         )
 
     def _obey(self, reply: api.HeartbeatReply) -> None:

@@ -92,6 +92,7 @@ class RoundRunner:
             update = await self._commit(lease)
         except Abandoned as error:
             log.warning("unit given up", round=lease.round, reason=str(error))
+            self.board.given_up = lease.assignment_id.hex()
             self.board.waiting(str(error))
             if self.leaving.is_set() and lease.state == LeaseState.LEASED:
                 return

@@ -59,6 +59,7 @@ class Board:
     round: int = 0
     settled_rounds: int = 0
     assignment_id: str = ""
+    given_up: str = ""  # the last assignment that will not be committed
     steps_done: int = 0
     steps: int = 0
     loss: float | None = None

@@ -63,6 +63,8 @@ def one_donor_page(request: Request, donor: str, page: Page = 1) -> Response:
     """A person: credit, pledges, gifts, receipts. A key that was given up leads to its owner."""
     with reader_of(request).read() as reading:
         found = donor_page(reading, donor)
+        if found is None and donor in reading.board.crowd.pools.pools:
+            return RedirectResponse("/pools", _SEE_OTHER)  # it has no device yet
         if found is None:
             raise HTTPException(404, "The record knows no such donor.")
         if found.donor.donor != donor:

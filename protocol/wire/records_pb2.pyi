@@ -181,7 +181,7 @@ class WorkRequest(_message.Message):
     def __init__(self, run_id: _Optional[bytes] = ..., worker: _Optional[str] = ..., tokens_per_s: _Optional[float] = ..., freshness: _Optional[_Union[Freshness, _Mapping]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("run_id", "worker", "round", "assignment_id", "steps_done", "tokens_per_s", "phase", "reason", "client_mode", "multiaddrs", "freshness", "bad_sources")
+    __slots__ = ("run_id", "worker", "round", "assignment_id", "steps_done", "tokens_per_s", "phase", "reason", "client_mode", "multiaddrs", "freshness", "bad_sources", "given_up")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -194,6 +194,7 @@ class Heartbeat(_message.Message):
     MULTIADDRS_FIELD_NUMBER: _ClassVar[int]
     FRESHNESS_FIELD_NUMBER: _ClassVar[int]
     BAD_SOURCES_FIELD_NUMBER: _ClassVar[int]
+    GIVEN_UP_FIELD_NUMBER: _ClassVar[int]
     run_id: bytes
     worker: str
     round: int
@@ -206,7 +207,8 @@ class Heartbeat(_message.Message):
     multiaddrs: _containers.RepeatedScalarFieldContainer[str]
     freshness: Freshness
     bad_sources: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, run_id: _Optional[bytes] = ..., worker: _Optional[str] = ..., round: _Optional[int] = ..., assignment_id: _Optional[bytes] = ..., steps_done: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., phase: _Optional[_Union[WorkerPhase, str]] = ..., reason: _Optional[str] = ..., client_mode: _Optional[bool] = ..., multiaddrs: _Optional[_Iterable[str]] = ..., freshness: _Optional[_Union[Freshness, _Mapping]] = ..., bad_sources: _Optional[_Iterable[str]] = ...) -> None: ...
+    given_up: bytes
+    def __init__(self, run_id: _Optional[bytes] = ..., worker: _Optional[str] = ..., round: _Optional[int] = ..., assignment_id: _Optional[bytes] = ..., steps_done: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., phase: _Optional[_Union[WorkerPhase, str]] = ..., reason: _Optional[str] = ..., client_mode: _Optional[bool] = ..., multiaddrs: _Optional[_Iterable[str]] = ..., freshness: _Optional[_Union[Freshness, _Mapping]] = ..., bad_sources: _Optional[_Iterable[str]] = ..., given_up: _Optional[bytes] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
     __slots__ = ("run_id", "worker", "freshness")

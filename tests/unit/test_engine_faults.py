@@ -175,6 +175,26 @@ async def test_a_silent_worker_loses_its_lease_and_the_round_closes_early(boot: 
     assert reply.action == service_pb2.ACTION_ABANDON
 
 
+async def test_a_unit_that_is_given_up_frees_its_data_and_nobody_waits_for_it(boot: Any) -> None:
+    rig = await boot(round={"duration_s": 1000.0})
+    rig.enrol(1, anchor=True)
+    ada, bob = rig.enrol(2), rig.enrol(3)
+    await ada.lease()
+    await bob.lease()
+    await committed(rig, ada)
+    await bob.beat(given_up=ada.assignment.assignment_id)  # not its own: nothing happens
+    await bob.beat(given_up=b"another one")
+    await rig.pass_time(1.0)
+    assert rig.phase() == "TRAINING"
+    await bob.beat(given_up=bob.assignment.assignment_id)
+    await rig.pass_time(1.0)
+    assert rig.phase() == "GATHER"
+    assert (await bob.request()).wait.code == "lease_expired"
+    bob.train()
+    with pytest.raises(TooLate):
+        await bob.commit()
+
+
 async def test_a_worker_that_is_heard_keeps_its_lease(boot: Any) -> None:
     rig = await boot(round={"duration_s": 1000.0})
     ada = rig.enrol(2)

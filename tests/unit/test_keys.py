@@ -105,6 +105,20 @@ def test_a_revoked_key_is_never_trusted_again(
             ring.appointed(keys, purpose, stolen.public, now_s=later_s, valid_s=year_s)
 
 
+def test_what_another_command_stored_meanwhile_is_not_lost(
+    tmp_path: Path, root: Identity, ring: KeyRing
+) -> None:
+    keys, purpose = tmp_path / "keys", wire.KEY_PURPOSE_TREASURER
+    first, second = load(tmp_path, root), load(tmp_path, root)
+    one, other = Identity.generate(), Identity.generate()
+    first = first.appointed(keys, purpose, one.public, now_s=NOW_S, valid_s=DAY_S)
+    with pytest.raises(UsageError, match="another command changed"):
+        second.appointed(keys, purpose, other.public, now_s=NOW_S, valid_s=DAY_S)
+    assert load(tmp_path, root).delegations == first.delegations
+    load(tmp_path, root).appointed(keys, purpose, other.public, now_s=NOW_S, valid_s=DAY_S)
+    assert len(load(tmp_path, root).delegations) == len(first.delegations) + 1
+
+
 def test_keys_of_another_run_are_refused(tmp_path: Path, root: Identity, ring: KeyRing) -> None:
     with pytest.raises(UsageError, match="another run"):
         load(tmp_path, root, run_id=b"x" * 32)

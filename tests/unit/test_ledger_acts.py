@@ -245,7 +245,6 @@ def test_bytes_of_every_kind_read_back(crowd: Any, history: Any) -> None:
 @pytest.fixture
 def whole(crowd: Any, history: Any) -> dict[str, int]:
     """Leaves by name, of a record that verifies."""
-    history.enrol("rented", donor="pool")
     leaves = {
         "campaign": crowd.campaign("one"),
         "news": crowd.news("Hello"),
@@ -259,6 +258,7 @@ def whole(crowd: Any, history: Any) -> dict[str, int]:
         "rotation": crowd.rotate("ada", "ada2"),
         "merge": crowd.merge("ada2", "bob"),
     }
+    history.enrol("rented", donor="pool")
     assert check(history).crowd.acts == 11
     return leaves
 

@@ -271,8 +271,8 @@ def test_forfeited_credit_delivers_nothing(crowd: Any, crowd_history: Any, histo
 
 
 def test_credit_of_a_pool_is_divided_among_who_gave(crowd: Any, history: Any, peer: Any) -> None:
-    pool = history.enrol("rented", donor="pool")
     crowd.pool("pool")
+    pool = history.enrol("rented", donor="pool")
     history.settle({pool: 3})  # before any gift: the pool keeps it
     kept = standing(crowd.board(), peer("pool")).net
     crowd.donate("a", "ada", "pool", amount_minor=2500)
@@ -292,8 +292,8 @@ def test_credit_of_a_pool_is_divided_among_who_gave(crowd: Any, history: Any, pe
 
 
 def test_a_gift_shares_only_in_what_came_after_it(crowd: Any, history: Any, peer: Any) -> None:
-    pool = history.enrol("rented", donor="pool")
     crowd.pool("pool")
+    pool = history.enrol("rented", donor="pool")
     first = crowd.donate("a", "ada", "pool")
     history.settle({pool: 4})
     crowd.donate("b", "bob", "pool", amount_minor=1)
@@ -310,8 +310,8 @@ def test_a_gift_shares_only_in_what_came_after_it(crowd: Any, history: Any, peer
 
 
 def test_each_status_is_divided_apart(crowd: Any, history: Any, peer: Any) -> None:
-    pool = history.enrol("rented", donor="pool")
     crowd.pool("pool")
+    pool = history.enrol("rented", donor="pool")
     crowd.donate("a", "ada", "pool", amount_minor=1)
     crowd.donate("b", "bob", "pool", amount_minor=2)
     history.settle({pool: 4})
@@ -333,8 +333,8 @@ def test_each_status_is_divided_apart(crowd: Any, history: Any, peer: Any) -> No
 
 
 def test_a_void_pool_keeps_what_it_earns_from_there_on(crowd: Any, history: Any, peer: Any) -> None:
-    pool = history.enrol("rented", donor="pool")
     made = crowd.pool("pool")
+    pool = history.enrol("rented", donor="pool")
     crowd.donate("a", "ada", "pool")
     history.settle({pool: 4})
     given = standing(crowd.board(), peer("ada")).sponsored
@@ -346,8 +346,8 @@ def test_a_void_pool_keeps_what_it_earns_from_there_on(crowd: Any, history: Any,
 
 
 def test_sponsored_credit_follows_the_person(crowd: Any, history: Any, peer: Any) -> None:
-    pool = history.enrol("rented", donor="pool")
     crowd.pool("pool")
+    pool = history.enrol("rented", donor="pool")
     crowd.donate("a", "ada", "pool")
     history.settle({pool: 4})
     crowd.merge("ada", "bob")
@@ -371,8 +371,8 @@ def test_money_of_a_campaign_by_currency(crowd: Any) -> None:
 def test_only_those_are_touched_whose_standing_may_have_changed(
     crowd: Any, history: Any, peer: Any
 ) -> None:
-    pool = history.enrol("rented", donor="pool")
     crowd.pool("pool")
+    pool = history.enrol("rented", donor="pool")
     crowd.donate("a", "ada", "pool")
     board = crowd.board()
     assert take_touched(board) == {peer(name) for name in ("ada", "bob", "pool")}
@@ -405,8 +405,8 @@ def test_the_whole_verifies(crowd: Any, crowd_history: Any, history: Any) -> Non
     crowd.revoked(9)
     crowd.campaign("more", goal_minor=500_00, currency="EUR")
     crowd.news("Hello")
-    history.enrol("rented", donor="pool")
     crowd.pool("pool")
+    history.enrol("rented", donor="pool")
     crowd.donate("a", "ada", "pool")
     crowd.void(crowd.donate("b", "", "pool", visibility="secret"))
     crowd.pledge("p", "bob")

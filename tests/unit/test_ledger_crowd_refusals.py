@@ -281,8 +281,8 @@ def a_gift_to_a_void_pool(crowd: Any, _history: Any) -> tuple[Any, Any]:
 
 @case("it gives no money")
 def a_gift_of_a_pool(crowd: Any, history: Any) -> tuple[Any, Any]:
-    history.enrol("rented", donor="pool")
     crowd.pool("pool")
+    history.enrol("rented", donor="pool")
     return crowd.gift("g", "pool", "pool"), treasurer(crowd)
 
 
@@ -434,10 +434,16 @@ def a_rotation_back(crowd: Any, _history: Any) -> tuple[Any, Any]:
     return crowd.key_change("ada2", "ada"), "ada2"
 
 
+@case("has devices already")
+def a_pool_of_a_key_that_has_devices(crowd: Any, history: Any) -> tuple[Any, Any]:
+    history.enrol("rented", donor="pool")
+    return crowd.pooled("pool"), treasurer(crowd)
+
+
 @case("is a pool")
 def a_merge_of_a_pool(crowd: Any, history: Any) -> tuple[Any, Any]:
-    history.enrol("rented", donor="pool")
     crowd.pool("pool")
+    history.enrol("rented", donor="pool")
     return crowd.account_merge("pool", "ada"), "pool"
 
 

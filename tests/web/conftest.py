@@ -163,8 +163,8 @@ def crowded(audited: Any, crowd: Any, crowd_history: ModuleType) -> Any:
     """
     history = audited
     history.enrol("cleo", display_name=CROWDED_NAME)
-    pool = history.enrol("pool", display_name="Rented")
     give_and_join(crowd, crowd_history)
+    pool = history.enrol("pool", display_name="Rented")
     cleo = pool - 1
     history.settle({0: 4, cleo: 3, pool: 7})
     history.publish_draw(history.round - 2)

@@ -15,7 +15,7 @@ TEAM = hashlib.sha256(b"id owls").hexdigest()[:32]
 def act_in_every_way(crowd: Any, crowd_history: Any) -> dict[str, int]:
     """An act of every kind, with hostile texts where there are texts; leaf indexes by name."""
     history = crowd.history
-    for name in ("cyd", "dee", "pool"):
+    for name in ("cyd", "dee"):
         history.enrol(name)
     where = {"campaign": crowd_history.name_id("hostile")}
     appointed = crowd.delegation(

@@ -118,8 +118,8 @@ def test_credit_that_money_bought_is_a_column_and_counts_and_the_unnamed_are_one
     client: TestClient, history: Any, crowd: Any, ledger_history: ModuleType
 ) -> None:
     ada = _key(ledger_history, "ada")
-    history.enrol("pool", display_name="Pool")
     crowd.pool("pool")
+    history.enrol("pool", display_name="Pool")
     crowd.donate("first", "ada", "pool", amount_minor=3000)
     crowd.donate("second", "", "pool", amount_minor=1000)
     crowd.donate("hidden", "", "pool", amount_minor=2000, visibility="secret")
@@ -153,9 +153,9 @@ def test_credit_that_money_bought_is_a_column_and_counts_and_the_unnamed_are_one
 def test_a_stranger_verifies_what_persons_and_the_unnamed_have(
     site: str, history: Any, crowd: Any
 ) -> None:
+    crowd.pool("pool")
     history.enrol("pool")
     history.enrol("cleo")
-    crowd.pool("pool")
     crowd.donate("first", "cleo", "pool", amount_minor=3000)
     crowd.donate("second", "", "pool", amount_minor=1001)
     history.settle({3: 11, 0: 2})
