@@ -25,6 +25,8 @@ from worker.devices import MAX_MEMBERS, Device, found_here, gpu_index, is_device
 from worker.limits import Limits
 
 ALL = "all"
+FOLDER = "devices"
+"""In the home folder: that of each member."""
 
 _SHARED = ("memory_mib", "disk_mib", "upload_kbit_s", "download_kbit_s", "daily_mib")
 _PORT = re.compile(r"(/(?:tcp|udp)/)\d+")
@@ -77,7 +79,7 @@ def members_of(home: Home, devices: Sequence[Device]) -> list[Member]:
         name = device.replace(":", "-")
         if devices.count(device) > 1:
             name += f"-{sum(member.device == device for member in members)}"
-        members.append(Member(name, device, Home(home.path / "devices" / name)))
+        members.append(Member(name, device, Home(home.path / FOLDER / name)))
     return members
 
 
@@ -98,6 +100,11 @@ def divide(limits: Limits, count: int) -> list[Limits]:
         replace(limits, threads=threads // count + (index < threads % count), **shared)
         for index in range(count)
     ]
+
+
+def member_folders(home: Home) -> list[Home]:
+    """Of every device that ever worked here, whatever the settings say now."""
+    return [Home(path) for path in sorted((home.path / FOLDER).glob("*")) if path.is_dir()]
 
 
 def write_members(home: Home, config: WorkerConfig) -> list[Member]:
