@@ -23,11 +23,11 @@ import tempfile
 import termios
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 COLUMNS, ROWS = 80, 50
-PATIENCE_S = 900.0
+PATIENCE_S = 300.0
 NAME = "a name you like"
 _ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|\][^\x07]*\x07|[()].)")
 
@@ -72,9 +72,6 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._screen, text.encode() + b"\n")
 
-    def interrupt(self) -> None:
-        self._process.send_signal(signal.SIGINT)
-
     def end(self) -> str:
         """All that was shown, once the command has ended."""
         while self._read():
@@ -83,6 +80,12 @@ class Terminal:
             raise RuntimeError(f"exit code {self._process.returncode}:\n{self.shown}")
         os.close(self._screen)
         return self.shown.rstrip()
+
+    def close(self) -> None:
+        """Leave nothing behind, whatever went wrong."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait()
 
     def _read(self) -> bool:
         if not select.select([self._screen], [], [], PATIENCE_S)[0]:
@@ -116,7 +119,7 @@ class Volunteer:
         return Terminal(self.environment, *arguments)
 
     def join(self) -> str:
-        terminal = self.begin("worker", "join", self.link)
+        terminal = self.begin("worker", "join", self.link, "--dedicated")
         terminal.until(r"Name for the leaderboard.*: $")
         terminal.type(NAME)
         terminal.until(r"Join this run.*: $")
@@ -127,7 +130,11 @@ class Volunteer:
 def record(volunteer: Volunteer) -> str:
     """The page."""
     joined = volunteer.join()
-    run = volunteer.begin("worker", "run")
+    with closing(volunteer.begin("worker", "run")) as run:
+        return _page(volunteer, joined, run)
+
+
+def _page(volunteer: Volunteer, joined: str, run: Terminal) -> str:
     run.until(r"training  +assignment")
     status = volunteer.say("worker", "status")
     run.until(r"\breceipt  +microcredits")
@@ -162,7 +169,8 @@ _HEAD = f"""\
 
 What a terminal of {COLUMNS} columns shows, recorded by `python -m bench.volunteer_session`
 from a run on one machine. Only the name of the home folder is changed. The model is the preset
-`tiny`, the text Shakespeare's.
+`tiny`, the text Shakespeare's. Without `--dedicated`, `join` proposes
+limits on a machine that has a display or a battery.
 """
 
 

@@ -30,6 +30,7 @@ from coordinator.blocks import require_welcome, welcome
 from coordinator.crowd.joined import require_own_key
 from coordinator.crowd.profiles import take_name
 from coordinator.database import Database
+from coordinator.energy import take_energy
 from coordinator.invites import MAX_TOKEN_CHARS
 from coordinator.newcomers import NewcomerPolicy, address_key, is_let_in, require_room
 from coordinator.requests import Buckets, Clock, Rate, address_of
@@ -37,6 +38,7 @@ from coordinator.schema import WorkerRow
 from ledger.donors import clean_name
 from ledger.log import Log
 from ledger.records import EnrolLeaf
+from protocol.energy import check_energy
 from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import BadRecord, BadSignature, UpgradeNeeded, UsageError
 from protocol.identity import Identity, PeerId
@@ -148,6 +150,7 @@ class Admission:
             _check_row(row, enrolment)
             before = row.display_name or ""
             _update(row, enrolment, now_s)
+            take_energy(session, enrolment, now_s)
             session.add(row)
             if not row.approved:
                 require_own_key(session, enrolment.donor)
@@ -236,6 +239,7 @@ def check_texts(enrolment: wire.Enrolment) -> None:
     ):
         if len(value) > most:
             raise BadRecord(f"{name} has {len(value)} characters, allowed are {most}")
+    check_energy(device.energy_mwh, device.energy_tokens)
     if not enrolment.client_version.isprintable():
         raise BadRecord("client_version holds characters that cannot be printed")
     check_multiaddrs(enrolment.multiaddrs, enrolment.worker)

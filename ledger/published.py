@@ -23,8 +23,16 @@ from sqlalchemy.orm import Session
 
 from ledger.crowd_records import ActId
 from ledger.donors import clean_name
-from ledger.leaf import Count, KeyId
-from ledger.schema import ActRow, Base, ErasedProfile, Profile, RunPage, TeamProfile
+from ledger.leaf import Count, KeyId, Positive
+from ledger.schema import (
+    ActRow,
+    Base,
+    DeviceEnergy,
+    ErasedProfile,
+    Profile,
+    RunPage,
+    TeamProfile,
+)
 from ledger.tiles import number_path
 from protocol.errors import BadRecord, UsageError
 from protocol.identity import PeerId
@@ -84,13 +92,24 @@ class Erased(_Said):
     erased_at_s: Count
 
 
+class EnergyTold(_Said):
+    """What a device's own meter says; nobody verifies it."""
+
+    worker: KeyId
+    donor: KeyId
+    milliwatt_hours: Positive
+    tokens: Positive
+    told_at_s: Count
+
+
 class Profiles(_Said):
-    """All profiles, and all that were erased."""
+    """All profiles, what devices tell of themselves, and all that were erased."""
 
     format: Literal["barnraise-profiles/1"] = "barnraise-profiles/1"
     profiles: Annotated[tuple[PersonShown, ...], Field(max_length=_MAX_ROWS)] = ()
     teams: Annotated[tuple[TeamShown, ...], Field(max_length=_MAX_ROWS)] = ()
     erased: Annotated[tuple[Erased, ...], Field(max_length=_MAX_ROWS)] = ()
+    energy: Annotated[tuple[EnergyTold, ...], Field(max_length=_MAX_ROWS)] = ()
 
     @model_validator(mode="after")
     def _check_once(self) -> Self:
@@ -98,8 +117,9 @@ class Profiles(_Said):
             len({row.donor for row in self.profiles})
             + len({row.team for row in self.teams})
             + len({row.subject for row in self.erased})
+            + len({row.worker for row in self.energy})
         )
-        if distinct < len(self.profiles) + len(self.teams) + len(self.erased):
+        if distinct < sum(map(len, (self.profiles, self.teams, self.erased, self.energy))):
             raise ValueError("somebody is listed twice")
         return self
 
@@ -113,16 +133,18 @@ class Profiles(_Said):
         return _parse(cls, PROFILES, data, MAX_PROFILES_BYTES)
 
     def dump(self) -> bytes:
-        """Canonical JSON; each list by its key."""
+        """Canonical JSON; each list by its key. Without energy there is no list of it."""
         people = sorted(self.profiles, key=lambda row: row.donor)
         teams = sorted(self.teams, key=lambda row: row.team)
         erased = sorted(self.erased, key=lambda row: row.subject)
+        energy = sorted(self.energy, key=lambda row: row.worker)
         return _canonical(
             {
                 "format": self.format,
                 "profiles": [row.model_dump() for row in people],
                 "teams": [row.model_dump() for row in teams],
                 "erased": [row.model_dump() for row in erased],
+                **({"energy": [row.model_dump() for row in energy]} if energy else {}),
             }
         )
 
@@ -145,6 +167,7 @@ class Profiles(_Said):
             profiles=tuple(row for row in self.profiles if stands(row.donor, row)),
             teams=tuple(row for row in self.teams if stands(row.team, row)),
             erased=tuple(Erased(subject=who, erased_at_s=at_s) for who, at_s in erased.items()),
+            energy=tuple(row for row in self.energy if row.told_at_s > erased.get(row.donor, -1)),
         )
 
 
@@ -231,6 +254,10 @@ def load_profiles(session: Session) -> Profiles:
             Erased(subject=row.subject, erased_at_s=row.erased_at_s)
             for row in session.execute(select(ErasedProfile.__table__))
         ),
+        energy=tuple(
+            EnergyTold.model_validate(dict(row))
+            for row in session.execute(select(DeviceEnergy.__table__)).mappings()
+        ),
     )
 
 
@@ -248,6 +275,7 @@ def store_profiles(session: Session, shown: Profiles) -> None:
         (Profile, shown.profiles),
         (TeamProfile, shown.teams),
         (ErasedProfile, shown.erased),
+        (DeviceEnergy, shown.energy),
     ):
         session.execute(delete(table))
         _insert(session, table, rows)

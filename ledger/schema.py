@@ -142,6 +142,27 @@ class ErasedProfile(Base):
     erased_at_s: Mapped[int] = mapped_column(BigInteger, comment="Unix seconds")
 
 
+class DeviceEnergy(Base):
+    """What a device's own meter says, where its owner wants that known. Outside the log, erasable.
+
+    Nobody verifies it.
+    """
+
+    __tablename__ = "device_energy"
+
+    worker: Mapped[str] = mapped_column(
+        String(KEY_ID_CHARS), primary_key=True, comment="PeerID of the device"
+    )
+    donor: Mapped[str] = mapped_column(
+        String(KEY_ID_CHARS), index=True, comment="PeerID it works for"
+    )
+    milliwatt_hours: Mapped[int] = mapped_column(
+        BigInteger, comment="of its verified units, as its own meter says"
+    )
+    tokens: Mapped[int] = mapped_column(BigInteger, comment="of the same units")
+    told_at_s: Mapped[int] = mapped_column(BigInteger, comment="Unix seconds")
+
+
 class RunPage(Base):
     """What the campaign page shows besides the log: how to join, and the organiser's words."""
 

@@ -15,15 +15,15 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from protocol.errors import UsageError
 from protocol.limits import MAX_DISPLAY_NAME_CHARS, MAX_MULTIADDR_CHARS, MAX_MULTIADDRS
 from protocol.link import JoinLink
+from worker.devices import CHOICES, DEVICES, MAX_MEMBERS, is_device_choice
 from worker.limits import Limits
 
 HOME_VARIABLE = "BARNRAISE_HOME"
-DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
 ClientMode = Literal["auto"] | bool
 """``auto``: whether others can connect to this machine is measured (:mod:`worker.reachability`)."""
 
@@ -89,6 +89,11 @@ class Home:
         return self.path / "scratch"
 
     @property
+    def energy(self) -> Path:
+        """What was trained here has cost, in joules (worker.energy_book)."""
+        return self.path / "energy.json"
+
+    @property
     def lock(self) -> Path:
         return self.path / "run.lock"
 
@@ -134,7 +139,9 @@ class WorkerConfig:
 
     link: str
     name: str = ""
-    device: DeviceChoice = "auto"
+    device: str = "auto"  # or cpu, mps, cuda, cuda:1 ...
+    devices: tuple[str, ...] = ()  # several: each gets a folder and a daemon (worker.members)
+    members: int = 1  # daemons that share this machine
     micro_batch_sequences: int = 0  # 0: a whole batch at once
     autocast_bf16: bool = False
     client_mode: ClientMode = "auto"  # true: no inbound port; false: has one, whatever is measured
@@ -142,6 +149,7 @@ class WorkerConfig:
     listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/0",)
     announce: tuple[str, ...] = ()
     invite: str = ""  # where the organiser admits by invitation
+    publish_energy: bool = False  # tell everybody what this device's own meter says
     evidence_mib: int = 2048  # most disk for what audits may ask for; at most a tenth of the free
     confirmed: bool = True  # false: joined by a script, and nobody has agreed yet
     limits: Limits = field(default_factory=Limits)
@@ -150,7 +158,11 @@ class WorkerConfig:
         JoinLink.parse(self.link)
         _check(len(self.invite) <= _MAX_INVITE_CHARS, "invite", "is not an invitation's token")
         _check(len(self.name) <= MAX_DISPLAY_NAME_CHARS, "name", "is at most 64 characters")
-        _check(self.device in get_args(DeviceChoice), "device", "is auto, cpu, cuda or mps")
+        _check(is_device_choice(self.device), "device", f"is {CHOICES}")
+        _check(len(self.devices) <= MAX_MEMBERS, "devices", f"holds at most {MAX_MEMBERS}")
+        for device in self.devices:
+            _check(is_device_choice(device) and device != "auto", "devices", f"holds {DEVICES}")
+        _check(1 <= self.members <= MAX_MEMBERS, "members", f"is between 1 and {MAX_MEMBERS}")
         mode = self.client_mode
         _check(mode == "auto" or type(mode) is bool, "client_mode", 'is "auto", true or false')
         _check(self.micro_batch_sequences >= 0, "micro_batch_sequences", "must not be negative")

@@ -21,12 +21,14 @@ from protocol.identity import Identity
 from protocol.wire.records_pb2 import Assignment
 from worker.config import Home, WorkerConfig
 from worker.contact import ELEMENTS
+from worker.energy_told import tell_again
 from worker.governing import Governing
 from worker.heartbeat import Heartbeats, seed_weights
 from worker.journal import Lease, LeaseState
 from worker.meter import NetworkBudget
 from worker.news import News
 from worker.node import Node, open_node
+from worker.power import Power
 from worker.probation import Probation
 from worker.race import unless
 from worker.receipts import collect_receipts, last_receipts, store_trust
@@ -137,6 +139,8 @@ class Daemon:
                 tasks.create_task(node.retained.run())
                 tasks.create_task(collect_receipts(node, self.board))
                 tasks.create_task(node.reachability.run())
+                tasks.create_task(self._power(node).run())
+                tasks.create_task(tell_again(self.config, node.enrol))
                 tasks.create_task(seed_weights(node, fetch=False))
                 await self._work(node, runner, beats, Probation(runner))
                 await node.outbox.drain(_GOODBYE_S)
@@ -162,6 +166,17 @@ class Daemon:
             trainer=self.trainer,
             board=self.board,
             leaving=self.yielding.leaving,
+        )
+
+    def _power(self, node: Node) -> Power:
+        return Power(
+            home=self.home,
+            journal=node.journal,
+            board=self.board,
+            device=node.device,
+            limits=lambda: self.config.limits,
+            frozen=lambda: self.trainer.frozen,
+            members=self.config.members,
         )
 
     # ---- work --------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from protocol.identity import Identity
 from worker import delegation
 from worker.config import Home, WorkerConfig
 from worker.control import ask
-from worker.node import pick_device
+from worker.devices import pick_device
 from worker.reachability import BY_CHOICE, Mode, measure, ports_of
 from worker.sensors.machine import Sensors
 from worker.session import Session

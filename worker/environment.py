@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from protocol.errors import UsageError
-from worker.config import DeviceChoice, Home, WorkerConfig
+from worker.config import Home, WorkerConfig
 from worker.limit_texts import LIMITS, limit_from_text, yes_or_no
 
 _LIMIT_PREFIX = "BARNRAISE_LIMITS_"
@@ -29,6 +29,7 @@ class Environment:
     invite: str | None = None
     key_file: Path | None = None
     device: str | None = None
+    devices: tuple[str, ...] | None = None
     client_mode: bool | None = None
     listen: tuple[str, ...] | None = None
     json_logs: bool | None = None
@@ -61,7 +62,8 @@ class Environment:
             accepts=bool(flag("BARNRAISE_ACCEPT")),
             invite=given.get("BARNRAISE_INVITE"),
             key_file=Path(key_file) if key_file else None,
-            device=one_of("BARNRAISE_DEVICE", get_args(DeviceChoice)),
+            device=given.get("BARNRAISE_DEVICE"),
+            devices=_devices(given.get("BARNRAISE_DEVICES")),
             client_mode=flag("BARNRAISE_CLIENT_MODE"),
             listen=tuple(part.strip() for part in listen.split(",")) if listen else None,
             json_logs=flag("BARNRAISE_JSON_LOGS"),
@@ -76,13 +78,14 @@ class Environment:
             "name": self.name,
             "invite": self.invite,
             "device": self.device,
+            "devices": self.devices,
             "client_mode": self.client_mode,
             "listen": self.listen,
         }
 
     def over(self, config: WorkerConfig) -> WorkerConfig:
         """A configuration with what the environment says instead."""
-        named = _naming("BARNRAISE_NAME, _INVITE or _LISTEN", config, self.settings)
+        named = _naming("BARNRAISE_NAME, _INVITE, _DEVICE or _LISTEN", config, self.settings)
         agreed = replace(named, confirmed=named.confirmed or self.accepts)
         return agreed.with_limits(**self.limits)
 
@@ -117,6 +120,17 @@ class Environment:
                 "folder with BARNRAISE_HOME for another run"
             )
         return link != joined
+
+
+def _devices(text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    from worker.members import parse_devices
+
+    try:
+        return parse_devices(text)
+    except UsageError as error:
+        raise UsageError(f"BARNRAISE_DEVICES: {error}") from error
 
 
 def _naming(variables: str, config: WorkerConfig, settings: dict[str, Any]) -> WorkerConfig:

@@ -10,9 +10,18 @@ from typing import Any, TextIO
 from worker.plain import plain
 
 
-def log_to_stderr(as_json: bool = False, level: str | None = None) -> None:
-    """Set structlog up: JSON if asked for, or if a service manager reads."""
+def log_to_stderr(as_json: bool = False, level: str | None = None, member: str = "") -> None:
+    """Set structlog up: JSON if asked for, or if a service manager reads.
+
+    Args:
+        as_json: asked for.
+        level: the least that is logged.
+        member: of the daemons that share this stream, named in each line.
+    """
     import structlog
+
+    if member:
+        structlog.contextvars.bind_contextvars(member=member)
 
     as_json = as_json or read_by_service(os.environ, sys.stderr)
     # A person at a terminal has 80 columns; a log file needs the date.
@@ -25,13 +34,15 @@ def log_to_stderr(as_json: bool = False, level: str | None = None) -> None:
     )
     structlog.configure(
         processors=[
+            structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             stamp,
             structlog.processors.format_exc_info if as_json else _harmless,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level or "info"),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        # Each line in one piece: several daemons may share the stream.
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
     )
 
 

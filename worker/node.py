@@ -19,7 +19,7 @@ import psutil
 import structlog
 
 from protocol.channel import backoff_s
-from protocol.errors import TransientError, UsageError
+from protocol.errors import TransientError
 from protocol.hello import client_version
 from protocol.identity import Identity
 from protocol.wire import records_pb2 as wire
@@ -29,6 +29,8 @@ from worker.config import Home, WorkerConfig
 from worker.contact import Contact, open_retained
 from worker.data_source import DataSource
 from worker.delegation import Vouched
+from worker.devices import Device, device_class, wait_for_device
+from worker.energy_told import told_energy
 from worker.evidence import Evidence
 from worker.journal import Journal
 from worker.meter import NetworkBudget
@@ -41,7 +43,6 @@ from worker.sources import Sources
 from worker.state_cache import StateCache
 from worker.status import Board
 from worker.swarm import Swarm
-from worker.trainer import Device
 from worker.watch import Watch
 
 log = structlog.get_logger()
@@ -86,7 +87,13 @@ class Node(Contact):
         vouched = await asyncio.to_thread(_vouched, self.home, self.identity)
         self.admission = await self.session.enrol(
             await _enrolment(
-                self.config, self.identity, vouched, self.reachability, self.device, self.anchor
+                self.home,
+                self.config,
+                self.identity,
+                vouched,
+                self.reachability,
+                self.device,
+                self.anchor,
             )
         )
 
@@ -157,11 +164,11 @@ async def open_node(
             reachability.connected()
 
         watch.on_connected = on_connected
-        device = await asyncio.to_thread(pick_device, config.device)
+        device = await _device(config, board)
         retained = await asyncio.to_thread(open_retained, home, config)
         evidence = Evidence(identity, manifest, retained, home.answers, states.elements)
         vouched = await asyncio.to_thread(_vouched, home, identity)
-        enrolment = await _enrolment(config, identity, vouched, reachability, device, anchor)
+        enrolment = await _enrolment(home, config, identity, vouched, reachability, device, anchor)
         admission = await _patiently(lambda: session.enrol(enrolment), board)
         with suppress(TransientError):  # a full disk costs but a clearer sentence, some day
             journal.put(delegation.ENROLLED_FOR, enrolment.donor)
@@ -199,25 +206,13 @@ async def open_node(
         )
 
 
-def pick_device(choice: str) -> Device:
-    """``auto`` is the best device that torch finds; blocking (loads torch).
+async def _device(config: WorkerConfig, board: Board) -> Device:
+    def tell(reason: str) -> None:
+        if board.reason != reason:
+            log.warning("waiting for the GPU", device=config.device)
+        board.waiting(reason)
 
-    Raises:
-        UsageError: the one asked for is not there.
-    """
-    import torch
-
-    available: list[Device] = ["cpu"]
-    if torch.backends.mps.is_available():
-        available.insert(0, "mps")
-    if torch.cuda.is_available():
-        available.insert(0, "cuda")
-    if choice == "auto":
-        return available[0]
-    for device in available:
-        if device == choice:
-            return device
-    raise UsageError(f"device {choice!r} is not here; torch finds: {', '.join(available)}")
+    return await wait_for_device(config.device, tell)
 
 
 async def _connect(config: WorkerConfig, identity: Identity, board: Board, through: str) -> Session:
@@ -305,6 +300,7 @@ def _vouched(home: Home, identity: Identity) -> Vouched | None:
 
 
 async def _enrolment(
+    home: Home,
     config: WorkerConfig,
     identity: Identity,
     vouched: Vouched | None,
@@ -319,10 +315,11 @@ async def _enrolment(
         device_delegation=vouched.envelope if vouched else None,
         client_version=client_version(),
         device=wire.Device(
-            device_class=device,
+            device_class=device_class(device),
             name=f"{platform.system()} {platform.machine()}",
             threads=config.limits.cpu_threads,
             memory_bytes=psutil.virtual_memory().total,
+            **await asyncio.to_thread(told_energy, home, config),
         ),
         # A donor with several devices has one name, and says it itself.
         display_name=config.name if vouched is None else "",

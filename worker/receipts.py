@@ -20,8 +20,9 @@ from protocol.tlog import Proof
 from protocol.trust import TrustStore
 from protocol.wire import records_pb2 as wire
 from protocol.wire.service_pb2 import HelloReply
-from worker.config import Home
+from worker.config import Home, WorkerConfig
 from worker.journal import Journal, StoredReceipt
+from worker.members import members_of
 from worker.status import Board
 from worker.trouble import Trouble
 
@@ -183,6 +184,10 @@ def list_receipts(home: Home) -> list[dict[str, Any]]:
     Raises:
         UsageError: the worker never ran here.
     """
+    members = _members(home)
+    if members:
+        rows = [row for one in members for row in list_receipts(one)]
+        return sorted(rows, key=lambda row: int(row["round"]))
     if not home.journal.exists() or not home.manifest.exists():
         raise UsageError("no receipts yet: the worker has never run here")
     manifest = RunManifest.parse(home.manifest.read_bytes())
@@ -195,12 +200,23 @@ def list_receipts(home: Home) -> list[dict[str, Any]]:
         journal.close()
 
 
+def _members(home: Home) -> list[Home]:
+    """Folders of several devices that worked here, if several did."""
+    devices = WorkerConfig.load(home.config).devices if home.config.exists() else ()
+    return [one.home for one in members_of(home, devices) if one.home.journal.exists()]
+
+
 def save_receipts(home: Home, folder: Path) -> None:
     """Write each receipt that is held as ``<assignment>.tlog-proof`` and ``.json``; blocking.
 
     Raises:
         UsageError: the worker never ran here, or the folder cannot be written.
     """
+    members = _members(home)
+    for one in members:
+        save_receipts(one, folder)
+    if members:
+        return
     if not home.journal.exists():
         raise UsageError("no receipts yet: the worker has never run here")
     journal = Journal(home.journal)

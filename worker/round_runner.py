@@ -29,6 +29,7 @@ from protocol.update import EncodedUpdate
 from protocol.wire import records_pb2 as wire
 from worker.config import Home, WorkerConfig
 from worker.data_source import DataSource
+from worker.devices import Device, device_class
 from worker.journal import Journal, Lease, LeaseState, contribution_key
 from worker.outbox import CONTRIBUTION, Outbox
 from worker.race import unless
@@ -36,7 +37,7 @@ from worker.session import Session
 from worker.state_cache import StateCache
 from worker.status import Board, Phase
 from worker.taking_part import Outcome, Reduction
-from worker.trainer import Device, Job, Progress, Trained, Trainer, TrainerDied, WarmUp
+from worker.trainer import Job, Progress, Trained, Trainer, TrainerDied, WarmUp
 from worker.updates import UpdateName, adopt_update, read_update
 from worker.watch import Watch
 
@@ -117,6 +118,7 @@ class RoundRunner:
                 micro_batch_sequences=self.config.micro_batch_sequences,
                 autocast_bf16=self.config.autocast_bf16,
                 measure=known == 0.0,
+                gpu_memory_percent=self.config.limits.gpu_memory_percent,
             )
         )
         if warm is None:
@@ -258,6 +260,8 @@ class RoundRunner:
             micro_batch_sequences=self.config.micro_batch_sequences,
             autocast_bf16=self.config.autocast_bf16,
             stop_after_s=seconds_left - _COMMIT_MARGIN_S,
+            gpu_memory_percent=self.config.limits.gpu_memory_percent,
+            gpu_power_w=self.config.limits.gpu_power_w,
         )
 
     async def _fetch(
@@ -359,7 +363,7 @@ class RoundRunner:
             update_norm=trained.update_norm,
             mean_loss=trained.mean_loss,
             training_spec=TRAINING_SPEC,
-            execution=self.device + ("-bf16" if self.config.autocast_bf16 else ""),
+            execution=device_class(self.device) + ("-bf16" if self.config.autocast_bf16 else ""),
         )
         return seal(contribution, self.session.identity)
 

@@ -39,10 +39,13 @@ from worker.control import control_server, home_lock
 from worker.governing import Governing
 from worker.governor import Governor
 from worker.journal import Journal, LeaseState
+from worker.members import our_root_pid
 from worker.meter import NetworkBudget
 from worker.news import News
 from worker.pause import Pause, keep_pause, kept_pause
 from worker.race import unless
+from worker.sensors.cpu import ForeignCpu
+from worker.sensors.gpu import gpu_temperature_c
 from worker.sensors.machine import Sensors
 from worker.status import Board
 from worker.trainer import Trainer
@@ -107,10 +110,15 @@ class Life:
         self.identity = Identity.load(self.home.identity)
         self.board = Board(self.identity.peer_id, self.config.join_link.run_id.hex()[:16])
         self.governor = Governor(self.config.limits, confirmed=self.config.confirmed)
+        sensors = Sensors(
+            self.home.path,
+            gpu_temperature_c=lambda: gpu_temperature_c(self.config.device),
+            cpu=ForeignCpu(root_pid=our_root_pid(self.config.members)),
+        )
         self.budget = NetworkBudget(self.config.limits, self.home.traffic)
         self.governing = Governing(
             self.governor,
-            Sensors(self.home.path),
+            sensors,
             traffic_today_bytes=lambda: self.budget.claimed_bytes,
             on_change=self._on_verdict,
         )

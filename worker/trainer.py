@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -30,6 +30,7 @@ from protocol.errors import TransientError
 from protocol.leash import is_leashed, leashed
 from worker import process_share
 from worker.clock import steady_s
+from worker.devices import PCI_ORDER, Device
 
 if TYPE_CHECKING:
     from protocol.model import ParameterSpec
@@ -40,7 +41,6 @@ _KILL_AFTER_S = 5.0
 _LOOK_S = 0.005
 _MAX_LINE_BYTES = 16 << 20  # a large model has tens of thousands of names
 _ERRORS = error_family()
-Device = Literal["cpu", "cuda", "mps"]
 
 
 class TrainerDied(TransientError):
@@ -65,6 +65,8 @@ class Job:
     stop_after_s: float  # the step that is under way then is the last one
     micro_batch_sequences: int = 0
     autocast_bf16: bool = False
+    gpu_memory_percent: int = 0
+    gpu_power_w: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class WarmUp:
     micro_batch_sequences: int = 0
     autocast_bf16: bool = False
     measure: bool = True
+    gpu_memory_percent: int = 0
 
 
 @dataclass(frozen=True)
@@ -375,6 +378,7 @@ def _trained(event: dict[str, Any]) -> Trained:
 def _environment(threads: int) -> dict[str, str]:
     # PASSIVE: spinning OpenMP threads make a busy machine several times slower (measured).
     return {
+        **PCI_ORDER,
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "PASSIVE",

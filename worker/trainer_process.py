@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from protocol.manifest import RunManifest
     from protocol.training import Execution
     from protocol.update import EncodedUpdate, FloatVector
+    from worker.devices import Device
+    from worker.gpu_pace import PowerPace
 
 _PEER_GONE_EXIT_CODE = 0
 _DISK_AGAIN_S = 2.0
@@ -164,12 +166,35 @@ def warm_up(job: dict[str, Any], control: Control) -> dict[str, Any]:
 
 def _execution(job: dict[str, Any]) -> Execution:
     from protocol.training import Execution
+    from worker.devices import device_class
 
+    _claim_gpu(job["device"], job["gpu_memory_percent"])
     return Execution(
-        device=job["device"],
+        device=device_class(job["device"]),
         micro_batch_sequences=job["micro_batch_sequences"] or None,
         autocast_bf16=job["autocast_bf16"],
     )
+
+
+def _claim_gpu(device: Device, memory_percent: int) -> None:
+    """Let ``cuda`` mean this one GPU from here on, and no more of its memory than is allowed."""
+    import torch
+
+    from worker.devices import gpu_index
+
+    index = gpu_index(device)
+    if index is not None:
+        torch.cuda.set_device(index)
+        torch.cuda.set_per_process_memory_fraction((memory_percent or 100) / 100, index)
+
+
+def _pace(job: dict[str, Any]) -> PowerPace | None:
+    """What keeps the GPU at the owner's power, if that is wanted and can be measured."""
+    from worker.gpu_pace import PowerPace
+    from worker.sensors.gpu import open_gpu
+
+    gpu = open_gpu(job["device"]) if job["gpu_power_w"] else None
+    return None if gpu is None else PowerPace(gpu, job["gpu_power_w"])
 
 
 def run(job: dict[str, Any], control: Control, events: Events) -> dict[str, Any]:
@@ -198,6 +223,7 @@ def run(job: dict[str, Any], control: Control, events: Events) -> dict[str, Any]
     blobs = {digest: Path(path) for digest, path in job["shards"].items()}
     weights = read_vector(Path(job["weights"]), parameter_spec(manifest.model_config_json))
     snapshots = UnitSnapshots(job)
+    pace = _pace(job)
     begun = snapshots.read()
     steps_before = 0 if begun is None else begun.steps
     trains_since_s = control.trained_s()
@@ -211,6 +237,8 @@ def run(job: dict[str, Any], control: Control, events: Events) -> dict[str, Any]
 
     def on_step(steps_done: int, loss: float) -> bool:
         events.send(event="step", steps=steps_done, loss=loss, tokens_per_s=speed(steps_done))
+        if pace is not None:
+            pace.after_step(control.stop.wait)
         return time_left()
 
     if begun is not None:
@@ -222,6 +250,8 @@ def run(job: dict[str, Any], control: Control, events: Events) -> dict[str, Any]
     else:
         reader = SequenceReader(dataset, blobs.__getitem__)
         unit, execution = Unit(**job["unit"]), _execution(job)
+        if pace is not None:
+            pace.begin()
         result = train(
             manifest,
             weights,

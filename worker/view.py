@@ -106,7 +106,7 @@ def rows(status: Status, now_s: float) -> list[Row]:
         _limits(status),
         _reachable(status),
         ("coordinator", Text("connected" if status.get("connected") else "not reachable")),
-        ("device", Text(_text(status, "worker"))),
+        *_devices(status),
         *_donor(status, now_s),
         _dropped(status),
         ("leaderboard", Text(_text(status, "public_url"))) if status.get("public_url") else None,
@@ -222,6 +222,16 @@ def _reachable(status: Status) -> Row | None:
     mode = _text(status, "reachability")
     why = _text(status, "reachability_reason")
     return ("reachable", Text(f"{mode}: {why}" if why else mode)) if mode else None
+
+
+def _devices(status: Status) -> Iterable[Row]:
+    """The one device, or what each of several does."""
+    members = [one for one in status.get("members") or [] if isinstance(one, Mapping)]
+    if not members:
+        yield "device", Text(_text(status, "worker"))
+    for one in members:
+        speed = f"{_count(one, 'tokens_per_s'):,} tokens/s"
+        yield _text(one, "device"), Text(f"{speed}, ").append(_doing(one))
 
 
 def _donor(status: Status, now_s: float) -> Iterable[Row]:

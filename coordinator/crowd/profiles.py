@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from coordinator.crowd.joined import keys_of_person
 from coordinator.schema import WorkerRow
 from ledger.donors import clean_name, set_profile
-from ledger.schema import ActRow, ErasedProfile, Profile, TeamProfile
+from ledger.schema import ActRow, DeviceEnergy, ErasedProfile, Profile, TeamProfile
 from protocol.envelope import payload_type
 from protocol.errors import BadRecord
 from protocol.identity import PeerId
@@ -137,6 +137,7 @@ def erase_person(session: Session, donor: PeerId, now_s: float) -> list[PeerId]:
 def _erase(session: Session, subjects: Collection[str], at_s: int) -> None:
     session.execute(delete(Profile).where(Profile.donor.in_(subjects)))
     session.execute(delete(TeamProfile).where(TeamProfile.team.in_(subjects)))
+    session.execute(delete(DeviceEnergy).where(DeviceEnergy.donor.in_(subjects)))
     for subject in subjects:
         session.merge(ErasedProfile(subject=subject, erased_at_s=at_s))
     session.flush()

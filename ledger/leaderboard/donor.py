@@ -34,6 +34,14 @@ class TakenBack(BaseModel):
     microcredits: int
 
 
+class Energy(BaseModel):
+    """As the devices tell it themselves; nobody verifies it."""
+
+    milliwatt_hours: int = Field(description="for the tokens below; by the devices' own meters")
+    tokens: int = Field(description="of the devices that tell it, as they say: verified units")
+    devices: int = Field(description="that tell it")
+
+
 class DonorPage(BaseModel):
     """A person, and what it chose to show."""
 
@@ -44,6 +52,7 @@ class DonorPage(BaseModel):
     about: str
     blocked: str | None = Field(description="why the donor takes no part any more")
     devices: list[Device] | None = Field(description="null: the donor does not show them")
+    energy: Energy | None = Field(description="null: no device of this donor tells it")
     taken_back: list[TakenBack]
     pledges: list[PledgeRow]
     donations: list[DonationRow]
@@ -65,6 +74,7 @@ def donor_page(reading: Reading, key: PeerId) -> DonorPage | None:
         about=about.about,
         blocked=next(filter(None, (_blocked(reading, one) for one in keys)), None),
         devices=_devices(reading, keys) if about.show_devices else None,
+        energy=_energy(reading, keys),
         taken_back=_taken_back(reading, keys),
         pledges=pledge_rows(reading, board.crowd.pledges.of(owner)[::-1]),
         donations=donation_rows(reading, list(board.crowd.pools.donations_of(owner))[::-1]),
@@ -88,6 +98,21 @@ def _devices(reading: Reading, keys: tuple[PeerId, ...]) -> list[Device]:
         )
         for worker in (board.workers[name] for name in names)
     ]
+
+
+def _energy(reading: Reading, keys: tuple[PeerId, ...]) -> Energy | None:
+    """Of the devices that the record knows as this person's, together."""
+    donors = reading.board.donors
+    owned = {worker: key for key in keys if key in donors for worker in donors[key].workers}
+    said = [(key, reading.names.energy.get(worker)) for worker, key in owned.items()]
+    told = [one for key, one in said if one is not None and one.donor == key]
+    if not told:
+        return None
+    return Energy(
+        milliwatt_hours=sum(one.milliwatt_hours for one in told),
+        tokens=sum(one.tokens for one in told),
+        devices=len(told),
+    )
 
 
 def _taken_back(reading: Reading, keys: tuple[PeerId, ...]) -> list[TakenBack]:

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from ledger.schema import ErasedProfile, Profile, RunPage, TeamProfile
+from ledger.schema import DeviceEnergy, ErasedProfile, Profile, RunPage, TeamProfile
 from protocol.identity import PeerId
 
 _ROWS = 1000
@@ -43,12 +43,22 @@ class About:
     show_devices: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Energy:
+    """What a device says of itself, unverified."""
+
+    donor: PeerId
+    milliwatt_hours: int
+    tokens: int
+
+
 @dataclass(frozen=True)
 class Names:
     """Everything that is shown and is not in the log."""
 
     donors: Mapping[PeerId, About] = field(default_factory=dict)
     teams: Mapping[str, About] = field(default_factory=dict)
+    energy: Mapping[PeerId, Energy] = field(default_factory=dict)  # by device
     join_link: str | None = None
     notes: str = ""
 
@@ -106,6 +116,7 @@ def names_mark(session: Session) -> tuple[tuple[Any, ...], ...]:
             TeamProfile.updated_at_s,
             RunPage.updated_at_s,
             ErasedProfile.erased_at_s,
+            DeviceEnergy.told_at_s,
         )
     )
 
@@ -124,6 +135,14 @@ def read_names(session: Session, run_id: str, pace: Callable[[], None]) -> Names
     teams = session.execute(
         select(TeamProfile.team, TeamProfile.display_name, TeamProfile.url, TeamProfile.about)
     )
+    energy = session.execute(
+        select(
+            DeviceEnergy.worker,
+            DeviceEnergy.donor,
+            DeviceEnergy.milliwatt_hours,
+            DeviceEnergy.tokens,
+        )
+    )
     page = session.get(RunPage, run_id)
     found = {}
     for key, name, url, about, shown in donors:
@@ -132,6 +151,7 @@ def read_names(session: Session, run_id: str, pace: Callable[[], None]) -> Names
     return Names(
         found,
         {team: About(name, web_link(url), about) for team, name, url, about in teams},
+        {worker: Energy(*said) for worker, *said in energy},
         page.join_link if page else None,
         page.notes if page else "",
     )

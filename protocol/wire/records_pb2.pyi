@@ -125,16 +125,20 @@ class Freshness(_message.Message):
     def __init__(self, sent_at_ms: _Optional[int] = ..., nonce: _Optional[bytes] = ...) -> None: ...
 
 class Device(_message.Message):
-    __slots__ = ("device_class", "name", "threads", "memory_bytes")
+    __slots__ = ("device_class", "name", "threads", "memory_bytes", "energy_mwh", "energy_tokens")
     DEVICE_CLASS_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     THREADS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_MWH_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_TOKENS_FIELD_NUMBER: _ClassVar[int]
     device_class: str
     name: str
     threads: int
     memory_bytes: int
-    def __init__(self, device_class: _Optional[str] = ..., name: _Optional[str] = ..., threads: _Optional[int] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
+    energy_mwh: int
+    energy_tokens: int
+    def __init__(self, device_class: _Optional[str] = ..., name: _Optional[str] = ..., threads: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., energy_mwh: _Optional[int] = ..., energy_tokens: _Optional[int] = ...) -> None: ...
 
 class Enrolment(_message.Message):
     __slots__ = ("run_id", "worker", "donor", "device_delegation", "client_version", "device", "display_name", "anchor", "client_mode", "multiaddrs", "freshness", "invite")

@@ -421,6 +421,19 @@ def test_leaving_for_good_takes_the_key_too(home: Home) -> None:
     assert json.loads(done(said(home, "uninstall", "--yes", "--json")))["home_removed"] is False
 
 
+def test_leaving_takes_the_folders_of_all_devices(home: Home) -> None:
+    members = [Home(home.path / "devices" / name) for name in ("cuda-0", "cuda-1")]
+    for member in members:
+        member.prepare()
+        Identity.generate().save(member.identity)
+        (member.blobs / "aa").write_bytes(b"data")
+    done(said(home, "uninstall", "--yes"))
+    kept = sorted(path for path in home.path.rglob("*") if path.is_file())
+    assert kept == sorted([home.identity, *(member.identity for member in members)])
+    done(said(home, "uninstall", "--yes", "--delete-key"))
+    assert not home.path.exists()
+
+
 def test_nobody_to_ask_means_nothing_is_removed(home: Home) -> None:
     before = sorted(home.path.rglob("*"))
     assert "Its folder stays" in done(said(home, "uninstall"))

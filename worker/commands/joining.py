@@ -39,7 +39,8 @@ if TYPE_CHECKING:  # loads gRPC
 @click.argument("link")
 @home_option
 @click.option("--name", help="Display name for the leaderboard; can be erased.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="[default: auto]")
+@click.option("--device", help="auto, cpu, mps, cuda, or one GPU: cuda:1 [default: auto].")
+@click.option("--devices", help="Several, each with a key and a daemon: cuda:0,cuda:1, or all.")
 @click.option(
     "--client-mode/--no-client-mode",
     default=None,
@@ -73,6 +74,7 @@ def join(
     as_json: bool,
     name: str | None,
     device: str | None,
+    devices: str | None,
     client_mode: bool | None,
     listen: tuple[str, ...],
     nat_port_map: bool | None,
@@ -95,6 +97,7 @@ def join(
     settings = {
         "name": name,
         "device": device,
+        "devices": _several(devices),
         "client_mode": client_mode,
         "listen": listen or None,
         "nat_port_map": nat_port_map,
@@ -105,9 +108,36 @@ def join(
     config = config.with_limits(**given_limits(limits))
     consent = partial(_consent, home, yes=yes, quiet=as_json, asks_name=name is None)
     offer = enter(home, config, consent, key=key)
-    if for_donor:
+    if offer.config.devices:
+        _make_members(home, offer.config, yes=yes, quiet=as_json)
+    elif for_donor:
         _work_for_neighbour(home, offer, quiet=as_json)
     _tell(home, offer, as_json=as_json)
+
+
+def _several(devices: str | None) -> tuple[str, ...] | None:
+    if devices is None:
+        return None
+    from worker.members import parse_devices
+
+    return parse_devices(devices)
+
+
+def _make_members(home: Home, config: WorkerConfig, *, yes: bool, quiet: bool) -> None:
+    """A folder and a key for each device, under this machine's donor key."""
+    from worker.donor.home import resolve_donor_home
+    from worker.members import vouch_for_members, write_members
+
+    donor = resolve_donor_home(None, os.environ)
+    if not donor.key.exists() and not yes and sys.stdin.isatty():
+        text = f"\nSeveral devices give under one donor key. Make one in {donor.path}?"
+        if not click.confirm(text, default=True, err=quiet):
+            raise UsageError(
+                "several devices need a donor key: 'barnraise donor init', then join again"
+            )
+    members = write_members(home, config)
+    for name, worker in vouch_for_members(members, os.environ).items():
+        click.echo(f"  {name:<10} {worker}", err=quiet)
 
 
 def _joined_before(home: Home, link: str, proposal: Limits) -> WorkerConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,16 @@ from worker.logs import log_to_stderr
 @click.command()
 @home_option
 @click.option("--until-finished", is_flag=True, help="End when the run is complete.")
+@click.option("--member", default="", hidden=True)  # of a fleet, which names it in the log
 @log_options
 @limit_options
 def run(
-    home: Home, until_finished: bool, json_logs: bool, log_level: str | None, **limits: Any
+    home: Home,
+    until_finished: bool,
+    member: str,
+    json_logs: bool,
+    log_level: str | None,
+    **limits: Any,
 ) -> None:
     """Work until told to stop. Ctrl-C once finishes the unit under way, twice stops now.
 
@@ -42,7 +49,9 @@ def run(
       BARNRAISE_LINK='barnraise://...' BARNRAISE_ACCEPT=yes barnraise worker run
     """
     environment = Environment.read(os.environ)
-    log_to_stderr(json_logs or bool(environment.json_logs), log_level or environment.log_level)
+    json_logs = json_logs or bool(environment.json_logs)
+    log_level = log_level or environment.log_level
+    log_to_stderr(json_logs, log_level, member)
     from worker.running import goes_on
     from worker.running import run as live
 
@@ -53,8 +62,23 @@ def run(
     def load() -> WorkerConfig:
         return WorkerConfig.load(home.config).with_limits(**given_limits(limits))
 
-    limit_threads(load().limits.cpu_threads)
+    config = load()
+    if config.devices:
+        options = ["--json-logs"] * json_logs + ["--until-finished"] * until_finished
+        options += ["--log-level", log_level] if log_level else []
+        _run_fleet(home, load, options)
+        return
+    limit_threads(config.limits.cpu_threads)
     live(home, load, until_finished=until_finished)
+
+
+def _run_fleet(home: Home, load: Callable[[], WorkerConfig], options: list[str]) -> None:
+    """A daemon for each device; without torch, which is for them to load."""
+    from worker.fleet import Fleet
+    from worker.members import vouch_for_members, write_members
+
+    vouch_for_members(write_members(home, load()), os.environ)
+    run_async(Fleet(home, load, options).run())
 
 
 def _settle(home: Home, environment: Environment) -> None:

@@ -16,6 +16,7 @@ from worker.commands.options import home_option, home_words, json_option, show
 from worker.commands.steering import wait_until_ended
 from worker.config import Home, WorkerConfig
 from worker.control import NotRunning, ask, is_held
+from worker.members import FOLDER, member_folders
 
 _STOP_PATIENCE_S = 120.0
 
@@ -109,6 +110,8 @@ def _agreed(home: Home, *, yes: bool, delete_key: bool) -> bool:
 
 def _remove(home: Home, *, delete_key: bool) -> None:
     """What a worker makes, and nothing else that may lie in the folder."""
+    for member in member_folders(home):
+        _remove(member, delete_key=delete_key)
     keep = set() if delete_key else {home.identity}
     names = [name for name, value in vars(Home).items() if isinstance(value, property)]
     ours: set[Path] = {getattr(home, name) for name in names}
@@ -119,8 +122,9 @@ def _remove(home: Home, *, delete_key: bool) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    with suppress(OSError):  # not empty: the key, or what is not ours
-        home.path.rmdir()
+    for folder in (home.path / FOLDER, home.path):
+        with suppress(OSError):  # not empty: a key, or what is not ours
+            folder.rmdir()
 
 
 def _farewell(home: Home, worker: str, had_service: bool, removed: bool) -> str:
