@@ -34,6 +34,8 @@ AHEAD_BYTES = 768 << 10
 buffers between the peer-to-peer daemon and us. Measured: docs/adr/0036."""
 
 SAVED_EVERY_S = 5.0
+_PACED_BUFFER_BYTES = 32 << 10
+_QUOTA_BUFFER_BYTES = 256 << 10
 _LOOK_S = 1.0
 _RATE_S = 5  # looks over which the present rate is taken
 _QUOTA_MARGIN = 0.99  # the rest is for small messages
@@ -58,6 +60,7 @@ class Lane:
     def __init__(self, clock: Clock) -> None:
         self.pacer = Pacer(now_s=clock().steady_s)
         self.waiting: dict[int, asyncio.Future[None]] = {}
+        self.waiting_bytes = 0
         self._clock = clock
         self._timer: asyncio.TimerHandle | None = None
 
@@ -65,6 +68,7 @@ class Lane:
         """Wait until ``size_bytes`` may pass."""
         ticket = self.pacer.ask(size_bytes, rank, self._clock().steady_s)
         turn = self.waiting[ticket.number] = asyncio.get_running_loop().create_future()
+        self.waiting_bytes += size_bytes
         self.serve()
         if turn.done():
             return
@@ -78,7 +82,8 @@ class Lane:
     def serve(self) -> None:
         """Wake those whose turn has come, and see that the next ones are woken."""
         for ticket in self.pacer.serve(self._clock().steady_s):
-            turn = self.waiting.pop(ticket.number)
+            turn = self._pop(ticket)
+            assert turn is not None, "those that left are not served"
             if turn.cancelled():  # a moment ago, and has not said so yet
                 self.pacer.charge(-ticket.size_bytes, self._clock().steady_s)
             else:
@@ -93,9 +98,15 @@ class Lane:
 
     def _leave(self, ticket: Ticket, turn: asyncio.Future[None]) -> None:
         ticket.gone = True
-        if self.waiting.pop(ticket.number, None) is None and not turn.cancelled():
+        if self._pop(ticket) is None and not turn.cancelled():
             self.pacer.charge(-ticket.size_bytes, self._clock().steady_s)  # served, and not used
         self.serve()
+
+    def _pop(self, ticket: Ticket) -> asyncio.Future[None] | None:
+        turn = self.waiting.pop(ticket.number, None)
+        if turn is not None:
+            self.waiting_bytes -= ticket.size_bytes
+        return turn
 
 
 class NetworkBudget:
@@ -135,11 +146,19 @@ class NetworkBudget:
             lane.pacer.change(rate, now_s)
         self._close_or_open()
 
-    def _close_or_open(self) -> None:
-        closed = bool(self._quota_bytes) and (
-            self.day.total_bytes >= self._quota_bytes * _QUOTA_MARGIN
-        )
+    def _close_or_open(self, coming_bytes: int = 0) -> None:
+        """Whether bulk may pass today: all of what waits for it, and what comes now."""
+        coming_bytes += self.up.waiting_bytes + self.down.waiting_bytes
+        closed = self._quota_bytes > 0 and not self._suffices(coming_bytes)
         self.up.pacer.closed_to_bulk = self.down.pacer.closed_to_bulk = closed
+
+    def _suffices(self, more_bytes: int) -> bool:
+        return self.day.total_bytes + more_bytes < self._quota_bytes * _QUOTA_MARGIN
+
+    @property
+    def has_quota(self) -> bool:
+        """There is a limit on a day's traffic."""
+        return self._quota_bytes > 0
 
     @property
     def is_capped(self) -> bool:
@@ -175,8 +194,11 @@ class NetworkBudget:
 
     async def _pass(self, lane: Lane, payload_bytes: int, rank: Rank) -> None:
         size = on_the_wire(payload_bytes)
+        small = payload_bytes <= SMALL_BYTES
+        if self._quota_bytes and not small and not lane.pacer.closed_to_bulk:
+            self._close_or_open(size)
         if not lane.pacer.is_free:
-            await lane.pass_(size, Rank.SMALL if payload_bytes <= SMALL_BYTES else rank)
+            await lane.pass_(size, Rank.SMALL if small else rank)
         self._passed(lane, size)
 
     def passed(self, *, sent_bytes: int = 0, received_bytes: int = 0) -> None:
@@ -218,9 +240,9 @@ class NetworkBudget:
         return max(claimed, self._quota_bytes) if self.exhausted(reserve) else claimed
 
     def exhausted(self, reserve_bytes: int = 0) -> bool:
-        """Whether the quota does not suffice for ``reserve_bytes`` more."""
-        used = self.day.total_bytes + reserve_bytes
-        return bool(self._quota_bytes) and used >= self._quota_bytes * _QUOTA_MARGIN
+        """Whether the quota does not suffice for ``reserve_bytes`` more, or for what waits."""
+        closed = self.up.pacer.closed_to_bulk
+        return self._quota_bytes > 0 and (closed or not self._suffices(reserve_bytes))
 
     def expect_unit(self, update_bytes: int) -> None:
         """Before any unit was done: weights may come, an update goes out, the mean comes in, and a
@@ -322,6 +344,13 @@ class Toll:
         pacer = self._budget.down.pacer
         return 0 if pacer.is_free else pacer.quantum_bytes
 
+    @property
+    def unread_bytes(self) -> int:
+        """How much the kernel should take in before we read it; 0: as much as it likes."""
+        if self._budget.down.pacer.is_free:
+            return _QUOTA_BUFFER_BYTES if self._budget.has_quota else 0
+        return _PACED_BUFFER_BYTES
+
     async def send(self, size_bytes: int) -> None:
         """Before so much is sent."""
         await self._budget.send(size_bytes, self._rank)
@@ -336,7 +365,7 @@ class Toll:
 
     async def expect(self, size_bytes: int) -> None:
         """Before the other side is let to send ``size_bytes`` more of bulk."""
-        if self._budget.down.pacer.is_free:
+        if self._budget.down.pacer.is_free and not self._budget.has_quota:
             return
         self._paid = self._received
         self._expected = self._received + size_bytes

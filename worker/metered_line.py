@@ -7,7 +7,8 @@ Invariants:
 
 * What gRPC does by itself (framing, TLS, pings, retries) is counted and paced as well.
 * With a limit on what comes in, what the coordinator may send before we take it is bounded by the
-  kernel's buffer, :data:`PACED_BUFFER_BYTES`.
+  kernel's buffer (:attr:`worker.meter.Toll.unread_bytes`; Linux takes twice that, its own
+  bookkeeping included).
 * The socket lies in the home folder, mode 0600; :meth:`MeteredLine.close` removes it and ends every
   connection.
 """
@@ -29,9 +30,6 @@ from worker.meter import NetworkBudget, Toll
 from worker.pacing import Rank
 
 log = structlog.get_logger()
-
-PACED_BUFFER_BYTES = 32 << 10
-"""Asked for; Linux takes twice that, its own bookkeeping included."""
 
 _FREE_BUFFER_BYTES = 4 << 20
 _READ_BYTES = 256 << 10
@@ -134,8 +132,8 @@ class MeteredLine:
                 try:
                     outer.setblocking(False)
                     outer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    if toll.down_quantum:  # before it connects: then the first window is small
-                        _bound_buffer(outer, paced=True)
+                    if toll.unread_bytes:  # before it connects: then the first window is small
+                        _bound_buffer(outer, toll.unread_bytes)
                     await loop.sock_connect(outer, address)
                 except OSError as error:
                     outer.close()
@@ -158,16 +156,15 @@ async def _pump_up(inner: socket.socket, outer: socket.socket, toll: Toll) -> No
 
 async def _pump_down(outer: socket.socket, inner: socket.socket, toll: Toll) -> None:
     loop = asyncio.get_running_loop()
-    paced = bool(toll.down_quantum)
+    unread_bytes = toll.unread_bytes
     with suppress(OSError):
         while data := await loop.sock_recv(outer, toll.down_quantum or _READ_BYTES):
-            if paced != bool(toll.down_quantum):
-                paced = not paced
-                _bound_buffer(outer, paced=paced)
+            if unread_bytes != toll.unread_bytes:
+                unread_bytes = toll.unread_bytes
+                _bound_buffer(outer, unread_bytes or _FREE_BUFFER_BYTES)
             await toll.receive(len(data))
             await loop.sock_sendall(inner, data)
 
 
-def _bound_buffer(outer: socket.socket, *, paced: bool) -> None:
-    size = PACED_BUFFER_BYTES if paced else _FREE_BUFFER_BYTES
-    outer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+def _bound_buffer(outer: socket.socket, size_bytes: int) -> None:
+    outer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size_bytes)

@@ -141,6 +141,14 @@ class CappedReduce:
     def capped(self) -> Any:
         return self.members[0].peer
 
+    @staticmethod
+    def group(roster: wire.Envelope) -> str:
+        return open_envelope(roster, wire.Roster).digest[:20].hex()
+
+    def has_gathered(self, roster: wire.Envelope) -> bool:
+        """Whether the capped peer was heard to be done; forgets it."""
+        return bool(self.capped.heard("gathered", self.group(roster)))
+
     def watching(self) -> AbstractAsyncContextManager[Wire]:
         return watching(self.capped.process.pid)
 
@@ -148,6 +156,14 @@ class CappedReduce:
         """The owner changes the limits."""
         await self.capped.tell(do="limits", **limits)
         await self.capped.hear("limited")
+
+    async def until_counted(self, *ways: str, least_bytes: int) -> None:
+        """Wait until the capped peer has counted so much."""
+        while True:
+            counted = await self.counted()
+            if sum(counted[way] for way in ways) >= least_bytes:
+                return
+            await asyncio.sleep(_LOOK_S)
 
     async def counted(self) -> dict[str, int]:
         """What the capped peer counted today."""
@@ -157,6 +173,10 @@ class CappedReduce:
 
     async def reduce(self) -> None:
         """One whole reduce, everybody a member and a reducer; all get the same mean."""
+        await self.end(await self.begin())
+
+    async def begin(self) -> wire.Envelope:
+        """Have everybody gather; returns the roster."""
         layout, peers = self._layout, [member.peer for member in self.members]
         round_ = self.rig.next_round()
         updates = [
@@ -181,10 +201,14 @@ class CappedReduce:
             gather_s=600,
             broadcast_s=1200,
         )
-        group = open_envelope(roster, wire.Roster).digest[:20].hex()
         signed = roster.SerializeToString().hex()
         for seed, peer in enumerate(peers):
             await peer.tell(do="group", roster=signed, seed=seed, fault={})
+        return roster
+
+    async def end(self, roster: wire.Envelope) -> None:
+        """Wait until all have gathered; then the mean."""
+        group, peers = self.group(roster), [member.peer for member in self.members]
         for peer in peers:
             assert (await peer.hear("gathered", group))["failures"] == []
         inclusion = self.rig.inclusion(roster, peers).SerializeToString().hex()
@@ -210,6 +234,10 @@ async def capped_reduce(
         for number in range(others):
             await made.join(f"other{number}", {})
         yield made
+    except BaseException:
+        for peer in made.rig.peers:  # they would go on until their deadlines
+            await peer.kill()
+        raise
     finally:
         await made.rig.stop()
 

@@ -65,7 +65,7 @@ async def test_frames_arrive_whole_and_at_the_rate() -> None:
 async def test_a_slow_reader_holds_the_sender_back() -> None:
     budget = NetworkBudget(Limits(download_kbit_s=KBIT_S))
     count, size = 12, 100_000
-    async with asyncio.timeout(60), connection() as (reader, writer, other_reader, other):
+    async with asyncio.timeout(60), connection() as (reader, writer, _, other):
         stream = Stream(reader, writer, frames.Frame, budget.toll(Rank.REDUCE))
 
         async def send() -> None:
