@@ -172,7 +172,7 @@ def run(home: Home, threads: int | None, until_finished: bool, json_logs: bool) 
     from worker.trainer import Trainer
 
     async def live() -> None:
-        async with Trainer(config.limits.cpu_threads) as trainer:
+        async with Trainer(config.limits.cpu_threads, config.limits.memory_mib) as trainer:
             await trainer.start()
             from worker.daemon import Daemon  # loads for seconds, while the trainer does
 

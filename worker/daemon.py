@@ -40,6 +40,7 @@ from worker.round_runner import RECEIPT_PATIENCE_S, RoundRunner
 from worker.status import AWAY, Board, Phase
 from worker.taking_part import Reduction
 from worker.trainer import Trainer
+from worker.tuning import Tuner
 
 log = structlog.get_logger()
 
@@ -211,6 +212,9 @@ class Daemon:
             journal=node.journal,
             trainer=self.trainer,
             board=self.board,
+            tuner=Tuner(
+                self.home, self.config, manifest, node.device, self.trainer, self.board.waiting
+            ),
         )
 
     # ---- work --------------------------------------------------------------------------
@@ -277,7 +281,7 @@ class Daemon:
                 log.info("going on with the unit trained before the restart", round=round_)
                 return lease
         await probation.deliver_rest()
-        reply = await node.session.request_work(runner.speed_hint())
+        reply = await node.session.request_work(runner.tuner.speed_hint())
         if reply.HasField("run_head") and reply.run_head.payload:
             node.watch.offer_head(reply.run_head)
         if reply.HasField("wait"):

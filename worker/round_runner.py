@@ -14,7 +14,6 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +35,9 @@ from worker.session import Session
 from worker.state_cache import StateCache
 from worker.status import Board, Phase
 from worker.taking_part import Outcome, Reduction
-from worker.trainer import Device, Job, Progress, Trained, Trainer, TrainerDied, WarmUp
+from worker.trainer import Device, Job, Progress, Trained, Trainer, TrainerDied
+from worker.trainer_memory import OutOfMemory
+from worker.tuning import Tuner
 from worker.updates import UpdateName, adopt_update, read_update
 from worker.watch import Watch
 
@@ -68,6 +69,7 @@ class RoundRunner:
     journal: Journal
     trainer: Trainer
     board: Board
+    tuner: Tuner
     abandoned: bytes = b""  # the assignment that the coordinator does not want any more
 
     async def run(self, lease: Lease, head: Signed[wire.RunHead], reduction: Reduction) -> Outcome:
@@ -97,45 +99,14 @@ class RoundRunner:
         return outcome
 
     async def warm_up(self) -> None:
-        """Load what a unit needs, and learn how fast this machine is if no unit has told yet.
-
-        Both take seconds once, and would else be taken from the first unit's time.
+        """Load what a unit needs; both would else be taken from the first unit's time.
 
         Raises:
             TransientError, UsageError: nothing can be trained here now; says why.
         """
-        known = await asyncio.to_thread(self.speed_hint)
-        warm = await self.trainer.warm_up(
-            WarmUp(
-                manifest=str(self.home.manifest),
-                threads=self.config.limits.cpu_threads,
-                device=self.device,
-                micro_batch_sequences=self.config.micro_batch_sequences,
-                autocast_bf16=self.config.autocast_bf16,
-                measure=known == 0.0,
-            )
-        )
-        if warm is None:
-            return
-        self.states.learn_spec(warm.spec)
-        if warm.tokens_per_s > 0:
-            log.info("speed measured", tokens_per_s=round(warm.tokens_per_s))
-            await asyncio.to_thread(self.journal.put, self._speed_key, repr(warm.tokens_per_s))
-
-    def speed_hint(self) -> float:
-        """Tokens per second of the last unit or warm-up here, blocking; 0 when there was none."""
-        text = self.journal.get(self._speed_key)
-        value = float(text) if text else 0.0
-        return value if math.isfinite(value) and value >= 0 else 0.0
-
-    @property
-    def _speed_key(self) -> str:
-        """The journal is of one run; another device or setting has another speed."""
-        config = self.config
-        return (
-            f"tokens_per_s/{self.device}/{config.limits.cpu_threads}/{config.micro_batch_sequences}"
-            f"/{int(config.autocast_bf16)}"
-        )
+        spec = await self.tuner.settle()
+        if spec is not None:
+            self.states.learn_spec(spec)
 
     def open_assignment(self, envelope: wire.Envelope) -> Signed[wire.Assignment]:
         """An assignment, verified.
@@ -192,19 +163,33 @@ class RoundRunner:
     async def _train_on(self, job: Job) -> Trained:
         """Train; a trainer that dies is started again and goes on from the unit's snapshot.
 
+        One that ran out of memory is started again with less to keep in it.
+
         Raises:
+            OutOfMemory: there is no way to train with less.
             TrainerDied: again and again, so it will die of this unit the next time, too.
             ProtocolError: what the job reads is damaged, or it was stopped before one step.
         """
         ends_s = time.monotonic() + job.stop_after_s
-        for _ in range(_TRAINERS):
-            try:
+        deaths, tokens_per_s = 0, 0.0
+        await self.tuner.unit_begins()
+        try:
+            while True:
                 left_s = ends_s - time.monotonic()
-                return await self.trainer.train(replace(job, stop_after_s=left_s), self.on_progress)
-            except TrainerDied as error:
-                log.warning("trainer died", problem=str(error))
-                died = error
-        raise died
+                now = replace(job, stop_after_s=left_s, **self.tuner.choice.dump())
+                try:
+                    trained = await self.trainer.train(now, self.on_progress)
+                except (TrainerDied, OutOfMemory) as error:
+                    if not await self.tuner.unit_failed(error):
+                        log.warning("trainer died", problem=str(error))
+                        deaths += 1
+                        if deaths == _TRAINERS:
+                            raise
+                else:
+                    tokens_per_s = trained.tokens_per_s
+                    return trained
+        finally:
+            await self.tuner.unit_ends(tokens_per_s)
 
     def _snapshot(self, assignment_id: bytes) -> Path:
         return self.home.unit / assignment_id.hex()
@@ -247,9 +232,10 @@ class RoundRunner:
             snapshot=str(self._snapshot(record.assignment_id)),
             threads=self.config.limits.cpu_threads,
             device=self.device,
-            micro_batch_sequences=self.config.micro_batch_sequences,
             autocast_bf16=self.config.autocast_bf16,
+            compiled=str(self.home.compiled),
             stop_after_s=seconds_left - _COMMIT_MARGIN_S,
+            **self.tuner.choice.dump(),
         )
 
     async def train(self, job: Job) -> Trained:
@@ -305,8 +291,6 @@ class RoundRunner:
         final = self.adopt(output, record, trained)
         contribution = self.contribution(record, trained)
         self.journal.trained(lease.assignment_id, contribution, final)
-        if trained.tokens_per_s > 0:  # else all of it was done before a restart
-            self.journal.put(self._speed_key, repr(trained.tokens_per_s))
         kept = self.journal.lease(lease.assignment_id)
         assert kept is not None and kept.state == LeaseState.TRAINED
         return kept

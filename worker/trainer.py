@@ -23,6 +23,8 @@ import structlog
 
 from protocol.channel import error_family
 from protocol.errors import TransientError
+from worker.choice import Choice
+from worker.trainer_memory import MEMORY_VARIABLE
 
 if TYPE_CHECKING:
     from protocol.model import ParameterSpec
@@ -57,6 +59,9 @@ class Job:
     stop_after_s: float  # the step that is under way then is the last one
     micro_batch_sequences: int = 0
     autocast_bf16: bool = False
+    checkpointing: bool = False
+    compile: bool = False
+    compiled: str = ""  # folder of compiled code
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,9 @@ class WarmUp:
     device: Device
     micro_batch_sequences: int = 0
     autocast_bf16: bool = False
+    checkpointing: bool = False
+    compile: bool = False
+    compiled: str = ""
     measure: bool = True
 
 
@@ -77,6 +85,17 @@ class Warm:
 
     tokens_per_s: float  # roughly; 0 when that was not asked for
     spec: ParameterSpec  # the model's, so that the daemon need not load the library itself
+    device_name: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Some steps in one way of computing."""
+
+    tokens_per_s: float
+    first_s: float  # the first step, with whatever is made once
+    peak_bytes: int  # of the process so far
+    trusted: bool  # its rounding is that of plain code
 
 
 @dataclass(frozen=True)
@@ -102,6 +121,7 @@ class Progress:
     loss: float = float("nan")
     tokens_per_s: float = 0.0
     problem: str = ""  # why a trained update waits to be written
+    lighter: Choice | None = None  # what the unit goes on as since it ran out of memory
 
 
 @dataclass
@@ -109,6 +129,7 @@ class Trainer:
     """Owns the trainer process. Use as an async context manager, or call :meth:`close`."""
 
     threads: int
+    memory_mib: int = 0  # most that it may take; 0: no limit
     progress: Progress = field(default_factory=Progress)
     _process: asyncio.subprocess.Process | None = None
     _warm: bool = False
@@ -135,7 +156,7 @@ class Trainer:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 limit=_MAX_LINE_BYTES,
-                env=_environment(self.threads),
+                env=_environment(self.threads, self.memory_mib),
                 # Its own session: the terminal's Ctrl-C is for the daemon to interpret.
                 start_new_session=True,
             )
@@ -157,7 +178,20 @@ class Trainer:
         event = await self._ask({"command": "warm_up", **asdict(what)}, None)
         self._warm = True
         spec = tuple((str(name), tuple(shape)) for name, shape in event["spec"])
-        return Warm(float(event["tokens_per_s"]), spec)
+        return Warm(float(event["tokens_per_s"]), spec, event["device_name"])
+
+    async def measure(self, what: WarmUp) -> Measured:
+        """Time some steps in one way of computing.
+
+        Raises:
+            OutOfMemory: it does not fit.
+            TrainerDied: the kernel ended it?
+            ProtocolError: the model does not train at all.
+        """
+        await self.start()
+        event = await self._ask({"command": "measure", **asdict(what)}, None)
+        del event["event"]
+        return Measured(**event)
 
     async def train(
         self, job: Job, on_progress: Callable[[Progress], None] | None = None
@@ -198,6 +232,9 @@ class Trainer:
             if event["event"] == "resumed":
                 self.progress.steps_done = event["steps"]
                 log.info("training resumed", steps=event["steps"])
+            elif event["event"] == "lighter":
+                self.progress.lighter = Choice.load(event)
+                log.warning("out of memory", goes_on_with=self.progress.lighter.words)
             elif event["event"] == "blocked":
                 self.progress.problem = event["reason"]
             else:
@@ -272,10 +309,11 @@ def _trained(event: dict[str, Any]) -> Trained:
     )
 
 
-def _environment(threads: int) -> dict[str, str]:
+def _environment(threads: int, memory_mib: int) -> dict[str, str]:
     # PASSIVE: spinning OpenMP threads make a busy machine several times slower (measured).
     return {
         **os.environ,
+        MEMORY_VARIABLE: str(memory_mib),
         "OMP_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "PASSIVE",
         "PYTHONUNBUFFERED": "1",

@@ -22,14 +22,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-import numpy as np
-from numpy.typing import NDArray
-
 from protocol.errors import ProtocolError
+from protocol.memory import ran_out
+from worker.trainer_memory import MEMORY_VARIABLE, MemoryLimit, OutOfMemory
+from worker.trainer_tuning import execution_of, lightener, measure, prepare_device, warm_up
 
 if TYPE_CHECKING:
     from protocol.manifest import RunManifest
-    from protocol.training import Execution
     from protocol.update import EncodedUpdate, FloatVector
 
 _PEER_GONE_EXIT_CODE = 0
@@ -77,88 +76,45 @@ def main() -> None:
     events = Events(os.fdopen(os.dup(1), "w"))
     os.dup2(2, 1)
     control = Control(sys.stdin)
-    # Loading takes seconds: do it before anybody asks, not within the deadline of the first unit.
+    memory = MemoryLimit(int(os.environ.get(MEMORY_VARIABLE, "0")))
+    if memory.problem:
+        control.jobs.get()
+        events.send(event="failed", reason=OutOfMemory.reason, message=memory.problem)
+        return
+    memory.begin()
+    _load()
+    while True:
+        job = control.jobs.get()
+        try:
+            prepare_device(job["device"])
+            memory.settle()
+            events.send(event="done", **_do(job, control, events))
+        except ProtocolError as error:
+            events.send(event="failed", reason=error.reason, message=str(error))
+        except Exception as error:
+            if ran_out(error):
+                events.send(event="failed", reason=OutOfMemory.reason, message=_OUT_OF_MEMORY)
+            elif isinstance(error, OSError):
+                reason = f"the disk failed: {error}"
+                events.send(event="failed", reason="UNAVAILABLE", message=reason)
+            else:
+                raise
+
+
+_OUT_OF_MEMORY = "not enough memory for a batch"
+
+
+def _load() -> None:
+    """Takes seconds: before anybody asks, not within the deadline of the first unit."""
     import transformers.modeling_utils  # noqa: F401
 
     import protocol.training  # noqa: F401
 
-    while True:
-        job = control.jobs.get()
-        try:
-            work = warm_up(job) if job["command"] == "warm_up" else run(job, control, events)
-            events.send(event="done", **work)
-        except ProtocolError as error:
-            events.send(event="failed", reason=error.reason, message=str(error))
-        except OSError as error:
-            events.send(event="failed", reason="UNAVAILABLE", message=f"the disk failed: {error}")
-        except MemoryError:
-            events.send(event="failed", reason="USAGE", message=_OUT_OF_MEMORY)
 
-
-_OUT_OF_MEMORY = "not enough memory for a batch: set micro_batch_sequences in the configuration"
-
-
-_WARM_UP_STEPS = 3
-_WARM_UP_S = 2.0
-"""No further step after that long: one slow step has been measured well enough."""
-
-
-class _Noise:
-    """Sequences of the right shape that mean nothing."""
-
-    def __init__(self, manifest: RunManifest) -> None:
-        self._length = manifest.sequence_length
-        self._vocabulary = int(manifest.model_config_json["vocab_size"])
-
-    def batch(self, start: int, end: int) -> NDArray[np.int64]:
-        shape = (end - start, self._length)
-        return np.random.default_rng(start).integers(0, self._vocabulary, shape)
-
-
-def warm_up(job: dict[str, Any]) -> dict[str, Any]:
-    """Load the model's classes and, where asked for, time a step or a few on noise.
-
-    Returns:
-        ``tokens_per_s``: of the last step, for the first one pays for what is loaded lazily;
-        ``spec``: names and shapes of the model's parameters.
-
-    Raises:
-        ProtocolError: the model does not train at all here.
-    """
-    import torch
-
-    from protocol.manifest import RunManifest
-    from protocol.model import element_count, parameter_spec
-    from protocol.training import Unit, train
-
-    torch.set_num_threads(job["threads"])
-    manifest = RunManifest.parse(Path(job["manifest"]).read_bytes())
-    spec = parameter_spec(manifest.model_config_json)
-    if not job["measure"]:
-        return {"tokens_per_s": 0.0, "spec": spec}
-    generator = np.random.default_rng(0)
-    weights = generator.standard_normal(element_count(spec), dtype=np.float32) * np.float32(0.02)
-    ends_s = [time.monotonic()]
-
-    def on_step(_steps_done: int, _loss: float) -> bool:
-        ends_s.append(time.monotonic())
-        return ends_s[-1] - ends_s[0] < _WARM_UP_S
-
-    steps = min(_WARM_UP_STEPS, manifest.inner.max_steps)
-    unit = Unit(0, steps * manifest.inner.sequences_per_batch, steps, seed=0, tokens_base=0)
-    train(manifest, weights, unit, _Noise(manifest), _execution(job), on_step)
-    tokens_per_s = manifest.tokens_per_step / max(ends_s[-1] - ends_s[-2], 1e-6)
-    return {"tokens_per_s": tokens_per_s, "spec": spec}
-
-
-def _execution(job: dict[str, Any]) -> Execution:
-    from protocol.training import Execution
-
-    return Execution(
-        device=job["device"],
-        micro_batch_sequences=job["micro_batch_sequences"] or None,
-        autocast_bf16=job["autocast_bf16"],
-    )
+def _do(job: dict[str, Any], control: Control, events: Events) -> dict[str, Any]:
+    if job["command"] == "train":
+        return run(job, control, events)
+    return warm_up(job) if job["command"] == "warm_up" else measure(job)
 
 
 def run(job: dict[str, Any], control: Control, events: Events) -> dict[str, Any]:
@@ -210,7 +166,8 @@ def run(job: dict[str, Any], control: Control, events: Events) -> dict[str, Any]
         raise TransientError("stopped before the first step")
     else:
         reader = SequenceReader(dataset, blobs.__getitem__)
-        unit, execution = Unit(**job["unit"]), _execution(job)
+        unit, execution = Unit(**job["unit"]), execution_of(job)
+        batch = manifest.inner.sequences_per_batch
         result = train(
             manifest,
             weights,
@@ -220,6 +177,9 @@ def run(job: dict[str, Any], control: Control, events: Events) -> dict[str, Any]
             on_step,
             resume=begun,
             keep=snapshots.keep,
+            lighten=lightener(
+                batch, snapshots, lambda now: events.send(event="lighter", **now.dump())
+            ),
         )
     encoded = _encode(job, manifest, result.update)
     _write(Path(job["output"]), encoded.chunks, control, events)
