@@ -74,7 +74,7 @@ def next_size(
     """
     if not tried:
         return candidates[0]
-    if tried[-1].failed:
+    if any(one.failed for one in tried):
         nothing_works = all(one.failed for one in tried)
         return tried[-1].choice.lighter() if nothing_works else None
     if spent_s > BUDGET_S or _no_faster_twice(tried) or _would_not_fit(tried, memory_bytes):
