@@ -85,7 +85,6 @@ class Warm:
 
     tokens_per_s: float  # roughly; 0 when that was not asked for
     spec: ParameterSpec  # the model's, so that the daemon need not load the library itself
-    device_name: str
 
 
 @dataclass(frozen=True)
@@ -131,6 +130,7 @@ class Trainer:
     threads: int
     memory_mib: int = 0  # most that it may take; 0: no limit
     progress: Progress = field(default_factory=Progress)
+    device_name: str = ""  # known once it is warm
     _process: asyncio.subprocess.Process | None = None
     _warm: bool = False
 
@@ -177,8 +177,9 @@ class Trainer:
             return None
         event = await self._ask({"command": "warm_up", **asdict(what)}, None)
         self._warm = True
+        self.device_name = str(event["device_name"])
         spec = tuple((str(name), tuple(shape)) for name, shape in event["spec"])
-        return Warm(float(event["tokens_per_s"]), spec, event["device_name"])
+        return Warm(float(event["tokens_per_s"]), spec)
 
     async def measure(self, what: WarmUp) -> Measured:
         """Time some steps in one way of computing.

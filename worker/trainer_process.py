@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from protocol.errors import ProtocolError
+from protocol.errors import ProtocolError, TransientError
 from protocol.memory import ran_out
 from worker.trainer_memory import MEMORY_VARIABLE, MemoryLimit, OutOfMemory
 from worker.trainer_tuning import execution_of, lightener, measure, prepare_device, warm_up
@@ -89,19 +89,20 @@ def main() -> None:
             prepare_device(job["device"])
             memory.settle()
             events.send(event="done", **_do(job, control, events))
-        except ProtocolError as error:
-            events.send(event="failed", reason=error.reason, message=str(error))
         except Exception as error:
-            if ran_out(error):
-                events.send(event="failed", reason=OutOfMemory.reason, message=_OUT_OF_MEMORY)
-            elif isinstance(error, OSError):
-                reason = f"the disk failed: {error}"
-                events.send(event="failed", reason="UNAVAILABLE", message=reason)
-            else:
-                raise
+            reason, message = _explained(error)
+            events.send(event="failed", reason=reason, message=message)
 
 
-_OUT_OF_MEMORY = "not enough memory for a batch"
+def _explained(error: Exception) -> tuple[str, str]:
+    """Reason and message of a failure that training may meet; any other one is raised again."""
+    if ran_out(error) or (error.__cause__ is not None and ran_out(error.__cause__)):
+        return OutOfMemory.reason, "not enough memory for a batch"
+    if isinstance(error, ProtocolError):
+        return error.reason, str(error)
+    if isinstance(error, OSError):
+        return TransientError.reason, f"the disk failed: {error}"
+    raise error
 
 
 def _load() -> None:
@@ -114,7 +115,8 @@ def _load() -> None:
 def _do(job: dict[str, Any], control: Control, events: Events) -> dict[str, Any]:
     if job["command"] == "train":
         return run(job, control, events)
-    return warm_up(job) if job["command"] == "warm_up" else measure(job)
+    look = warm_up if job["command"] == "warm_up" else measure
+    return look(job, time.monotonic)
 
 
 def run(job: dict[str, Any], control: Control, events: Events) -> dict[str, Any]:
@@ -130,7 +132,6 @@ def run(job: dict[str, Any], control: Control, events: Events) -> dict[str, Any]
     import torch
 
     from protocol.dataset import DatasetManifest, SequenceReader
-    from protocol.errors import TransientError
     from protocol.manifest import RunManifest
     from protocol.model import parameter_spec
     from protocol.state import read_vector

@@ -3,7 +3,7 @@
 Invariants:
 
 * A try takes what a step of a unit takes: weights, gradients, optimizer states, activations.
-* Times are the least of several steps: other programs, and being frozen, only ever add.
+* Times are the least of several steps, without those of being frozen: other programs only add.
 * Compiled code is compared with plain code before it is used for units (docs/adr/0037).
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import platform
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from protocol.manifest import RunManifest
     from protocol.training import Execution
     from worker.unit_snapshots import UnitSnapshots
+
+Clock = Callable[[], float]
 
 _STEPS = 6
 _ENOUGH_S = 0.7
@@ -55,8 +56,12 @@ def prepare_device(device: str) -> None:
         torch.zeros(1, device=device)
 
 
-def warm_up(job: dict[str, Any]) -> dict[str, Any]:
+def warm_up(job: dict[str, Any], clock_s: Clock) -> dict[str, Any]:
     """Load the model's classes; where asked for, also :func:`measure`.
+
+    Args:
+        job: :class:`worker.trainer.WarmUp`, as the trainer gets it.
+        clock_s: seconds for which this process has run.
 
     Returns:
         ``spec``: names and shapes of the model's parameters; ``device_name``; what was measured.
@@ -68,11 +73,11 @@ def warm_up(job: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(job["threads"])
     manifest = _manifest(job)
     spec = parameter_spec(manifest.model_config_json)
-    measured = measure(job) if job["measure"] else {"tokens_per_s": 0.0}
+    measured = measure(job, clock_s) if job["measure"] else {"tokens_per_s": 0.0}
     return {"spec": spec, "device_name": _device_name(job["device"]), **measured}
 
 
-def measure(job: dict[str, Any]) -> dict[str, Any]:
+def measure(job: dict[str, Any], clock_s: Clock) -> dict[str, Any]:
     """Time some steps in the way that a job names.
 
     Returns:
@@ -84,7 +89,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         MemoryError, RuntimeError: it does not fit.
     """
     try:
-        return _measure(job)
+        return _measure(job, clock_s)
     except Exception as error:
         if not job["compile"] or ran_out(error):
             raise
@@ -92,7 +97,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         raise UsageError(f"cannot be compiled here ({type(error).__name__})") from error
 
 
-def _measure(job: dict[str, Any]) -> dict[str, Any]:
+def _measure(job: dict[str, Any], clock_s: Clock) -> dict[str, Any]:
     from protocol.model import build_model
     from protocol.training import accumulate_gradients, arrange, make_optimizers
 
@@ -112,12 +117,16 @@ def _measure(job: dict[str, Any]) -> dict[str, Any]:
         for optimizer in optimizers:
             optimizer.step()
 
+    def seconds(work: Callable[[], object]) -> float:
+        started_s = clock_s()
+        work()
+        _wait_for(execution.device)
+        return clock_s() - started_s
+
     while len(gradients_s) < _STEPS and sum(gradients_s) + sum(updates_s) < _ENOUGH_S:
-        gradients_s.append(
-            _seconds(lambda: accumulate_gradients(model, part, execution), execution.device)
-        )
+        gradients_s.append(seconds(lambda: accumulate_gradients(model, part, execution)))
         if len(updates_s) < 2:  # the first one makes the states: memory, and time that is not ours
-            updates_s.append(_seconds(update, execution.device))
+            updates_s.append(seconds(update))
     step_s = min(gradients_s) * batch / size + min(updates_s)
     return {
         "tokens_per_s": manifest.tokens_per_step / max(step_s, 1e-6),
@@ -209,13 +218,6 @@ def _rounds_alike(manifest: RunManifest, execution: Execution) -> bool:
     otherwise = update(1 if size > 1 else 2, compiled=False)
     compiled = update(size, compiled=True)
     return bool(np.abs(compiled - plain).sum() <= 2 * np.abs(otherwise - plain).sum())
-
-
-def _seconds(work: Callable[[], object], device: str) -> float:
-    started_s = time.perf_counter()
-    work()
-    _wait_for(device)
-    return time.perf_counter() - started_s
 
 
 def _wait_for(device: str) -> None:

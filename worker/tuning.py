@@ -94,8 +94,7 @@ class Tuner:
         if self._key is not None:
             self._refuse_if_nothing_fits(await self._read())
         warm = await self.trainer.warm_up(self._what(self.choice))
-        if warm is not None:
-            self._key = self._key_of(warm.device_name)
+        self._key = self._key_of(self.trainer.device_name)
         record = await self._read()
         if not record.decided:
             record = await self._measure(record)

@@ -21,7 +21,7 @@ from worker.choice import Choice
 from worker.config import Home, WorkerConfig
 from worker.limits import Limits
 from worker.trainer import Trainer, TrainerDied
-from worker.trainer_memory import OutOfMemory
+from worker.trainer_memory import LEAST_MIB, OutOfMemory
 from worker.tuning import Tuner, has_compiler
 from worker.tuning_record import KILLED, TuningRecord
 from worker.tuning_search import Tried
@@ -29,6 +29,17 @@ from worker.tuning_search import Tried
 pytestmark = pytest.mark.timeout(300)
 
 BATCH = 4
+TINY = {
+    "model_type": "llama",
+    "vocab_size": 256,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32,
+    "tie_word_embeddings": True,
+}
 
 
 @pytest.fixture
@@ -42,12 +53,22 @@ def tuner(tmp_path: Path, manifest: RunManifest, trainer: Trainer) -> Callable[.
     """``tuner()``: as a worker that was just started; ``tuner(say=...)``: told what it does."""
     home = Home(tmp_path / "home")
     home.prepare()
-    home.manifest.write_bytes(manifest.canonical())
     link = JoinLink("example.org", 7443, manifest.run_id, manifest.root)
     config = WorkerConfig(str(link), device="cpu", limits=Limits(threads=1))
 
-    def make(say: Callable[[str], None] = lambda _: None, **settings: object) -> Tuner:
-        own = replace(config, **settings)  # type: ignore[arg-type]
+    def make(
+        say: Callable[[str], None] = lambda _: None,
+        *,
+        manifest: RunManifest = manifest,
+        memory_mib: int = 0,
+        micro_batch_sequences: int = 0,
+    ) -> Tuner:
+        home.manifest.write_bytes(manifest.canonical())
+        own = replace(
+            config,
+            limits=replace(config.limits, memory_mib=memory_mib),
+            micro_batch_sequences=micro_batch_sequences,
+        )
         return Tuner(home, own, manifest, "cpu", trainer, say)
 
     return make
@@ -136,33 +157,31 @@ async def test_an_end_while_measuring_leaves_nothing_that_counts_as_failed(
 
 
 async def test_when_nothing_fits_it_is_one_reason_and_nothing_is_loaded_for_it_again(
-    tuner: Callable[..., Tuner], trainer: Trainer
+    tuner: Callable[..., Tuner], trainer: Trainer, make_manifest: Callable[..., RunManifest]
 ) -> None:
-    def kill(_: str) -> None:
-        assert trainer.pid is not None
-        os.kill(trainer.pid, signal.SIGKILL)
-
-    hopeless = tuner(kill)
+    wide = {**TINY, "vocab_size": 65536, "hidden_size": 512}
+    poor = {"manifest": make_manifest(model_config_json=wide), "memory_mib": LEAST_MIB}
+    trainer.memory_mib = LEAST_MIB
+    said: list[str] = []
+    hopeless = tuner(said.append, **poor)
     with pytest.raises(OutOfMemory, match=r"even one sequence at a time.*tune --force"):
         await hopeless.settle()
     assert [one.choice for one in hopeless.record.tried] == [Choice(1), Choice(1, True)]
-    assert trainer.pid is None
-    with pytest.raises(OutOfMemory):
+    assert len(said) == 2 and trainer.pid is None
+    with pytest.raises(OutOfMemory, match="even one sequence"):
         await hopeless.settle()
     assert trainer.pid is None
 
-    # Nor does a restart try it; the owner can.
-    risen = tuner()
-    with pytest.raises(OutOfMemory):
-        await risen.settle()
-    risen._file.forget()
-    assert await tuner().settle() is not None
+    # A restart does not try it either, until the owner asks.
+    with pytest.raises(OutOfMemory, match="even one sequence"):
+        await tuner(said.append, **poor).settle()
+    assert len(said) == 2
 
 
 async def test_a_limit_below_what_loading_takes_starts_nothing(
     tuner: Callable[..., Tuner], trainer: Trainer
 ) -> None:
-    poor = tuner(limits=Limits(threads=1, memory_mib=100))
+    poor = tuner(memory_mib=100)
     with pytest.raises(OutOfMemory, match=r"limits\.memory_mib is 100"):
         await poor.settle()
     assert trainer.pid is None
@@ -206,9 +225,12 @@ async def test_units_that_run_out_of_memory_leave_a_lighter_choice(
 
 
 async def test_compiled_code_rounds_as_plain_code_does_or_is_not_used(
-    tmp_path: Path, manifest: RunManifest, trainer: Trainer, trainer_rig: ModuleType
+    tmp_path: Path,
+    make_manifest: Callable[..., RunManifest],
+    trainer: Trainer,
+    trainer_rig: ModuleType,
 ) -> None:
-    job = trainer_rig.write_job(tmp_path, manifest, steps=2)
+    job = trainer_rig.write_job(tmp_path, make_manifest(model_config_json=TINY), steps=2)
     compiled = tmp_path / "compiled"
     what = trainer_rig.how(job, compile=True, micro_batch_sequences=BATCH, compiled=str(compiled))
     if not has_compiler("cpu"):  # then it is said, and the trainer lives
