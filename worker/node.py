@@ -26,13 +26,13 @@ from protocol.wire import records_pb2 as wire
 from worker import delegation
 from worker.blob_fetch import BlobFetcher
 from worker.config import Home, WorkerConfig
+from worker.contact import Contact, open_retained
 from worker.data_source import DataSource
 from worker.delegation import Vouched
 from worker.evidence import Evidence
 from worker.journal import Journal
 from worker.outbox import Outbox
 from worker.reachability import Reachability
-from worker.retained import Retained
 from worker.session import Session
 from worker.shards import BlobStore
 from worker.sources import Sources
@@ -49,27 +49,30 @@ _ANCHOR_PATIENCE_S = 30.0
 
 
 @dataclass
-class Node:
+class Node(Contact):
     """The open parts; see :func:`open_node`."""
 
-    home: Home
-    config: WorkerConfig
-    identity: Identity
-    session: Session
     swarm: Swarm
-    watch: Watch
     sources: Sources
     states: StateCache
     data: DataSource
     blobs: BlobStore
-    journal: Journal
     outbox: Outbox
     device: Device
     anchor: bool
     admission: wire.Envelope
-    retained: Retained
-    evidence: Evidence
     reachability: Reachability
+
+    @property
+    def direct(self) -> bool:
+        return self.reachability.reach.direct
+
+    @property
+    def bad_sources(self) -> list[str]:
+        return self.sources.bad
+
+    async def addresses(self) -> list[str]:
+        return await self.reachability.addresses()
 
     async def enrol(self) -> None:
         """Enrol (again): renews admission and addresses.
@@ -144,7 +147,7 @@ async def open_node(
 
         watch.on_connected = on_connected
         device = await asyncio.to_thread(pick_device, config.device)
-        retained = await asyncio.to_thread(_retained, home, config)
+        retained = await asyncio.to_thread(open_retained, home, config)
         evidence = Evidence(identity, manifest, retained, home.answers, states.elements)
         vouched = await asyncio.to_thread(_vouched, home, identity)
         enrolment = await _enrolment(config, identity, vouched, reachability, device, anchor)
@@ -203,10 +206,6 @@ def pick_device(choice: str) -> Device:
         if device == choice:
             return device
     raise UsageError(f"device {choice!r} is not here; torch finds: {', '.join(available)}")
-
-
-def _retained(home: Home, config: WorkerConfig) -> Retained:
-    return Retained(home.updates, home.inputs, most_bytes=config.evidence_mib << 20)
 
 
 async def _connect(config: WorkerConfig, identity: Identity, board: Board) -> Session:

@@ -14,8 +14,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -27,6 +26,7 @@ from protocol.manifest import TRAINING_SPEC, RunManifest
 from protocol.update import EncodedUpdate
 from protocol.wire import records_pb2 as wire
 from worker.config import Home, WorkerConfig
+from worker.contact import ELEMENTS
 from worker.data_source import DataSource
 from worker.journal import Journal, Lease, LeaseState, contribution_key
 from worker.outbox import CONTRIBUTION, Outbox
@@ -35,9 +35,9 @@ from worker.session import Session
 from worker.state_cache import StateCache
 from worker.status import Board, Phase
 from worker.taking_part import Outcome, Reduction
-from worker.trainer import Device, Job, Progress, Trained, Trainer, TrainerDied
-from worker.trainer_memory import OutOfMemory
+from worker.trainer import Device, Job, Progress, Trained, Trainer
 from worker.tuning import Tuner
+from worker.unit_training import train_unit
 from worker.updates import UpdateName, adopt_update, read_update
 from worker.watch import Watch
 
@@ -46,7 +46,6 @@ log = structlog.get_logger()
 RECEIPT_PATIENCE_S = 7 * 24 * 3600
 _COMMIT_MARGIN_S = 0.5
 _DISK_AGAIN_S = 5.0
-_TRAINERS = 3  # started for one unit
 
 
 class Abandoned(Exception):
@@ -70,10 +69,12 @@ class RoundRunner:
     trainer: Trainer
     board: Board
     tuner: Tuner
+    leaving: asyncio.Event  # set: this machine may not work, what is under way ends early
     abandoned: bytes = b""  # the assignment that the coordinator does not want any more
 
-    async def run(self, lease: Lease, head: Signed[wire.RunHead], reduction: Reduction) -> Outcome:
-        """See a lease through.
+    async def run(self, lease: Lease, head: Signed[wire.RunHead], reduction: Reduction) -> None:
+        """See a lease through; one of which nothing is trained when this machine may not work any
+        more stays as it is: it may be gone on with as long as its round is open.
 
         Args:
             lease: as in the journal, perhaps from before a restart.
@@ -92,11 +93,12 @@ class RoundRunner:
         except Abandoned as error:
             log.warning("unit given up", round=lease.round, reason=str(error))
             self.board.waiting(str(error))
+            if self.leaving.is_set() and lease.state == LeaseState.LEASED:
+                return
         else:
             self.board.waiting("waiting for the round to close")
         outcome = await reduction.follow(head, update, listen=False)
         await self._settle(lease, outcome)
-        return outcome
 
     async def warm_up(self) -> None:
         """Load what a unit needs; both would else be taken from the first unit's time.
@@ -105,8 +107,11 @@ class RoundRunner:
             TransientError, UsageError: nothing can be trained here now; says why.
         """
         spec = await self.tuner.settle()
-        if spec is not None:
-            self.states.learn_spec(spec)
+        if spec is None:
+            return
+        self.states.learn_spec(spec)
+        elements = await asyncio.to_thread(self.states.elements)
+        await asyncio.to_thread(self.journal.put, ELEMENTS, str(elements))
 
     def open_assignment(self, envelope: wire.Envelope) -> Signed[wire.Assignment]:
         """An assignment, verified.
@@ -160,37 +165,6 @@ class RoundRunner:
             raise Abandoned("the round went on before the update could be written down")
         return kept
 
-    async def _train_on(self, job: Job) -> Trained:
-        """Train; a trainer that dies is started again and goes on from the unit's snapshot.
-
-        One that ran out of memory is started again with less to keep in it.
-
-        Raises:
-            OutOfMemory: there is no way to train with less.
-            TrainerDied: again and again, so it will die of this unit the next time, too.
-            ProtocolError: what the job reads is damaged, or it was stopped before one step.
-        """
-        ends_s = time.monotonic() + job.stop_after_s
-        deaths, tokens_per_s = 0, 0.0
-        await self.tuner.unit_begins()
-        try:
-            while True:
-                left_s = ends_s - time.monotonic()
-                now = replace(job, stop_after_s=left_s, **self.tuner.choice.dump())
-                try:
-                    trained = await self.trainer.train(now, self.on_progress)
-                except (TrainerDied, OutOfMemory) as error:
-                    if not await self.tuner.unit_failed(error):
-                        log.warning("trainer died", problem=str(error))
-                        deaths += 1
-                        if deaths == _TRAINERS:
-                            raise
-                else:
-                    tokens_per_s = trained.tokens_per_s
-                    return trained
-        finally:
-            await self.tuner.unit_ends(tokens_per_s)
-
     def _snapshot(self, assignment_id: bytes) -> Path:
         return self.home.unit / assignment_id.hex()
 
@@ -209,11 +183,15 @@ class RoundRunner:
             record: its assignment.
             head: of the round whose state it starts from.
             seconds_left: until it must be committed.
+
+        Raises:
+            TransientError: it cannot be fetched now, or is not wanted any more.
         """
         await asyncio.to_thread(self._forget_snapshots, record.assignment_id)
-        weights = await self.states.file(head, "weights", anew=True)
-        shards = await self.data.shards(record.start_sequence, record.end_sequence)
-        dataset = await self.data.dataset_file()
+        fetched = await unless(self._fetch(record, head), self.leaving.wait())
+        if fetched is None:
+            raise TransientError("this machine may not work now")
+        weights, shards, dataset = fetched
         return Job(
             manifest=str(self.home.manifest),
             dataset=str(dataset),
@@ -238,6 +216,13 @@ class RoundRunner:
             **self.tuner.choice.dump(),
         )
 
+    async def _fetch(
+        self, record: wire.Assignment, head: Signed[wire.RunHead]
+    ) -> tuple[Path, dict[str, Path], Path]:
+        weights = await self.states.file(head, "weights", anew=True)
+        shards = await self.data.shards(record.start_sequence, record.end_sequence)
+        return weights, shards, await self.data.dataset_file()
+
     async def train(self, job: Job) -> Trained:
         """Train a unit from files that are still as they were verified when it is done.
 
@@ -245,7 +230,7 @@ class RoundRunner:
             TransientError: they are not, the process died, or was stopped before one step.
             ProtocolError: what the job read is damaged.
         """
-        trained = await self._train_on(job)
+        trained = await train_unit(self.trainer, self.tuner, job, self.on_progress)
         if await asyncio.to_thread(self.data.has_changed, job.shards):
             raise TransientError("the data changed on the disk while it was trained from")
         return trained

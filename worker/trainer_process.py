@@ -17,13 +17,13 @@ import queue
 import signal
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from protocol.errors import ProtocolError, TransientError
 from protocol.memory import ran_out
+from worker.clock import steady_s
 from worker.trainer_memory import MEMORY_VARIABLE, MemoryLimit, OutOfMemory
 from worker.trainer_tuning import execution_of, lightener, measure, prepare_device, warm_up
 
@@ -41,6 +41,7 @@ class Control:
     def __init__(self, commands: TextIO) -> None:
         self.jobs: queue.Queue[dict[str, Any]] = queue.Queue()
         self.stop = threading.Event()
+        self.frozen_s = 0.0  # in all, of this process's life
         self._commands = commands
         threading.Thread(target=self._read, name="commands", daemon=True).start()
 
@@ -49,11 +50,17 @@ class Control:
             message = json.loads(line)
             if message["command"] == "stop":
                 self.stop.set()
+            elif message["command"] == "frozen":
+                self.frozen_s += message["seconds"]
             else:
                 self.stop.clear()
                 self.jobs.put(message)
         # No clean-up is needed: nothing is ours but memory and files in the scratch folder.
         os._exit(_PEER_GONE_EXIT_CODE)
+
+    def trained_s(self) -> float:
+        """A clock that stands still while this process is frozen: speed is of the rest."""
+        return steady_s() - self.frozen_s
 
 
 class Events:
@@ -73,6 +80,7 @@ class Events:
 def main() -> None:
     # Ctrl-C in a terminal reaches the whole process group; only the daemon decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(int(sys.argv[1]))
     events = Events(os.fdopen(os.dup(1), "w"))
     os.dup2(2, 1)
     control = Control(sys.stdin)
@@ -116,7 +124,7 @@ def _do(job: dict[str, Any], control: Control, events: Events) -> dict[str, Any]
     if job["command"] == "train":
         return run(job, control, events)
     look = warm_up if job["command"] == "warm_up" else measure
-    return look(job, time.monotonic)
+    return look(job, control.trained_s)
 
 
 def run(job: dict[str, Any], control: Control, events: Events) -> dict[str, Any]:
@@ -128,7 +136,7 @@ def run(job: dict[str, Any], control: Control, events: Events) -> dict[str, Any]
     Raises:
         ProtocolError: damaged input, or no step was done before the stop.
     """
-    started_s = time.monotonic()
+    started_s = steady_s()
     import torch
 
     from protocol.dataset import DatasetManifest, SequenceReader
@@ -146,14 +154,14 @@ def run(job: dict[str, Any], control: Control, events: Events) -> dict[str, Any]
     snapshots = UnitSnapshots(job)
     begun = snapshots.read()
     steps_before = 0 if begun is None else begun.steps
-    trains_since_s = time.monotonic()
+    trains_since_s = control.trained_s()
 
     def speed(steps_done: int) -> float:
         tokens = (steps_done - steps_before) * manifest.tokens_per_step
-        return tokens / max(time.monotonic() - trains_since_s, 1e-6)
+        return tokens / max(control.trained_s() - trains_since_s, 1e-6)
 
     def time_left() -> bool:
-        return not control.stop.is_set() and time.monotonic() - started_s < job["stop_after_s"]
+        return not control.stop.is_set() and steady_s() - started_s < job["stop_after_s"]
 
     def on_step(steps_done: int, loss: float) -> bool:
         events.send(event="step", steps=steps_done, loss=loss, tokens_per_s=speed(steps_done))

@@ -59,7 +59,7 @@ async def test_a_batch_that_runs_out_of_memory_is_halved_and_the_unit_is_the_sam
         peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
         most_resident = int(peak.split()[1]) << 10
 
-    async with Trainer(1, LIMIT_MIB) as limited:
+    async with Trainer(1, memory_mib=LIMIT_MIB) as limited:
         trained = await limited.train(job, on_progress)
     small = lighter[-1]
     assert small is not None and 1 <= small.micro_batch_sequences < BATCH
@@ -83,7 +83,7 @@ async def test_what_fits_in_no_way_is_a_sentence_and_the_process_ends_with_its_o
 ) -> None:
     huge = make_manifest(model_config_json={**WIDE, "vocab_size": 65536, "hidden_size": 512})
     job = trainer_rig.write_job(tmp_path, huge, steps=1)
-    async with Trainer(1, LEAST_MIB) as trainer:
+    async with Trainer(1, memory_mib=LEAST_MIB) as trainer:
         with pytest.raises(OutOfMemory, match="not enough memory"):
             await trainer.train(job)
         pid = trainer.pid
@@ -94,7 +94,7 @@ async def test_a_limit_that_nothing_can_be_loaded_into_says_so_at_once(
     tmp_path: Path, manifest: RunManifest, trainer_rig: ModuleType
 ) -> None:
     job = trainer_rig.write_job(tmp_path, manifest, steps=1)
-    async with Trainer(1, LEAST_MIB - 1) as trainer:
+    async with Trainer(1, memory_mib=LEAST_MIB - 1) as trainer:
         async with asyncio.timeout(100):
             with pytest.raises(OutOfMemory, match=r"limits\.memory_mib is 447"):
                 await trainer.train(job)
