@@ -24,7 +24,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -58,6 +58,11 @@ _BEFORE = "BARNRAISE_BEFORE"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _COUNTED = ("units_committed", "tokens_committed", "started_at_s", "round", "settled_rounds")
 _DOWNLOAD_KEPT_S = 24 * 3600  # the state or shard that it was of is hardly wanted later
+
+
+def goes_on(environment: Mapping[str, str]) -> bool:
+    """Whether this program goes on from one before it, with the same PID."""
+    return _BEFORE in environment
 
 
 def run(home: Home, load: Callable[[], WorkerConfig], *, until_finished: bool = False) -> None:
