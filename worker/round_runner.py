@@ -107,6 +107,7 @@ class RoundRunner:
             TransientError, UsageError: nothing can be trained here now; says why.
         """
         spec = await self.tuner.settle()
+        self.board.parts["tuning"] = self.tuner.facts()
         if spec is None:
             return
         self.states.learn_spec(spec)

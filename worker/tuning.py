@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import structlog
@@ -75,6 +75,15 @@ class Tuner:
     def speed_hint(self) -> float:
         """Tokens per second of the last unit, or as measured; 0 when nothing is known."""
         return self.record.tokens_per_s
+
+    def facts(self) -> dict[str, Any]:
+        """For the status."""
+        return {
+            **self.choice.dump(),
+            "trains": self.choice.words,
+            "tokens_per_s": round(self.speed_hint()),
+            "measured_at_s": self.record.measured_at_s,
+        }
 
     # ---- before a lease ----------------------------------------------------------------
 
