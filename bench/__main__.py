@@ -18,6 +18,7 @@ BENCHES = (
     "flood",
     "lost_reducer",
     "network_cap",
+    "daemon",
 )
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench.report import Row, write_report
@@ -80,6 +81,15 @@ def _measure(name: str, config: dict[str, object], turns: int, steps: int, bf16:
 
 
 def _plain_loop(config: dict[str, object], source: Random, steps: int, bf16: bool) -> None:
+    size = SEQUENCES_PER_BATCH
+    batches = (torch.from_numpy(source.batch(n * size, (n + 1) * size)) for n in range(steps))
+    for _ in plain_steps(config, batches, bf16=bf16):
+        pass
+
+
+def plain_steps(
+    config: Mapping[str, object], batches: Iterable[Tensor], *, bf16: bool = False
+) -> Iterator[None]:
     """What one would write without us: Hugging Face's loss, Muon and AdamW, clipping."""
     settings = {key: value for key, value in config.items() if key != "model_type"}
     model = LlamaForCausalLM(LlamaConfig(**settings))
@@ -89,9 +99,7 @@ def _plain_loop(config: dict[str, object], source: Random, steps: int, bf16: boo
         torch.optim.Muon(hidden, lr=1e-3, momentum=0.9, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1),
     ]
-    for step in range(steps):
-        start = step * SEQUENCES_PER_BATCH
-        tokens = torch.from_numpy(source.batch(start, start + SEQUENCES_PER_BATCH))
+    for tokens in batches:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
             loss = model(input_ids=tokens, labels=tokens).loss
         loss.backward()
@@ -99,6 +107,7 @@ def _plain_loop(config: dict[str, object], source: Random, steps: int, bf16: boo
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
+        yield
 
 
 def _seconds(work: Callable[[], object]) -> float:

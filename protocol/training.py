@@ -3,7 +3,8 @@
 Invariants (protocol section 5; a change to any number here is a new ``training_spec``):
 
 * Same inputs, same update, up to floating-point rounding: on any device, with any number of
-  threads, in any micro-batches, with or without bfloat16 autocast.
+  threads, in any micro-batches, compiled or not, with or without bfloat16 autocast. Recomputed
+  activations do not even change the rounding.
 * Nothing is kept between units: both optimizers start empty, all randomness is the seed's.
 * The first h of H steps are the same whether or not the rest is done.
 * Every optimizer argument is given explicitly: a library's new default must not change a run.
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 
 from protocol.errors import Diverged
 from protocol.manifest import InnerSpec, RunManifest
+from protocol.memory import ran_out
 from protocol.model import build_model, flatten, load_flat
 from protocol.snapshot import Snapshot, restore, take
 
@@ -71,6 +73,12 @@ class Execution:
     device: Device = "cpu"
     micro_batch_sequences: int | None = None  # whole batches when None
     autocast_bf16: bool = False
+    checkpointing: bool = False  # activations are computed twice instead of kept
+    compile: bool = False
+
+
+Lighten = Callable[[Execution], Execution | None]
+"""What takes less memory than a way of computing that ran out of it; None: nothing does."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,7 @@ def train(
     *,
     resume: Snapshot | None = None,
     keep: Keep | None = None,
+    lighten: Lighten | None = None,
 ) -> UnitResult:
     """Do one unit of work.
 
@@ -104,6 +113,7 @@ def train(
         on_step: called after each inner step; returning False ends the unit there.
         resume: of this very unit, computed in the same way: go on from there.
         keep: may take snapshots to resume from.
+        lighten: asked when a batch ran out of memory, which is then computed anew.
 
     Returns:
         The update of the steps done.
@@ -119,11 +129,13 @@ def train(
     losses: list[float] = []
     with _seeded(unit.seed):
         model = _load(manifest, weights, execution.device).train()
+        arrange(model, execution)
         optimizers = make_optimizers(model, inner)
         if resume is not None:
             restore(resume, model, optimizers)
             losses += resume.losses
-        for loss in _steps(manifest, model, optimizers, unit, sequences, execution, len(losses)):
+        gradients = _Gradients(model, execution, lighten)
+        for loss in _steps(manifest, model, optimizers, unit, sequences, gradients, len(losses)):
             losses.append(loss)
             if keep is not None:
                 keep(partial(take, model, optimizers, losses))
@@ -247,7 +259,7 @@ def _steps(
     optimizers: Sequence[torch.optim.Optimizer],
     unit: Unit,
     sequences: SequenceSource,
-    execution: Execution,
+    gradients: _Gradients,
     done: int,
 ) -> Iterator[float]:
     """Do the inner steps that are left, one at a time, yielding each one's loss."""
@@ -259,7 +271,7 @@ def _steps(
         if batch.shape != (inner.sequences_per_batch, manifest.sequence_length):
             raise ValueError(f"a batch of shape {batch.shape} is not the manifest's")
         start += inner.sequences_per_batch
-        loss = _accumulate_gradients(model, batch, execution)
+        loss = gradients.accumulate(batch)
         nn.utils.clip_grad_norm_(
             parameters, inner.clip_norm, norm_type=2.0, error_if_nonfinite=False, foreach=None
         )
@@ -271,9 +283,47 @@ def _steps(
         yield loss
 
 
-def _accumulate_gradients(
-    model: nn.Module, batch: NDArray[np.int64], execution: Execution
-) -> float:
+class _Gradients:
+    """Those of one batch after another; from one that ran out of memory on, in a lighter way."""
+
+    def __init__(self, model: nn.Module, execution: Execution, lighten: Lighten | None) -> None:
+        self._model, self._execution, self._lighten = model, execution, lighten
+
+    def accumulate(self, batch: NDArray[np.int64]) -> float:
+        while True:
+            try:
+                return accumulate_gradients(self._model, batch, self._execution)
+            except (MemoryError, RuntimeError) as error:
+                lighter = (
+                    self._lighten(self._execution) if self._lighten and ran_out(error) else None
+                )
+                if lighter is None:
+                    raise
+            # Not within the handler: until it ends, the traceback holds what the batch took.
+            self._model.zero_grad(set_to_none=True)
+            self._execution = lighter
+            arrange(self._model, lighter)
+
+
+def arrange(model: nn.Module, execution: Execution) -> None:
+    """Make a model compute in some way; its parameters, their names and their order stay."""
+    if execution.checkpointing:
+        # Its name in the library's older and newer versions.
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})  # type: ignore[operator]
+    if execution.compile:
+        # Layer by layer: they are alike, and one of them is compiled for all.
+        for layer in _layers(model):
+            layer.compile(dynamic=False)
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    """What a model repeats."""
+    for child in module.children():
+        yield from child.children() if isinstance(child, nn.ModuleList) else _layers(child)
+
+
+def accumulate_gradients(model: nn.Module, batch: NDArray[np.int64], execution: Execution) -> float:
     """Gradient of the batch's mean loss, in as many micro-batches as memory asks for."""
     size = execution.micro_batch_sequences or len(batch)
     predictions = _predictions(batch)

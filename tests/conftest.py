@@ -104,6 +104,12 @@ def engine_rig() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def trainer_rig() -> ModuleType:
+    """``tests/trainer_rig.py``: a unit of work in files, of whatever size."""
+    return _load("trainer_rig")
+
+
+@pytest.fixture(scope="session")
 def case_rig(engine_rig: ModuleType) -> ModuleType:
     """``tests/case_rig.py``: members that really train and answer, auditors that really replay."""
     return _load("case_rig")

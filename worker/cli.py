@@ -23,6 +23,7 @@ _COMMANDS = {
     "install-service": "service",
     "uninstall": "service",
     "export-key": "keys",
+    "tune": "tuning",
     "anchor": "running",
 }
 """Name of a command -> its module in worker.commands, where a click command has that name."""

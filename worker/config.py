@@ -94,6 +94,16 @@ class Home:
         return self.path / "energy.json"
 
     @property
+    def tuning(self) -> Path:
+        """How this machine trains best, as was measured."""
+        return self.path / "tuning.json"
+
+    @property
+    def compiled(self) -> Path:
+        """Code that was compiled for this machine's processor; made when it is needed."""
+        return self.path / "compiled"
+
+    @property
     def lock(self) -> Path:
         return self.path / "run.lock"
 

@@ -37,6 +37,7 @@ from worker.round_runner import RECEIPT_PATIENCE_S, RoundRunner
 from worker.status import AWAY, Board, Phase
 from worker.taking_part import Reduction
 from worker.trainer import Trainer
+from worker.tuning import Tuner
 from worker.yielding import Yielding
 
 log = structlog.get_logger()
@@ -89,8 +90,11 @@ class Daemon:
     def change(self, config: WorkerConfig) -> None:
         """Other limits, from now on."""
         self.config = config
-        self.trainer.change(threads=config.limits.cpu_threads, nice=config.limits.nice)
-        for part in (self._node, self._runner):
+        limits = config.limits
+        self.trainer.change(
+            threads=limits.cpu_threads, nice=limits.nice, memory_mib=limits.memory_mib
+        )
+        for part in (self._node, self._runner, self._runner and self._runner.tuner):
             if part is not None:
                 part.config = config
 
@@ -165,6 +169,9 @@ class Daemon:
             journal=node.journal,
             trainer=self.trainer,
             board=self.board,
+            tuner=Tuner(
+                self.home, self.config, manifest, node.device, self.trainer, self.board.waiting
+            ),
             leaving=self.yielding.leaving,
         )
 
@@ -271,7 +278,7 @@ class Daemon:
         if trained is not None:
             return trained
         await probation.deliver_rest()
-        reply = await node.session.request_work(runner.speed_hint())
+        reply = await node.session.request_work(runner.tuner.speed_hint())
         if reply.HasField("run_head") and reply.run_head.payload:
             node.watch.offer_head(reply.run_head)
         if reply.HasField("wait"):

@@ -14,9 +14,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import math
-import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -37,7 +35,9 @@ from worker.session import Session
 from worker.state_cache import StateCache
 from worker.status import Board, Phase
 from worker.taking_part import Outcome, Reduction
-from worker.trainer import Job, Progress, Trained, Trainer, TrainerDied, WarmUp
+from worker.trainer import Job, Progress, Trained, Trainer
+from worker.tuning import Tuner
+from worker.unit_training import train_unit
 from worker.updates import UpdateName, adopt_update, read_update
 from worker.watch import Watch
 
@@ -46,7 +46,6 @@ log = structlog.get_logger()
 RECEIPT_PATIENCE_S = 7 * 24 * 3600
 _COMMIT_MARGIN_S = 0.5
 _DISK_AGAIN_S = 5.0
-_TRAINERS = 3  # started for one unit
 
 
 class Abandoned(Exception):
@@ -69,6 +68,7 @@ class RoundRunner:
     journal: Journal
     trainer: Trainer
     board: Board
+    tuner: Tuner
     leaving: asyncio.Event  # set: this machine may not work, what is under way ends early
     abandoned: bytes = b""  # the assignment that the coordinator does not want any more
 
@@ -102,46 +102,16 @@ class RoundRunner:
         await self._settle(lease, outcome)
 
     async def warm_up(self) -> None:
-        """Load what a unit needs, and learn how fast this machine is if no unit has told yet.
-
-        Both take seconds once, and would else be taken from the first unit's time.
+        """Load what a unit needs; both would else be taken from the first unit's time.
 
         Raises:
             TransientError, UsageError: nothing can be trained here now; says why.
         """
-        known = await asyncio.to_thread(self.speed_hint)
-        warm = await self.trainer.warm_up(
-            WarmUp(
-                manifest=str(self.home.manifest),
-                threads=self.config.limits.cpu_threads,
-                device=self.device,
-                micro_batch_sequences=self.config.micro_batch_sequences,
-                autocast_bf16=self.config.autocast_bf16,
-                measure=known == 0.0,
-                gpu_memory_percent=self.config.limits.gpu_memory_percent,
-            )
-        )
-        if warm is None:
+        spec = await self.tuner.settle()
+        self.board.parts["tuning"] = self.tuner.facts()
+        if spec is None:
             return
-        self.states.learn_spec(warm.spec)
-        if warm.tokens_per_s > 0:
-            log.info("speed measured", tokens_per_s=round(warm.tokens_per_s))
-            await asyncio.to_thread(self.journal.put, self._speed_key, repr(warm.tokens_per_s))
-
-    def speed_hint(self) -> float:
-        """Tokens per second of the last unit or warm-up here, blocking; 0 when there was none."""
-        text = self.journal.get(self._speed_key)
-        value = float(text) if text else 0.0
-        return value if math.isfinite(value) and value >= 0 else 0.0
-
-    @property
-    def _speed_key(self) -> str:
-        """The journal is of one run; another device or setting has another speed."""
-        config = self.config
-        return (
-            f"tokens_per_s/{self.device}/{config.limits.cpu_threads}/{config.micro_batch_sequences}"
-            f"/{int(config.autocast_bf16)}"
-        )
+        self.states.learn_spec(spec)
 
     def open_assignment(self, envelope: wire.Envelope) -> Signed[wire.Assignment]:
         """An assignment, verified.
@@ -195,23 +165,6 @@ class RoundRunner:
             raise Abandoned("the round went on before the update could be written down")
         return kept
 
-    async def _train_on(self, job: Job) -> Trained:
-        """Train; a trainer that dies is started again and goes on from the unit's snapshot.
-
-        Raises:
-            TrainerDied: again and again, so it will die of this unit the next time, too.
-            ProtocolError: what the job reads is damaged, or it was stopped before one step.
-        """
-        ends_s = time.monotonic() + job.stop_after_s
-        for _ in range(_TRAINERS):
-            try:
-                left_s = ends_s - time.monotonic()
-                return await self.trainer.train(replace(job, stop_after_s=left_s), self.on_progress)
-            except TrainerDied as error:
-                log.warning("trainer died", problem=str(error))
-                died = error
-        raise died
-
     def _snapshot(self, assignment_id: bytes) -> Path:
         return self.home.unit / assignment_id.hex()
 
@@ -257,11 +210,12 @@ class RoundRunner:
             snapshot=str(self._snapshot(record.assignment_id)),
             threads=self.config.limits.cpu_threads,
             device=self.device,
-            micro_batch_sequences=self.config.micro_batch_sequences,
             autocast_bf16=self.config.autocast_bf16,
+            compiled=str(self.home.compiled),
             stop_after_s=seconds_left - _COMMIT_MARGIN_S,
             gpu_memory_percent=self.config.limits.gpu_memory_percent,
             gpu_power_w=self.config.limits.gpu_power_w,
+            **self.tuner.choice.dump(),
         )
 
     async def _fetch(
@@ -278,7 +232,7 @@ class RoundRunner:
             TransientError: they are not, the process died, or was stopped before one step.
             ProtocolError: what the job read is damaged.
         """
-        trained = await self._train_on(job)
+        trained = await train_unit(self.trainer, self.tuner, job, self.on_progress)
         if await asyncio.to_thread(self.data.has_changed, job.shards):
             raise TransientError("the data changed on the disk while it was trained from")
         return trained
@@ -324,8 +278,6 @@ class RoundRunner:
         final = self.adopt(output, record, trained)
         contribution = self.contribution(record, trained)
         self.journal.trained(lease.assignment_id, contribution, final)
-        if trained.tokens_per_s > 0:  # else all of it was done before a restart
-            self.journal.put(self._speed_key, repr(trained.tokens_per_s))
         kept = self.journal.lease(lease.assignment_id)
         assert kept is not None and kept.state == LeaseState.TRAINED
         return kept

@@ -192,7 +192,7 @@ class Life:
         """Awake, until the end or the next sleep."""
         self.board.waiting("starting")
         limits = self.config.limits
-        async with Trainer(limits.cpu_threads, limits.nice) as trainer:
+        async with Trainer(limits.cpu_threads, limits.nice, limits.memory_mib) as trainer:
             if self.governing.verdict.works:
                 await trainer.start()  # it loads for seconds, and so does the daemon
             kind = await unless(asyncio.to_thread(_load_daemon), self.finish.wait())

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
 
@@ -29,11 +29,23 @@ from protocol.channel import error_family
 from protocol.errors import TransientError
 from protocol.leash import is_leashed, leashed
 from worker import process_share
+from worker.choice import Choice
 from worker.clock import steady_s
 from worker.devices import PCI_ORDER, Device
+from worker.trainer_job import Job, Measured, Progress, Trained, Warm, WarmUp
+from worker.trainer_memory import MEMORY_VARIABLE
 
-if TYPE_CHECKING:
-    from protocol.model import ParameterSpec
+__all__ = [
+    "Device",
+    "Job",
+    "Measured",
+    "Progress",
+    "Trained",
+    "Trainer",
+    "TrainerDied",
+    "Warm",
+    "WarmUp",
+]
 
 log = structlog.get_logger()
 
@@ -47,85 +59,19 @@ class TrainerDied(TransientError):
     """The process ended in the middle of a job."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """One unit with everything it reads, by file."""
-
-    manifest: str
-    dataset: str
-    shards: dict[str, str]  # sha256 hex -> verified file
-    weights: str
-    unit: dict[str, int]  # fields of protocol.training.Unit
-    round: int
-    worker: str
-    output: str  # where the encoded chunks go, concatenated
-    snapshot: str  # where the unit is kept now and then while it is trained
-    threads: int
-    device: Device
-    stop_after_s: float  # the step that is under way then is the last one
-    micro_batch_sequences: int = 0
-    autocast_bf16: bool = False
-    gpu_memory_percent: int = 0
-    gpu_power_w: int = 0
-
-
-@dataclass(frozen=True)
-class WarmUp:
-    """What a first unit would meet: loaded beforehand and, if asked for, timed."""
-
-    manifest: str
-    threads: int
-    device: Device
-    micro_batch_sequences: int = 0
-    autocast_bf16: bool = False
-    measure: bool = True
-    gpu_memory_percent: int = 0
-
-
-@dataclass(frozen=True)
-class Warm:
-    """What a warm-up found out."""
-
-    tokens_per_s: float  # roughly; 0 when that was not asked for
-    spec: ParameterSpec  # the model's, so that the daemon need not load the library itself
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What came out; the encoded chunks are in the job's output file."""
-
-    steps: int
-    tokens: int
-    mean_loss: float
-    update_norm: float
-    tokens_per_s: float
-    root: bytes
-    chunks: int
-    elements: int
-
-
-@dataclass
-class Progress:
-    """The unit under way, for status and heartbeat."""
-
-    steps_done: int = 0
-    steps: int = 0
-    loss: float = float("nan")
-    tokens_per_s: float = 0.0
-    problem: str = ""  # why a trained update waits to be written
-
-
 @dataclass
 class Trainer:
     """Owns the trainer process. Use as an async context manager, or call :meth:`close`."""
 
     threads: int
     nice: int = 0  # at least; what the daemon itself has is taken over
+    memory_mib: int = 0  # most that it may take; 0: no limit
     progress: Progress = field(default_factory=Progress)
+    device_name: str = ""  # known once it is warm
     _process: asyncio.subprocess.Process | None = None
     _ready: bool = False  # it may be stopped
     _warm: bool = False
-    _outdated: bool = False  # it has a niceness that cannot be taken back
+    _outdated: bool = False  # what it was started with cannot be changed any more
     _ends_s: float | None = None  # when the unit under way must be ready, steady
     _frozen_since_s: float | None = None  # steady
     _ending: bool = False
@@ -155,7 +101,7 @@ class Trainer:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 limit=_MAX_LINE_BYTES,
-                env=_environment(self.threads),
+                env=_environment(self.threads, self.memory_mib),
                 # Its own session: the terminal's Ctrl-C is for the daemon to interpret.
                 start_new_session=True,
             )
@@ -183,8 +129,22 @@ class Trainer:
             return None
         event = await self._ask({"command": "warm_up", **asdict(what)}, None)
         self._warm = True
+        self.device_name = str(event["device_name"])
         spec = tuple((str(name), tuple(shape)) for name, shape in event["spec"])
         return Warm(float(event["tokens_per_s"]), spec)
+
+    async def measure(self, what: WarmUp) -> Measured:
+        """Time some steps in one way of computing.
+
+        Raises:
+            OutOfMemory: it does not fit.
+            TrainerDied: the kernel ended it?
+            ProtocolError: the model does not train at all.
+        """
+        await self.start()
+        event = await self._ask({"command": "measure", **asdict(what)}, None)
+        del event["event"]
+        return Measured(**event)
 
     async def train(
         self, job: Job, on_progress: Callable[[Progress], None] | None = None
@@ -235,6 +195,9 @@ class Trainer:
             if event["event"] == "resumed":
                 self.progress.steps_done = event["steps"]
                 log.info("training resumed", steps=event["steps"])
+            elif event["event"] == "lighter":
+                self.progress.lighter = Choice.load(event)
+                log.warning("out of memory", goes_on_with=self.progress.lighter.words)
             elif event["event"] == "blocked":
                 self.progress.problem = event["reason"]
             else:
@@ -311,7 +274,7 @@ class Trainer:
         self._ending = False
         self.thaw()
 
-    def change(self, *, threads: int, nice: int) -> None:
+    def change(self, *, threads: int, nice: int, memory_mib: int) -> None:
         """Take other limits: at once where it can, and in full from the next unit on.
 
         The number of threads decides the bits of a unit, so the one under way keeps it and runs
@@ -319,8 +282,10 @@ class Trainer:
         """
         if self.pid is not None and not self._outdated:
             process_share.restrict(self.pid, threads)
-            self._outdated = not process_share.renice(self.pid, nice)
-        self.threads, self.nice = threads, nice
+            niced = process_share.renice(self.pid, nice)
+            # What it may take is settled when it starts.
+            self._outdated = not niced or memory_mib != self.memory_mib
+        self.threads, self.nice, self.memory_mib = threads, nice, memory_mib
 
     async def close(self) -> None:
         """Kill and reap the process. Guarantees that none is left."""
@@ -375,11 +340,12 @@ def _trained(event: dict[str, Any]) -> Trained:
     )
 
 
-def _environment(threads: int) -> dict[str, str]:
+def _environment(threads: int, memory_mib: int) -> dict[str, str]:
     # PASSIVE: spinning OpenMP threads make a busy machine several times slower (measured).
     return {
         **PCI_ORDER,
         **os.environ,
+        MEMORY_VARIABLE: str(memory_mib),
         "OMP_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "PASSIVE",
         "PYTHONUNBUFFERED": "1",

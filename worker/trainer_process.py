@@ -21,17 +21,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-import numpy as np
-from numpy.typing import NDArray
-
-from protocol.errors import ProtocolError
+from protocol.errors import ProtocolError, TransientError
+from protocol.memory import ran_out
 from worker.clock import steady_s
+from worker.trainer_memory import MEMORY_VARIABLE, MemoryLimit, OutOfMemory
+from worker.trainer_tuning import execution_of, lightener, measure, prepare_device, warm_up
 
 if TYPE_CHECKING:
     from protocol.manifest import RunManifest
-    from protocol.training import Execution
     from protocol.update import EncodedUpdate, FloatVector
-    from worker.devices import Device
     from worker.gpu_pace import PowerPace
 
 _PEER_GONE_EXIT_CODE = 0
@@ -88,104 +86,47 @@ def main() -> None:
     events = Events(os.fdopen(os.dup(1), "w"))
     os.dup2(2, 1)
     control = Control(sys.stdin)
-    # Loading takes seconds: do it before anybody asks, not within the deadline of the first unit.
+    memory = MemoryLimit(int(os.environ.get(MEMORY_VARIABLE, "0")))
+    if memory.problem:
+        control.jobs.get()
+        events.send(event="failed", reason=OutOfMemory.reason, message=memory.problem)
+        return
+    memory.begin()
+    _load()
+    while True:
+        job = control.jobs.get()
+        try:
+            prepare_device(job["device"], job["gpu_memory_percent"])
+            memory.settle()
+            events.send(event="done", **_do(job, control, events))
+        except Exception as error:
+            reason, message = _explained(error)
+            events.send(event="failed", reason=reason, message=message)
+
+
+def _explained(error: Exception) -> tuple[str, str]:
+    """Reason and message of a failure that training may meet; any other one is raised again."""
+    if ran_out(error) or (error.__cause__ is not None and ran_out(error.__cause__)):
+        return OutOfMemory.reason, "not enough memory for a batch"
+    if isinstance(error, ProtocolError):
+        return error.reason, str(error)
+    if isinstance(error, OSError):
+        return TransientError.reason, f"the disk failed: {error}"
+    raise error
+
+
+def _load() -> None:
+    """Takes seconds: before anybody asks, not within the deadline of the first unit."""
     import transformers.modeling_utils  # noqa: F401
 
     import protocol.training  # noqa: F401
 
-    while True:
-        job = control.jobs.get()
-        try:
-            work = (
-                warm_up(job, control) if job["command"] == "warm_up" else run(job, control, events)
-            )
-            events.send(event="done", **work)
-        except ProtocolError as error:
-            events.send(event="failed", reason=error.reason, message=str(error))
-        except OSError as error:
-            events.send(event="failed", reason="UNAVAILABLE", message=f"the disk failed: {error}")
-        except MemoryError:
-            events.send(event="failed", reason="USAGE", message=_OUT_OF_MEMORY)
 
-
-_OUT_OF_MEMORY = "not enough memory for a batch: set micro_batch_sequences in the configuration"
-
-
-_WARM_UP_STEPS = 3
-_WARM_UP_S = 2.0
-"""No further step after that long: one slow step has been measured well enough."""
-
-
-class _Noise:
-    """Sequences of the right shape that mean nothing."""
-
-    def __init__(self, manifest: RunManifest) -> None:
-        self._length = manifest.sequence_length
-        self._vocabulary = int(manifest.model_config_json["vocab_size"])
-
-    def batch(self, start: int, end: int) -> NDArray[np.int64]:
-        shape = (end - start, self._length)
-        return np.random.default_rng(start).integers(0, self._vocabulary, shape)
-
-
-def warm_up(job: dict[str, Any], control: Control) -> dict[str, Any]:
-    """Load the model's classes and, where asked for, time a step or a few on noise.
-
-    Returns:
-        ``tokens_per_s``: of the last step, for the first one pays for what is loaded lazily;
-        ``spec``: names and shapes of the model's parameters.
-
-    Raises:
-        ProtocolError: the model does not train at all here.
-    """
-    import torch
-
-    from protocol.manifest import RunManifest
-    from protocol.model import element_count, parameter_spec
-    from protocol.training import Unit, train
-
-    torch.set_num_threads(job["threads"])
-    manifest = RunManifest.parse(Path(job["manifest"]).read_bytes())
-    spec = parameter_spec(manifest.model_config_json)
-    if not job["measure"]:
-        return {"tokens_per_s": 0.0, "spec": spec}
-    generator = np.random.default_rng(0)
-    weights = generator.standard_normal(element_count(spec), dtype=np.float32) * np.float32(0.02)
-    ends_s = [control.trained_s()]
-
-    def on_step(_steps_done: int, _loss: float) -> bool:
-        ends_s.append(control.trained_s())
-        return ends_s[-1] - ends_s[0] < _WARM_UP_S
-
-    steps = min(_WARM_UP_STEPS, manifest.inner.max_steps)
-    unit = Unit(0, steps * manifest.inner.sequences_per_batch, steps, seed=0, tokens_base=0)
-    train(manifest, weights, unit, _Noise(manifest), _execution(job), on_step)
-    tokens_per_s = manifest.tokens_per_step / max(ends_s[-1] - ends_s[-2], 1e-6)
-    return {"tokens_per_s": tokens_per_s, "spec": spec}
-
-
-def _execution(job: dict[str, Any]) -> Execution:
-    from protocol.training import Execution
-    from worker.devices import device_class
-
-    _claim_gpu(job["device"], job["gpu_memory_percent"])
-    return Execution(
-        device=device_class(job["device"]),
-        micro_batch_sequences=job["micro_batch_sequences"] or None,
-        autocast_bf16=job["autocast_bf16"],
-    )
-
-
-def _claim_gpu(device: Device, memory_percent: int) -> None:
-    """Let ``cuda`` mean this one GPU from here on, and no more of its memory than is allowed."""
-    import torch
-
-    from worker.devices import gpu_index
-
-    index = gpu_index(device)
-    if index is not None:
-        torch.cuda.set_device(index)
-        torch.cuda.set_per_process_memory_fraction((memory_percent or 100) / 100, index)
+def _do(job: dict[str, Any], control: Control, events: Events) -> dict[str, Any]:
+    if job["command"] == "train":
+        return run(job, control, events)
+    look = warm_up if job["command"] == "warm_up" else measure
+    return look(job, control.trained_s)
 
 
 def _pace(job: dict[str, Any]) -> PowerPace | None:
@@ -210,7 +151,6 @@ def run(job: dict[str, Any], control: Control, events: Events) -> dict[str, Any]
     import torch
 
     from protocol.dataset import DatasetManifest, SequenceReader
-    from protocol.errors import TransientError
     from protocol.manifest import RunManifest
     from protocol.model import parameter_spec
     from protocol.state import read_vector
@@ -249,7 +189,8 @@ def run(job: dict[str, Any], control: Control, events: Events) -> dict[str, Any]
         raise TransientError("stopped before the first step")
     else:
         reader = SequenceReader(dataset, blobs.__getitem__)
-        unit, execution = Unit(**job["unit"]), _execution(job)
+        unit, execution = Unit(**job["unit"]), execution_of(job)
+        batch = manifest.inner.sequences_per_batch
         if pace is not None:
             pace.begin()
         result = train(
@@ -261,6 +202,9 @@ def run(job: dict[str, Any], control: Control, events: Events) -> dict[str, Any]
             on_step,
             resume=begun,
             keep=snapshots.keep,
+            lighten=lightener(
+                batch, snapshots, lambda now: events.send(event="lighter", **now.dump())
+            ),
         )
     encoded = _encode(job, manifest, result.update)
     _write(Path(job["output"]), encoded.chunks, control, events)

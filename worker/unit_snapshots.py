@@ -30,7 +30,7 @@ _DISK_AGAIN_S = 60.0
 
 _DECIDES = (
     *("unit", "round", "worker"),
-    *("threads", "device", "micro_batch_sequences", "autocast_bf16"),
+    *("threads", "device", "micro_batch_sequences", "autocast_bf16", "compile"),
 )
 """Fields of a job that the update's bits depend on, besides the files."""
 
@@ -43,10 +43,18 @@ class UnitSnapshots:
         job: :class:`worker.trainer.Job` as the trainer gets it.
         """
         self._path = Path(job["snapshot"])
-        about = {name: job[name] for name in _DECIDES}
-        about["read"] = {path: _stamp(path) for path in (job["weights"], *job["shards"].values())}
-        self._of = json.dumps(about, sort_keys=True)
+        self._about = {name: job.get(name) for name in _DECIDES}
+        read = (job["weights"], *job["shards"].values())
+        self._about["read"] = {path: _stamp(path) for path in read}
         self._next_s = time.monotonic() + LEAST_S
+
+    @property
+    def _of(self) -> str:
+        return json.dumps(self._about, sort_keys=True)
+
+    def lightened(self, micro_batch_sequences: int) -> None:
+        """The unit goes on in smaller micro-batches, and so will who reads the next snapshots."""
+        self._about["micro_batch_sequences"] = micro_batch_sequences
 
     def read(self) -> Snapshot | None:
         """The newest one, if the unit was begun before."""

@@ -151,7 +151,7 @@ def read_names(session: Session, run_id: str, pace: Callable[[], None]) -> Names
     return Names(
         found,
         {team: About(name, web_link(url), about) for team, name, url, about in teams},
-        {worker: Energy(*said) for worker, *said in energy},
+        {worker: Energy(donor, used_mwh, tokens) for worker, donor, used_mwh, tokens in energy},
         page.join_link if page else None,
         page.notes if page else "",
     )

@@ -214,9 +214,9 @@ async def test_whoever_stops_waiting_leaves_no_process(monkeypatch: pytest.Monke
 
 def test_the_trainer_counts_gpus_as_nvidia_smi_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
-    assert _environment(1)["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert _environment(1, 0)["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
-    assert _environment(1)["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"
+    assert _environment(1, 0)["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"
 
 
 def test_bounds_are_of_classes_not_of_cards() -> None:
