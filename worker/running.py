@@ -38,6 +38,7 @@ from worker.config import Home, WorkerConfig
 from worker.control import control_server, home_lock
 from worker.governing import Governing
 from worker.governor import Governor
+from worker.heap import give_back_large_blocks
 from worker.journal import Journal, LeaseState
 from worker.members import our_root_pid
 from worker.meter import NetworkBudget
@@ -80,6 +81,7 @@ def run(home: Home, load: Callable[[], WorkerConfig], *, until_finished: bool = 
     Raises:
         UsageError: cannot begin: what a person has to do.
     """
+    give_back_large_blocks()
     config = load()
     home.prepare()
     before = json.loads(os.environ.pop(_BEFORE, "{}"))
