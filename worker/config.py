@@ -89,6 +89,11 @@ class Home:
         return self.path / "scratch"
 
     @property
+    def last_uses(self) -> Path:
+        """In which order the blobs were used."""
+        return self.path / "last-uses.txt"
+
+    @property
     def lock(self) -> Path:
         return self.path / "run.lock"
 

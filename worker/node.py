@@ -28,8 +28,10 @@ from worker.blob_fetch import BlobFetcher
 from worker.config import Home, WorkerConfig
 from worker.data_source import DataSource
 from worker.delegation import Vouched
+from worker.disk import DiskQuota
 from worker.evidence import Evidence
 from worker.journal import Journal
+from worker.last_uses import LastUses
 from worker.outbox import Outbox
 from worker.reachability import Reachability
 from worker.retained import Retained
@@ -62,6 +64,7 @@ class Node:
     states: StateCache
     data: DataSource
     blobs: BlobStore
+    disk: DiskQuota
     journal: Journal
     outbox: Outbox
     device: Device
@@ -108,7 +111,8 @@ async def open_node(
         stack.push_async_callback(session.close)
         manifest = session.greeting.manifest
         await asyncio.to_thread(home.manifest.write_bytes, manifest.canonical())
-        blobs = BlobStore(home.blobs, home.scratch)
+        disk = DiskQuota(home.path, config.limits)
+        blobs = BlobStore(home.blobs, home.scratch, disk, LastUses(home.last_uses))
         peers = await _anchors(session, identity.peer_id, board, patient=not anchor)
         swarm = await _join_swarm(
             config, identity, identity_path, session, board, peers, anchor=anchor
@@ -144,7 +148,7 @@ async def open_node(
 
         watch.on_connected = on_connected
         device = await asyncio.to_thread(pick_device, config.device)
-        retained = await asyncio.to_thread(_retained, home, config)
+        retained = await asyncio.to_thread(_retained, home, config, disk)
         evidence = Evidence(identity, manifest, retained, home.answers, states.elements)
         vouched = await asyncio.to_thread(_vouched, home, identity)
         enrolment = await _enrolment(config, identity, vouched, reachability, device, anchor)
@@ -173,6 +177,7 @@ async def open_node(
             states=states,
             data=DataSource(manifest, fetcher, blobs),
             blobs=blobs,
+            disk=disk,
             journal=journal,
             outbox=outbox,
             device=device,
@@ -205,8 +210,8 @@ def pick_device(choice: str) -> Device:
     raise UsageError(f"device {choice!r} is not here; torch finds: {', '.join(available)}")
 
 
-def _retained(home: Home, config: WorkerConfig) -> Retained:
-    return Retained(home.updates, home.inputs, most_bytes=config.evidence_mib << 20)
+def _retained(home: Home, config: WorkerConfig, disk: DiskQuota) -> Retained:
+    return Retained(home.updates, home.inputs, config.evidence_mib << 20, disk)
 
 
 async def _connect(config: WorkerConfig, identity: Identity, board: Board) -> Session:
