@@ -27,11 +27,13 @@ import structlog
 from protocol.errors import NotEnrolled, PeerFault, TransientError, UsageError
 from protocol.identity import Identity
 from protocol.wire.records_pb2 import Assignment
+from worker.cache_status import require_room, show_cache
 from worker.config import Home, WorkerConfig
 from worker.control import control_server, home_lock
 from worker.heartbeat import Heartbeats, seed_weights
 from worker.journal import Lease, LeaseState
 from worker.node import Node, open_node
+from worker.prefetch import Prefetch
 from worker.probation import Probation
 from worker.race import unless
 from worker.receipts import collect_receipts, last_receipts, store_trust
@@ -40,6 +42,7 @@ from worker.round_runner import RECEIPT_PATIENCE_S, RoundRunner
 from worker.status import AWAY, Board, Phase
 from worker.taking_part import Reduction
 from worker.trainer import Trainer
+from worker.unit_room import UnitRoom
 
 log = structlog.get_logger()
 
@@ -189,6 +192,8 @@ class Daemon:
                 tasks.create_task(collect_receipts(node, self.board))
                 tasks.create_task(node.reachability.run())
                 tasks.create_task(seed_weights(node, fetch=False))
+                tasks.create_task(runner.prefetch.run())
+                tasks.create_task(show_cache(node, runner.prefetch, self.board))
                 await self._work(node, runner, beats, Probation(runner))
                 await node.outbox.drain(_GOODBYE_S)
                 await last_receipts(node)
@@ -211,6 +216,8 @@ class Daemon:
             journal=node.journal,
             trainer=self.trainer,
             board=self.board,
+            room=UnitRoom(node.disk, manifest),
+            prefetch=Prefetch(node.data, manifest.sequence_length),
         )
 
     # ---- work --------------------------------------------------------------------------
@@ -257,6 +264,7 @@ class Daemon:
         self.board.settled_rounds = head.record.settled_rounds
         self.board.state_digest = head.record.state_digest.hex()
         await asyncio.to_thread(self._forget_before, node, head.record.round)
+        await require_room(node, head.record)
         if not await asyncio.to_thread(probation.expected):
             await node.states.file(head, "weights")  # before the lease: its time is for training
         lease = await self._lease(node, runner, probation, head.record.round)

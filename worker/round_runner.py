@@ -31,12 +31,14 @@ from worker.config import Home, WorkerConfig
 from worker.data_source import DataSource
 from worker.journal import Journal, Lease, LeaseState, contribution_key
 from worker.outbox import CONTRIBUTION, Outbox
+from worker.prefetch import Prefetch
 from worker.race import unless
 from worker.session import Session
 from worker.state_cache import StateCache
 from worker.status import Board, Phase
 from worker.taking_part import Outcome, Reduction
 from worker.trainer import Device, Job, Progress, Trained, Trainer, TrainerDied, WarmUp
+from worker.unit_room import UnitRoom
 from worker.updates import UpdateName, adopt_update, read_update
 from worker.watch import Watch
 
@@ -68,6 +70,8 @@ class RoundRunner:
     journal: Journal
     trainer: Trainer
     board: Board
+    room: UnitRoom
+    prefetch: Prefetch
     abandoned: bytes = b""  # the assignment that the coordinator does not want any more
 
     async def run(self, lease: Lease, head: Signed[wire.RunHead], reduction: Reduction) -> Outcome:
@@ -172,10 +176,11 @@ class RoundRunner:
         self.board.at_work(Phase.TRAINING)
         log.info("training", round=record.round, steps=record.steps, assignment=_short(record))
         try:
-            trained = await unless(
-                self.train(job),
-                self._round_over(record.round, record.assignment_id),
-            )
+            with self.prefetch.during(record, head.record):
+                trained = await unless(
+                    self.train(job),
+                    self._round_over(record.round, record.assignment_id),
+                )
         except ProtocolError as error:
             raise Abandoned(str(error)) from error
         if trained is None:
@@ -229,6 +234,9 @@ class RoundRunner:
         weights = await self.states.file(head, "weights", anew=True)
         shards = await self.data.shards(record.start_sequence, record.end_sequence)
         dataset = await self.data.dataset_file()
+        output = self.home.scratch / f"{record.assignment_id.hex()}.encoding"
+        snapshot = self._snapshot(record.assignment_id)
+        keep_snapshots = await asyncio.to_thread(self.room.take, output, snapshot, head.record)
         return Job(
             manifest=str(self.home.manifest),
             dataset=str(dataset),
@@ -243,8 +251,9 @@ class RoundRunner:
             },
             round=record.round,
             worker=record.worker,
-            output=str(self.home.scratch / f"{record.assignment_id.hex()}.encoding"),
-            snapshot=str(self._snapshot(record.assignment_id)),
+            output=str(output),
+            snapshot=str(snapshot),
+            keep_snapshots=keep_snapshots,
             threads=self.config.limits.cpu_threads,
             device=self.device,
             micro_batch_sequences=self.config.micro_batch_sequences,
@@ -321,6 +330,7 @@ class RoundRunner:
         # A unit on a state of the past is audited now: its file is of the round under way.
         round_ = record.round if head is None else max(record.round, head.record.round)
         name = UpdateName(round_, record.assignment_id, trained.root)
+        self.room.leave()
         return adopt_update(output, self.home.updates, name)
 
     def contribution(self, record: wire.Assignment, trained: Trained) -> wire.Envelope:

@@ -72,6 +72,7 @@ class Board:
     delegated_until_s: int = 0  # until when the donor vouches for this device; 0: its own key
     bad_sources: list[str] = field(default_factory=list)  # PeerIDs that served other bytes
     started_at_s: float = field(default_factory=time.time)
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)  # what the parts tell themselves
 
     def at_work(self, phase: Phase) -> None:
         """Something is being done: no reason needed."""

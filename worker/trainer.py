@@ -57,6 +57,7 @@ class Job:
     stop_after_s: float  # the step that is under way then is the last one
     micro_batch_sequences: int = 0
     autocast_bf16: bool = False
+    keep_snapshots: bool = True
 
 
 @dataclass(frozen=True)
