@@ -27,8 +27,7 @@ class LastUses:
         self._path = path
         self._order: dict[bytes, int] = {}
         self._lines = 0
-        self.now = 0
-        """The number of uses so far: what is used after this moment is of a higher number."""
+        self._now = 0
         self._lock = threading.Lock()
         self._read()
 
@@ -37,10 +36,16 @@ class LastUses:
         with self._lock:
             return self._order.get(sha256, 0)
 
+    def mark(self) -> int:
+        """This moment: what is used from now on has a higher number."""
+        with self._lock:
+            self._now += 1
+            return self._now
+
     def note(self, sha256: bytes) -> None:
         """It is used now; blocking."""
         with self._lock:
-            if self.now and self._order.get(sha256) == self.now:
+            if self._now and self._order.get(sha256) == self._now:
                 return
             self._count(sha256)
             with suppress(OSError):
@@ -52,8 +57,8 @@ class LastUses:
             self._order.pop(sha256, None)
 
     def _count(self, sha256: bytes) -> None:
-        self.now += 1
-        self._order[sha256] = self.now
+        self._now += 1
+        self._order[sha256] = self._now
 
     def _read(self) -> None:
         with suppress(OSError):

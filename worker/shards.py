@@ -152,7 +152,7 @@ class BlobStore:
 
     def spare_recent(self) -> None:
         """What is used from now on does not go for a guess."""
-        self._since = self._uses.now
+        self._since = self._uses.mark()
 
     def reserve(self, path: Path, total_bytes: int, what: str, *, guess: bool = False) -> None:
         """See :meth:`worker.disk.DiskQuota.reserve`; without a quota there is room for all."""
