@@ -23,11 +23,11 @@ from protocol.identity import Identity
 from protocol.wire import records_pb2 as wire
 from worker.config import Home, WorkerConfig
 from worker.control import home_lock
-from worker.daemon import clear_folder
 from worker.heartbeat import Heartbeats, seed_weights
 from worker.node import Node, open_node
 from worker.race import unless
 from worker.reentry import stay_in_touch
+from worker.running import clear_folder
 from worker.seeding import seed_shards
 from worker.status import Board, Phase
 from worker.taking_part import Reduction

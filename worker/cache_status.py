@@ -1,10 +1,13 @@
-"""What the cache takes and gives, for the status; and whether the run fits into it at all."""
+"""The cache within its limits and in the status; and whether the run fits into it at all."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING
 
+import structlog
+
+from protocol.errors import TransientError
 from protocol.wire import records_pb2 as wire
 from worker.prefetch import Prefetch
 from worker.status import Board
@@ -13,12 +16,19 @@ from worker.unit_room import least_bytes
 if TYPE_CHECKING:
     from worker.node import Node
 
+log = structlog.get_logger()
+
 _EVERY_S = 10.0
 
 
-async def show_cache(node: Node, prefetch: Prefetch, board: Board) -> None:
-    """Keep ``board.parts["cache"]`` up to date. Run it as a task."""
+async def keep_cache(node: Node, prefetch: Prefetch, board: Board) -> None:
+    """Let go of what is over the limits of now, and keep ``board.parts["cache"]`` up to date. Run
+    it as a task."""
     while True:
+        try:
+            await asyncio.to_thread(node.disk.tidy)
+        except TransientError as error:
+            log.warning("the cache is larger than it may be", problem=str(error))
         board.parts["cache"] = {
             **await asyncio.to_thread(node.disk.part),
             "shards_found": node.data.found,

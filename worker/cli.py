@@ -166,19 +166,14 @@ def run(home: Home, threads: int | None, until_finished: bool, json_logs: bool) 
     Example:
       barnraise worker run --until-finished
     """
-    config = WorkerConfig.load(home.config).with_limits(threads=threads)
-    _limit_threads(config.limits.cpu_threads)
+    from worker.running import run as live
+
+    def load() -> WorkerConfig:
+        return WorkerConfig.load(home.config).with_limits(threads=threads)
+
+    _limit_threads(load().limits.cpu_threads)
     _log_to_stderr(json_logs)
-    from worker.trainer import Trainer
-
-    async def live() -> None:
-        async with Trainer(config.limits.cpu_threads) as trainer:
-            await trainer.start()
-            from worker.daemon import Daemon  # loads for seconds, while the trainer does
-
-            await Daemon(home, config, trainer, until_finished).run()
-
-    _run(live())
+    live(home, load, until_finished=until_finished)
 
 
 @cli.command()

@@ -1,25 +1,17 @@
-"""The life of a worker: run, pause, resume, finish, stop.
+"""A worker at work: it asks for units and sees them through, one after the other.
 
-What ends it:
-
-* *finish* (or Ctrl-C once): the unit under way is trained, committed and reduced; then it ends.
-* *stop* (or Ctrl-C twice, or SIGTERM): at once. What was trained is in the journal and is
-  committed at the next start if its round is still open.
+How it comes to work and ends, :mod:`worker.running` says; what makes it stop for a while or go to
+sleep, :mod:`worker.yielding`.
 
 Shutdown, in this order, each step even if one before it failed: tasks are cancelled; swarm
-shut down (p2pd reaped); gRPC channel; journal; control socket removed; trainer killed and reaped;
-what was half-made in the scratch folder removed; lock freed. It takes seconds at most: no step
-waits for the network.
+shut down (p2pd reaped); gRPC channel; journal; trainer killed and reaped. It takes seconds at
+most: no step waits for the network.
 """
 
 from __future__ import annotations
 
 import asyncio
-import signal
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -27,11 +19,12 @@ import structlog
 from protocol.errors import NotEnrolled, PeerFault, TransientError, UsageError
 from protocol.identity import Identity
 from protocol.wire.records_pb2 import Assignment
-from worker.cache_status import require_room, show_cache
+from worker.cache_status import keep_cache, require_room
 from worker.config import Home, WorkerConfig
-from worker.control import control_server, home_lock
+from worker.governing import Governing
 from worker.heartbeat import Heartbeats, seed_weights
 from worker.journal import Lease, LeaseState
+from worker.news import News
 from worker.node import Node, open_node
 from worker.prefetch import Prefetch
 from worker.probation import Probation
@@ -43,13 +36,12 @@ from worker.status import AWAY, Board, Phase
 from worker.taking_part import Reduction
 from worker.trainer import Trainer
 from worker.unit_room import UnitRoom
+from worker.yielding import Yielding
 
 log = structlog.get_logger()
 
 _WAIT_S = (0.2, 30.0)  # bounds on what the coordinator may ask us to wait
 _PROBLEM_WAIT_S = 5.0
-_PAUSED = "paused"
-_DOWNLOAD_KEPT_S = 24 * 3600  # the state or shard that it was of is hardly wanted later
 _GOODBYE_S = 5.0  # for what the coordinator has not answered, before we leave
 
 
@@ -59,127 +51,80 @@ class _Done(Exception):
 
 @dataclass
 class Daemon:
-    """One worker in one home folder. :meth:`run` is its whole life.
+    """One worker while it is awake. :meth:`run` is until it ends or goes to sleep.
 
     The trainer is its caller's, who starts it early: both load for seconds.
     """
 
     home: Home
     config: WorkerConfig
+    identity: Identity
+    board: Board
     trainer: Trainer
+    governing: Governing
+    finish: asyncio.Event
+    news: News  # told of each change of the verdict and of ``finish``
     until_finished: bool = False
-    finish: asyncio.Event = field(default_factory=asyncio.Event)
-    stop: asyncio.Event = field(default_factory=asyncio.Event)
-    paused: bool | None = None  # None: as the journal says
+    rest: bool = False  # a unit was trained before: it is seen through, whatever the verdict
     _node: Node | None = None
+    _runner: RoundRunner | None = None
     _logged_reason: str = ""
 
     def __post_init__(self) -> None:
-        self.identity = Identity.load(self.home.identity)
-        self.board = Board(self.identity.peer_id, self.config.join_link.run_id.hex()[:16])
+        self.yielding = Yielding(self.governing, self.trainer, self.board, self.finish, self.news)
 
-    async def run(self) -> None:
-        """Live until finished or stopped.
+    async def run(self) -> bool:
+        """Work until finished, or until it had better sleep.
+
+        Returns:
+            Whether it is to sleep.
 
         Raises:
             UsageError: cannot begin: what a person has to do.
         """
-        self.home.prepare()
-        with home_lock(self.home), self._signals():
-            clear_folder(self.home)
-            try:
-                async with control_server(self.home, self.handle):
-                    await unless(self._live(), self.stop.wait())
-            finally:
-                await self.trainer.close()  # it may be writing there
-                clear_folder(self.home)
-        log.info("worker ended")
+        return bool(await unless(self._live(), self.yielding.run()))
 
-    # ---- commands ----------------------------------------------------------------------
-
-    def handle(self, command: str) -> dict[str, Any]:
-        """One command of the control socket; see :mod:`worker.control`."""
-        if command == "finish":
-            self.ask_to_finish()
-        elif command == "stop":
-            log.info("stopping now")
-            self.stop.set()
-        elif command in ("pause", "resume"):
-            self._set_paused(command == "pause")
-        return {"status": self.board.snapshot()}
-
-    def ask_to_finish(self) -> None:
-        if not self.finish.is_set():
-            log.info("finishing: no new unit after this one")
-        self.finish.set()
-        self.board.finishing = True
-        self._wake()
-
-    def _set_paused(self, paused: bool) -> None:
-        self.paused = paused
-        log.info("paused" if paused else "resumed")
-        self._remember_pause()
-        self._wake()
-
-    def _remember_pause(self) -> None:
-        """A pause stays over a restart: an owner who said so once need not say it again."""
+    def change(self, config: WorkerConfig) -> None:
+        """Other limits, from now on."""
+        self.config = config
+        self.trainer.change(threads=config.limits.cpu_threads, nice=config.limits.nice)
+        for part in (self._node, self._runner):
+            if part is not None:
+                part.config = config
         if self._node is not None:
-            journal = self._node.journal
-            try:
-                if self.paused is None:
-                    self.paused = journal.get(_PAUSED) == "yes"
-                    if self.paused:
-                        log.info("still paused: 'barnraise worker resume' ends it")
-                else:
-                    journal.put(_PAUSED, "yes" if self.paused else "no")
-            except TransientError as error:
-                log.warning("will be forgotten at a restart", problem=str(error))
-        self.board.paused = bool(self.paused)
+            self._node.disk.change(config.limits)
 
-    def _on_interrupt(self) -> None:
-        if self.finish.is_set():
-            log.info("stopping now")
-            self.stop.set()
-        else:
-            log.info("finishing this unit; Ctrl-C again stops now")
-            self.ask_to_finish()
+    async def _called_off(self) -> None:
+        """Wait until no new unit is wanted."""
+        while not self.finish.is_set() and not self._leaves():
+            await self.news.wait()
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGINT, self._on_interrupt)
-        loop.add_signal_handler(signal.SIGTERM, self.stop.set)
-        try:
-            yield
-        finally:
-            loop.remove_signal_handler(signal.SIGINT)
-            loop.remove_signal_handler(signal.SIGTERM)
+    def _works(self) -> bool:
+        return self.governing.verdict.works
 
-    def _wake(self) -> None:
-        if self._node is not None:
-            self._node.watch.notify()
+    def _leaves(self) -> bool:
+        return self.yielding.leaving.is_set() and not self.rest
 
     # ---- tasks -------------------------------------------------------------------------
 
-    async def _live(self) -> None:
+    async def _live(self) -> bool:
         node_opening = open_node(
             self.home, self.config, self.identity, self.home.identity, self.board, anchor=False
         )
-        node = await unless(node_opening.__aenter__(), self.finish.wait())
+        node = await unless(node_opening.__aenter__(), self._called_off())
         if node is None:
-            return
+            return not self.finish.is_set()
         try:
             self._node = node
-            self._remember_pause()
             self.board.public_url = node.session.greeting.public_url
             await asyncio.to_thread(store_trust, node.journal, node.session.greeting.reply)
-            await self._tasks(node)
+            return await self._tasks(node)
         finally:
-            self._node = None
+            self._node = self._runner = None
             await node_opening.__aexit__(None, None, None)
 
-    async def _tasks(self, node: Node) -> None:
-        runner = self._runner(node)
+    async def _tasks(self, node: Node) -> bool:
+        runner = self._runner = self._make_runner(node)
         beats = Heartbeats(node, self.board, runner)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -193,15 +138,17 @@ class Daemon:
                 tasks.create_task(node.reachability.run())
                 tasks.create_task(seed_weights(node, fetch=False))
                 tasks.create_task(runner.prefetch.run())
-                tasks.create_task(show_cache(node, runner.prefetch, self.board))
+                tasks.create_task(runner.prefetch.heed(self._works, self.news))
+                tasks.create_task(keep_cache(node, runner.prefetch, self.board))
                 await self._work(node, runner, beats, Probation(runner))
                 await node.outbox.drain(_GOODBYE_S)
                 await last_receipts(node)
                 raise _Done
         except* _Done:
             log.info("work ended", units=self.board.units_committed)
+        return not self.finish.is_set()
 
-    def _runner(self, node: Node) -> RoundRunner:
+    def _make_runner(self, node: Node) -> RoundRunner:
         manifest = node.session.greeting.manifest
         return RoundRunner(
             home=self.home,
@@ -218,6 +165,7 @@ class Daemon:
             board=self.board,
             room=UnitRoom(node.disk, manifest),
             prefetch=Prefetch(node.data, manifest.sequence_length),
+            leaving=self.yielding.leaving,
         )
 
     # ---- work --------------------------------------------------------------------------
@@ -225,9 +173,12 @@ class Daemon:
     async def _work(
         self, node: Node, runner: RoundRunner, beats: Heartbeats, probation: Probation
     ) -> None:
-        while not self.finish.is_set():
+        while not self.finish.is_set() and not self._leaves():
             try:
-                await self._one_unit(node, runner, beats, probation)
+                if self.rest:
+                    await self._see_rest_through(node, runner)
+                else:
+                    await self._one_unit(node, runner, beats, probation)
             except NotEnrolled:
                 log.info("the coordinator does not know this device: enrolling again")
                 await self._retry(node, node.enrol())
@@ -246,10 +197,12 @@ class Daemon:
     async def _one_unit(
         self, node: Node, runner: RoundRunner, beats: Heartbeats, probation: Probation
     ) -> None:
-        if self.paused or beats.paused:
-            reason = beats.reason if beats.paused else "paused by you: 'barnraise worker resume'"
-            self.board.waiting(reason, Phase.PAUSED)
-            await node.watch.change(_WAIT_S[1])
+        if beats.paused:
+            self.board.waiting(beats.reason, Phase.PAUSED)
+            await self._rest(node, _WAIT_S[1])
+            return
+        if not self.governing.verdict.works:  # for a moment, or it would leave
+            await self._rest(node, _WAIT_S[1])
             return
         if self.board.swarm_problem:  # a unit that cannot be reduced would be trained for nothing
             await self._wait(node, self.board.swarm_problem, _PROBLEM_WAIT_S)
@@ -258,7 +211,7 @@ class Daemon:
         if head is None:
             await self._wait(node, "the run has no state yet", _PROBLEM_WAIT_S)
             return
-        if not await unless(self._warm_up(runner), self.finish.wait()):
+        if not await unless(self._warm_up(runner), self._called_off()):
             return
         self.board.round = head.record.round
         self.board.settled_rounds = head.record.settled_rounds
@@ -266,7 +219,10 @@ class Daemon:
         await asyncio.to_thread(self._forget_before, node, head.record.round)
         await require_room(node, head.record)
         if not await asyncio.to_thread(probation.expected):
-            await node.states.file(head, "weights")  # before the lease: its time is for training
+            # Before the lease: its time is for training.
+            fetching = node.states.file(head, "weights")
+            if await unless(fetching, self._called_off()) is None:
+                return
         lease = await self._lease(node, runner, probation, head.record.round)
         if lease is None:
             return
@@ -276,14 +232,30 @@ class Daemon:
         reduction = Reduction.of(node)
         await runner.run(lease, head, reduction)
 
-    async def _lease(
-        self, node: Node, runner: RoundRunner, probation: Probation, round_: int
-    ) -> Lease | None:
-        """The lease to work on; None after having waited for one, or done a unit on probation."""
+    async def _see_rest_through(self, node: Node, runner: RoundRunner) -> None:
+        """Commit and reduce what was trained before the restart, if its round is still open."""
+        head = node.watch.head
+        if head is not None:
+            await asyncio.to_thread(self._forget_before, node, head.record.round)
+            lease = await self._trained_before(node, head.record.round)
+            if lease is not None:
+                await runner.run(lease, head, Reduction.of(node))
+        self.rest = False
+
+    async def _trained_before(self, node: Node, round_: int) -> Lease | None:
         for lease in await asyncio.to_thread(node.journal.open_leases):
             if lease.round == round_ and lease.state == LeaseState.TRAINED:
                 log.info("going on with the unit trained before the restart", round=round_)
                 return lease
+        return None
+
+    async def _lease(
+        self, node: Node, runner: RoundRunner, probation: Probation, round_: int
+    ) -> Lease | None:
+        """The lease to work on; None after having waited for one, or done a unit on probation."""
+        trained = await self._trained_before(node, round_)
+        if trained is not None:
+            return trained
         await probation.deliver_rest()
         reply = await node.session.request_work(runner.speed_hint())
         if reply.HasField("run_head") and reply.run_head.payload:
@@ -312,8 +284,12 @@ class Daemon:
             log.info("waiting", reason=reason)
             self._logged_reason = reason
         self.board.waiting(reason)
-        if not self.finish.is_set():
-            await node.watch.change(min(max(seconds, _WAIT_S[0]), _WAIT_S[1]))
+        if not self.finish.is_set() and not self._leaves():
+            await self._rest(node, min(max(seconds, _WAIT_S[0]), _WAIT_S[1]))
+
+    async def _rest(self, node: Node, seconds: float) -> None:
+        """Until there is news of the run or of this machine."""
+        await unless(node.watch.change(seconds), self.news.wait())
 
     async def _retry(self, node: Node, work: Any) -> None:
         try:
@@ -331,13 +307,3 @@ class Daemon:
                 )
             node.journal.end(lease.assignment_id)
         node.journal.forget_rounds_before(round_)
-
-
-def clear_folder(home: Home) -> None:
-    """Remove what was left half-made; downloads are kept to be resumed, for a day."""
-    oldest_s = time.time() - _DOWNLOAD_KEPT_S
-    for path in home.scratch.iterdir():
-        if path.suffix != ".part" or path.stat().st_mtime < oldest_s:
-            path.unlink(missing_ok=True)
-    for path in home.answers.glob("*.part"):
-        path.unlink(missing_ok=True)

@@ -67,13 +67,16 @@ class DiskQuota:
         self.givers: list[Giver] = []  # asked in this order
 
     def change(self, limits: Limits) -> None:
-        """Other limits from now on; what is over them and can be spared goes at once.
+        """Other limits from now on; never blocks. What is over them goes with :meth:`tidy`."""
+        self._limits = limits
+
+    def tidy(self) -> None:
+        """Delete what is over the limits and can be spared.
 
         Raises:
             TransientError: the disk failed.
         """
         with self._lock:
-            self._limits = limits
             self._make_room(0, 0, guess=False)
 
     def require(self, least_bytes: int, what: str) -> None:

@@ -9,6 +9,7 @@ import asyncio
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -23,9 +24,12 @@ from protocol.errors import (
 )
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2 as api
-from worker.node import Node
-from worker.round_runner import RoundRunner
 from worker.status import Board
+
+if TYPE_CHECKING:  # they load torch and hivemind, which a worker that is asleep must not
+    from worker.contact import Contact
+    from worker.node import Node
+    from worker.round_runner import RoundRunner
 
 log = structlog.get_logger()
 
@@ -44,7 +48,7 @@ _KINDS = frozenset(api.ChallengeKind.values())
 class Heartbeats:
     """Tells the coordinator what is being done and obeys its answer."""
 
-    node: Node
+    node: Contact
     board: Board
     runner: RoundRunner | None = None
     paused: bool = False
@@ -84,6 +88,8 @@ class Heartbeats:
 
     async def _renew_admission(self) -> None:
         """Peers believe it no more once the organiser revoked the key that signed it."""
+        if self.node.admission is None:
+            return
         try:
             self.node.session.open_round_record(self.node.admission, wire.Admission)
         except PeerFault:
@@ -96,7 +102,9 @@ class Heartbeats:
             log.warning("cannot enrol again", problem=str(error))
 
     async def _beat(self) -> wire.Heartbeat:
-        board, reachability = self.board, self.node.reachability
+        board = self.board
+        phase, reason = board.told()
+        board.bad_sources = self.node.bad_sources
         return wire.Heartbeat(
             run_id=self.node.config.join_link.run_id,
             worker=self.node.identity.peer_id,
@@ -104,16 +112,12 @@ class Heartbeats:
             assignment_id=bytes.fromhex(board.assignment_id),
             steps_done=board.steps_done,
             tokens_per_s=board.tokens_per_s,
-            phase=board.phase.wire,
-            reason=board.reason[:200],
-            client_mode=not reachability.reach.direct,
-            multiaddrs=await reachability.addresses(),
-            bad_sources=self._bad_sources(),
+            phase=phase.wire,
+            reason=reason[:200],
+            client_mode=not self.node.direct,
+            multiaddrs=await self.node.addresses(),
+            bad_sources=board.bad_sources,
         )
-
-    def _bad_sources(self) -> list[str]:
-        self.board.bad_sources = self.node.sources.bad
-        return self.board.bad_sources
 
     def _obey(self, reply: api.HeartbeatReply) -> None:
         paused = reply.action in (api.ACTION_PAUSE, api.ACTION_UPGRADE)

@@ -17,14 +17,17 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from protocol import merkle
 from protocol.envelope import Signed, open_envelope, parse_envelope
 from protocol.errors import NotFound, PeerFault
 from protocol.wire import records_pb2 as wire
 from worker.group import Group
-from worker.reducer import Reducer
 from worker.updates import ChunkFile
+
+if TYPE_CHECKING:  # it loads hivemind, which showing what is kept has no use for
+    from worker.reducer import Reducer
 
 PART = ".part"
 """Suffix of a folder that is being made or removed."""

@@ -31,6 +31,7 @@ class Limits:
     threads: int = _limit(0, "processor threads; 0: all but one", most=1024)
     nice: int = _limit(10, "how far training steps back for other programs", most=19)
     memory_mib: int = _limit(0, "most memory that training may take")
+    free_memory_mib: int = _limit(0, "work stops while less memory than this is free for others")
     disk_mib: int = _limit(0, "most disk for data, weights and updates")
     free_disk_mib: int = _limit(1024, "disk that stays free for others")
     gpu_memory_percent: int = _limit(0, "most of the GPU's memory", most=100)

@@ -26,6 +26,7 @@ from protocol.wire import records_pb2 as wire
 from worker import delegation
 from worker.blob_fetch import BlobFetcher
 from worker.config import Home, WorkerConfig
+from worker.contact import Contact, open_retained
 from worker.data_source import DataSource
 from worker.delegation import Vouched
 from worker.disk import DiskQuota
@@ -34,7 +35,6 @@ from worker.journal import Journal
 from worker.last_uses import LastUses
 from worker.outbox import Outbox
 from worker.reachability import Reachability
-from worker.retained import Retained
 from worker.session import Session
 from worker.shards import BlobStore
 from worker.sources import Sources
@@ -51,28 +51,31 @@ _ANCHOR_PATIENCE_S = 30.0
 
 
 @dataclass
-class Node:
+class Node(Contact):
     """The open parts; see :func:`open_node`."""
 
-    home: Home
-    config: WorkerConfig
-    identity: Identity
-    session: Session
     swarm: Swarm
-    watch: Watch
     sources: Sources
     states: StateCache
     data: DataSource
     blobs: BlobStore
     disk: DiskQuota
-    journal: Journal
     outbox: Outbox
     device: Device
     anchor: bool
     admission: wire.Envelope
-    retained: Retained
-    evidence: Evidence
     reachability: Reachability
+
+    @property
+    def direct(self) -> bool:
+        return self.reachability.reach.direct
+
+    @property
+    def bad_sources(self) -> list[str]:
+        return self.sources.bad
+
+    async def addresses(self) -> list[str]:
+        return await self.reachability.addresses()
 
     async def enrol(self) -> None:
         """Enrol (again): renews admission and addresses.
@@ -148,7 +151,7 @@ async def open_node(
 
         watch.on_connected = on_connected
         device = await asyncio.to_thread(pick_device, config.device)
-        retained = await asyncio.to_thread(_retained, home, config, disk)
+        retained = await asyncio.to_thread(open_retained, home, config, disk)
         evidence = Evidence(identity, manifest, retained, home.answers, states.elements)
         vouched = await asyncio.to_thread(_vouched, home, identity)
         enrolment = await _enrolment(config, identity, vouched, reachability, device, anchor)
@@ -208,10 +211,6 @@ def pick_device(choice: str) -> Device:
         if device == choice:
             return device
     raise UsageError(f"device {choice!r} is not here; torch finds: {', '.join(available)}")
-
-
-def _retained(home: Home, config: WorkerConfig, disk: DiskQuota) -> Retained:
-    return Retained(home.updates, home.inputs, config.evidence_mib << 20, disk)
 
 
 async def _connect(config: WorkerConfig, identity: Identity, board: Board) -> Session:

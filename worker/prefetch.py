@@ -29,6 +29,7 @@ from protocol.dataset import DatasetManifest, ShardInfo
 from protocol.errors import PeerFault, TransientError, UsageError
 from protocol.wire import records_pb2 as wire
 from worker.data_source import DataSource
+from worker.news import News
 from worker.race import unless
 
 log = structlog.get_logger()
@@ -108,7 +109,7 @@ class Prefetch:
         self._rounds = Rounds(sequence_length)
         self._unit: Stretch | None = None
         self._forbidden_by: set[str] = set()
-        self._news = asyncio.Event()
+        self._change = News()
         self.allowed: Callable[[], bool] = lambda: True
         """Asked before each shard: whether the network has anything to spare for a guess."""
         self.fetched = 0
@@ -117,41 +118,58 @@ class Prefetch:
     def during(self, record: wire.Assignment, head: wire.RunHead) -> Iterator[None]:
         """While this block lasts, a unit of this assignment is trained."""
         self._unit = self._rounds.stretch(record, head)
-        self._tell()
+        self._change.tell()
         try:
             yield
         finally:
             self._unit = None
-            self._tell()
+            self._change.tell()
 
     def forbid(self, who: str, holds: bool) -> None:
         """Somebody wants nothing fetched that nobody has asked for, or has no objection any more;
         what is on its way stops at once."""
         if holds != (who in self._forbidden_by):
             self._forbidden_by ^= {who}
-            self._tell()
+            self._change.tell()
 
-    def _tell(self) -> None:
-        self._news.set()
-        self._news = asyncio.Event()
+    async def heed(self, works: Callable[[], bool], news: News) -> None:
+        """Fetch nothing while this machine may not work. Run it as a task.
+
+        Args:
+            works: whether it may.
+            news: told when that changes.
+        """
+        while True:
+            self.forbid("governor", not works())
+            await news.wait()
 
     async def run(self) -> None:
         """Fetch ahead during every unit, for ever."""
+        done: Stretch | None = None
         while True:
-            news, unit = self._news, self._unit
-            if unit is not None and not self._forbidden_by:
-                await unless(self._fetch_ahead(unit), news.wait())
-            await news.wait()
+            unit = self._wanted()
+            if unit is None or unit is done:
+                await self._change.wait()
+            elif await unless(self._fetch_ahead(unit), self._called_off(unit)):
+                done = unit
 
-    async def _fetch_ahead(self, unit: Stretch) -> None:
+    def _wanted(self) -> Stretch | None:
+        return None if self._forbidden_by else self._unit
+
+    async def _called_off(self, unit: Stretch) -> None:
+        while self._wanted() is unit:
+            await self._change.wait()
+
+    async def _fetch_ahead(self, unit: Stretch) -> bool:
         try:
             room_bytes = MOST_BYTES
             for shard in ahead(await self._data.dataset(), unit):
                 room_bytes -= shard.bytes
                 if room_bytes < 0 or not self.allowed():
-                    return
+                    break
                 if not await asyncio.to_thread(self._data.is_here, shard.sha256):
                     await self._data.shard(bytes.fromhex(shard.sha256), shard.bytes)
                     self.fetched += 1
         except (TransientError, PeerFault, UsageError) as error:
             log.info("nothing fetched ahead", problem=str(error))
+        return True

@@ -25,7 +25,7 @@ from worker.journal import Journal, StoredReceipt
 from worker.status import Board
 
 if TYPE_CHECKING:  # it loads torch and hivemind, which listing receipts has no use for
-    from worker.node import Node
+    from worker.contact import Contact
 
 log = structlog.get_logger()
 
@@ -99,7 +99,7 @@ def _number(leaf: dict[str, object], key: str) -> int:
     return value
 
 
-async def collect_receipts(node: Node, board: Board) -> None:
+async def collect_receipts(node: Contact, board: Board) -> None:
     """Ask for each expected receipt until it is there and verifies. Run it as a task."""
     revocations = 0
     while True:
@@ -115,7 +115,7 @@ async def collect_receipts(node: Node, board: Board) -> None:
         await node.watch.change(_ASK_AGAIN_S)
 
 
-async def _replace_refused(node: Node) -> None:
+async def _replace_refused(node: Contact) -> None:
     """A key was revoked: get receipts under it again, under the log's head of now."""
     manifest, trust = node.session.greeting.manifest, node.session.trust
 
@@ -133,7 +133,7 @@ async def _replace_refused(node: Node) -> None:
         await _ask(node, assignment_id)
 
 
-async def last_receipts(node: Node) -> None:
+async def last_receipts(node: Contact) -> None:
     """Before the end, a moment's patience for the receipts of the round that was just settled."""
     for _ in range(_LAST_CHANCES):
         awaited = await asyncio.to_thread(node.journal.awaited_receipts)
@@ -144,7 +144,7 @@ async def last_receipts(node: Node) -> None:
         await node.watch.change(_LAST_CHANCE_S)
 
 
-async def _ask(node: Node, assignment_id: bytes) -> None:
+async def _ask(node: Contact, assignment_id: bytes) -> None:
     try:
         reply = await node.session.receipt(assignment_id)
         if not reply.leaf:

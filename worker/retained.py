@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -28,8 +29,10 @@ from protocol.errors import NotFound, PeerFault, TransientError
 from protocol.wire import records_pb2 as wire
 from worker.disk import DiskQuota, Expendable
 from worker.kept_inputs import PART, KeptInputs, needed_bytes, open_inputs, write_inputs
-from worker.reducer import Reducer
 from worker.updates import UpdateName, find_update
+
+if TYPE_CHECKING:  # it loads hivemind, which showing what is kept has no use for
+    from worker.reducer import Reducer
 
 log = structlog.get_logger()
 

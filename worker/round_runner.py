@@ -28,6 +28,7 @@ from protocol.manifest import TRAINING_SPEC, RunManifest
 from protocol.update import EncodedUpdate
 from protocol.wire import records_pb2 as wire
 from worker.config import Home, WorkerConfig
+from worker.contact import ELEMENTS
 from worker.data_source import DataSource
 from worker.journal import Journal, Lease, LeaseState, contribution_key
 from worker.outbox import CONTRIBUTION, Outbox
@@ -72,10 +73,12 @@ class RoundRunner:
     board: Board
     room: UnitRoom
     prefetch: Prefetch
+    leaving: asyncio.Event  # set: this machine may not work, what is under way ends early
     abandoned: bytes = b""  # the assignment that the coordinator does not want any more
 
-    async def run(self, lease: Lease, head: Signed[wire.RunHead], reduction: Reduction) -> Outcome:
-        """See a lease through.
+    async def run(self, lease: Lease, head: Signed[wire.RunHead], reduction: Reduction) -> None:
+        """See a lease through; one of which nothing is trained when this machine may not work any
+        more stays as it is: it may be gone on with as long as its round is open.
 
         Args:
             lease: as in the journal, perhaps from before a restart.
@@ -94,11 +97,12 @@ class RoundRunner:
         except Abandoned as error:
             log.warning("unit given up", round=lease.round, reason=str(error))
             self.board.waiting(str(error))
+            if self.leaving.is_set() and lease.state == LeaseState.LEASED:
+                return
         else:
             self.board.waiting("waiting for the round to close")
         outcome = await reduction.follow(head, update, listen=False)
         await self._settle(lease, outcome)
-        return outcome
 
     async def warm_up(self) -> None:
         """Load what a unit needs, and learn how fast this machine is if no unit has told yet.
@@ -122,6 +126,8 @@ class RoundRunner:
         if warm is None:
             return
         self.states.learn_spec(warm.spec)
+        elements = await asyncio.to_thread(self.states.elements)
+        await asyncio.to_thread(self.journal.put, ELEMENTS, str(elements))
         if warm.tokens_per_s > 0:
             log.info("speed measured", tokens_per_s=round(warm.tokens_per_s))
             await asyncio.to_thread(self.journal.put, self._speed_key, repr(warm.tokens_per_s))
@@ -229,11 +235,15 @@ class RoundRunner:
             record: its assignment.
             head: of the round whose state it starts from.
             seconds_left: until it must be committed.
+
+        Raises:
+            TransientError: it cannot be fetched now, or is not wanted any more.
         """
         await asyncio.to_thread(self._forget_snapshots, record.assignment_id)
-        weights = await self.states.file(head, "weights", anew=True)
-        shards = await self.data.shards(record.start_sequence, record.end_sequence)
-        dataset = await self.data.dataset_file()
+        fetched = await unless(self._fetch(record, head), self.leaving.wait())
+        if fetched is None:
+            raise TransientError("this machine may not work now")
+        weights, shards, dataset = fetched
         output = self.home.scratch / f"{record.assignment_id.hex()}.encoding"
         snapshot = self._snapshot(record.assignment_id)
         keep_snapshots = await asyncio.to_thread(self.room.take, output, snapshot, head.record)
@@ -260,6 +270,13 @@ class RoundRunner:
             autocast_bf16=self.config.autocast_bf16,
             stop_after_s=seconds_left - _COMMIT_MARGIN_S,
         )
+
+    async def _fetch(
+        self, record: wire.Assignment, head: Signed[wire.RunHead]
+    ) -> tuple[Path, dict[str, Path], Path]:
+        weights = await self.states.file(head, "weights", anew=True)
+        shards = await self.data.shards(record.start_sequence, record.end_sequence)
+        return weights, shards, await self.data.dataset_file()
 
     async def train(self, job: Job) -> Trained:
         """Train a unit from files that are still as they were verified when it is done.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, tzinfo
 
 from protocol.errors import UsageError
 
@@ -16,6 +17,7 @@ _PERIOD = re.compile(
 )
 _DAY_MINUTES = 24 * 60
 _WEEK_MINUTES = 7 * _DAY_MINUTES
+_LOOK_AHEAD_S = 8 * 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -48,19 +50,54 @@ class Schedule:
         minute = _minute(at)
         return not self.spans or any(start <= minute < end for start, end in self.spans)
 
-    def next_change(self, at: datetime) -> datetime | None:
-        """The next local time at which :meth:`allows` turns; None when it never does."""
+    def next_change_s(self, at_s: float, zone: tzinfo | None = None) -> float | None:
+        """The next moment at which :meth:`allows` turns; None when it never does.
+
+        Args:
+            at_s: Unix time, from which on.
+            zone: whose clocks are meant; None: those of this machine.
+        """
         if not self.spans or self.spans == ((0, _WEEK_MINUTES),):
             return None
-        minute, allowed = _minute(at), self.allows(at)
-        midnight = at.replace(hour=0, minute=0, second=0, microsecond=0)
-        monday = midnight - timedelta(days=at.weekday())
-        edges = sorted({edge for span in self.spans for edge in span})
-        for edge in [*edges, *(edge + _WEEK_MINUTES for edge in edges)]:
-            then = monday + timedelta(minutes=edge)
-            if edge > minute and self.allows(then) != allowed:
-                return then
+        allowed, then_s = self.allows(local_time(at_s, zone)), at_s
+        while then_s < at_s + _LOOK_AHEAD_S:
+            then_s = self._next_edge_s(then_s, zone)
+            if self.allows(local_time(then_s, zone)) != allowed:
+                return then_s
         return None
+
+    def _next_edge_s(self, at_s: float, zone: tzinfo | None) -> float:
+        """The next start or end of a span, or change of the clocks: nothing turns before that."""
+        at = local_time(at_s, zone)
+        second = 60 * _minute(at) + at.second + at.microsecond / 1e6
+        edges = sorted({60 * edge for span in self.spans for edge in span})
+        edge = next((edge for edge in edges if edge > second), edges[0] + 60 * _WEEK_MINUTES)
+        then_s = float(round(at_s + edge - second))
+        if _offset(then_s, zone) == _offset(at_s, zone):
+            return then_s
+        before_s, after_s = at_s, then_s
+        while after_s - before_s > 0.5:  # clocks are put on or back in between: at which second?
+            middle_s = (before_s + after_s) / 2
+            same = _offset(middle_s, zone) == _offset(at_s, zone)
+            before_s, after_s = (middle_s, after_s) if same else (before_s, middle_s)
+        return float(math.floor(after_s))
+
+
+def local_time(at_s: float, zone: tzinfo | None = None) -> datetime:
+    """What the clock on the wall shows at this Unix time."""
+    return datetime.fromtimestamp(at_s, zone).replace(tzinfo=None)
+
+
+def next_midnight_s(at_s: float, zone: tzinfo | None = None) -> float:
+    """Unix time at which the next day begins there."""
+    tomorrow = local_time(at_s, zone) + timedelta(days=1)
+    midnight = tomorrow.replace(hour=0, minute=0, second=0, microsecond=0)
+    return midnight.replace(tzinfo=zone).timestamp()
+
+
+def _offset(at_s: float, zone: tzinfo | None) -> timedelta | None:
+    at = datetime.fromtimestamp(at_s, zone)
+    return (at if zone is not None else at.astimezone()).utcoffset()
 
 
 def _minute(at: datetime) -> int:

@@ -45,6 +45,7 @@ from protocol.trust import TrustStore
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2 as api
 from protocol.wire.service_pb2_grpc import CoordinatorStub
+from worker.clock import steady_s
 
 log = structlog.get_logger()
 
@@ -55,15 +56,6 @@ _STREAM_TIMEOUT_S = 600.0
 _ANSWER_TIMEOUT_S = 60.0  # 3 MiB, over a slow line
 _NONCE_BYTES = 16
 _AWAITS_APPROVAL = "approval"
-
-
-# Python's monotonic clock stands still while the machine sleeps, on Linux and on macOS.
-_STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
-
-def steady_s() -> float:
-    """Seconds on a clock that nobody sets and that a suspended machine does not stop."""
-    return time.clock_gettime(_STEADY)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """What a worker is doing, in one place: for ``worker status``, the log and the heartbeat.
 
-Invariant: whenever nothing is being trained or reduced there is exactly one reason. While the
-coordinator is away that is the reason, whatever it is that waits for it.
+Invariant: whenever nothing is being trained or reduced there is exactly one reason. What keeps this
+machine from working comes first (:mod:`worker.governor`), then a coordinator that is away, whatever
+it is that waits for it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from worker.delegation import day, trouble
+from worker.verdict import Verdict
 
 
 class Phase(StrEnum):
@@ -46,7 +48,15 @@ class Board:
     phase: Phase = Phase.WAITING
     reason: str = "starting"
     finishing: bool = False
-    paused: bool = False
+    paused: bool = False  # by the owner
+    paused_until_s: float | None = None  # Unix time; None: until 'resume', if paused
+    because: str = ""  # what keeps this machine from working (worker.verdict); empty: nothing
+    because_reason: str = ""  # that, for a person
+    until_s: float | None = (
+        None  # Unix time at which that ends; None: nobody knows, or nothing does
+    )
+    frozen: bool = False  # the trainer stands still, the unit is kept in memory
+    asleep: bool = False  # trainer, swarm and all that is large are gone
     round: int = 0
     settled_rounds: int = 0
     assignment_id: str = ""
@@ -72,7 +82,8 @@ class Board:
     delegated_until_s: int = 0  # until when the donor vouches for this device; 0: its own key
     bad_sources: list[str] = field(default_factory=list)  # PeerIDs that served other bytes
     started_at_s: float = field(default_factory=time.time)
-    parts: dict[str, dict[str, Any]] = field(default_factory=dict)  # what the parts tell themselves
+    #: Blocks of other parts of the worker, by name: ``network``, ``energy``, ``tuning``, ``cache``.
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def at_work(self, phase: Phase) -> None:
         """Something is being done: no reason needed."""
@@ -96,11 +107,26 @@ class Board:
         """Whether it has answered just now."""
         self.connected, self.away = answers, not answers
 
-    def snapshot(self) -> dict[str, Any]:
+    def governed(self, verdict: Verdict, *, paused: bool, paused_until_s: float | None) -> None:
+        """What the owner's limits say now."""
+        self.because, self.because_reason = str(verdict.because or ""), verdict.reason
+        self.until_s = verdict.until_s
+        self.paused, self.paused_until_s = paused, paused_until_s
+
+    def told(self) -> tuple[Phase, str]:
+        """What is so, and the one reason if nothing is done."""
         phase, reason = self.phase, self.reason
+        if self.frozen or self.asleep or (self.because and phase == Phase.WAITING):
+            return Phase.PAUSED, self.because_reason or reason
         if self.away and phase not in _WITHOUT_COORDINATOR:
-            phase, reason = Phase.WAITING, AWAY
-        return {**asdict(self), "phase": str(phase), "reason": reason, "eta_s": self.eta_s}
+            return Phase.WAITING, AWAY
+        return phase, reason
+
+    def snapshot(self) -> dict[str, Any]:
+        phase, reason = self.told()
+        eta_s = None if self.frozen else self.eta_s
+        values = {name: value for name, value in asdict(self).items() if name != "because_reason"}
+        return {**values, "phase": str(phase), "reason": reason, "eta_s": eta_s}
 
 
 def render(status: dict[str, Any]) -> Any:

@@ -7,6 +7,8 @@ Invariants:
   daemon's pipe closes.
 * A stop is honoured at a step boundary: the first h steps are a valid unit. A kill leaves nothing
   but a file in the scratch folder, and the unit's snapshot, from which it can be gone on with.
+* Frozen it takes no processor and loses nothing; its time goes on. Also frozen it ends with the
+  daemon, however that ends (on Linux).
 """
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +27,9 @@ import structlog
 
 from protocol.channel import error_family
 from protocol.errors import TransientError
+from protocol.leash import is_leashed, leashed
+from worker import process_share
+from worker.clock import steady_s
 
 if TYPE_CHECKING:
     from protocol.model import ParameterSpec
@@ -30,6 +37,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _KILL_AFTER_S = 5.0
+_LOOK_S = 0.005
 _MAX_LINE_BYTES = 16 << 20  # a large model has tens of thousands of names
 _ERRORS = error_family()
 Device = Literal["cpu", "cuda", "mps"]
@@ -110,9 +118,16 @@ class Trainer:
     """Owns the trainer process. Use as an async context manager, or call :meth:`close`."""
 
     threads: int
+    nice: int = 0  # further than the daemon itself steps back
     progress: Progress = field(default_factory=Progress)
     _process: asyncio.subprocess.Process | None = None
+    _ready: bool = False  # it may be stopped
     _warm: bool = False
+    _outdated: bool = False  # it has a niceness that cannot be taken back
+    _ends_s: float | None = None  # when the unit under way must be ready, steady
+    _frozen_since_s: float | None = None  # steady
+    _ending: bool = False
+    _asked: bool = False  # somebody waits for its answer
 
     @property
     def pid(self) -> int | None:
@@ -126,13 +141,14 @@ class Trainer:
 
     async def start(self) -> None:
         """Start the process and do not wait: it loads torch beside what the daemon does."""
+        if self._outdated:
+            await self.close()
         if self._process is None or self._process.returncode is not None:
             await self._reap()
+            # -P: never import from the folder that the volunteer happens to be in.
+            command = [sys.executable, "-P", "-m", "worker.trainer_process", str(self.nice)]
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",  # never import from the folder that the volunteer happens to be in
-                "-m",
-                "worker.trainer_process",
+                *leashed(command, end=signal.SIGKILL),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 limit=_MAX_LINE_BYTES,
@@ -140,6 +156,12 @@ class Trainer:
                 # Its own session: the terminal's Ctrl-C is for the daemon to interpret.
                 start_new_session=True,
             )
+            self._ready = False
+            while not is_leashed(self._process.pid):  # noqa: ASYNC110  # no event tells
+                await asyncio.sleep(_LOOK_S)
+            self._ready = True
+            if self.frozen:
+                process_share.freeze(self._process.pid)
             log.info("trainer started", pid=self._process.pid, threads=self.threads)
 
     async def warm_up(self, what: WarmUp) -> Warm | None:
@@ -171,14 +193,21 @@ class Trainer:
             ProtocolError: what the job read is damaged.
         """
         self.progress = Progress(steps=job.unit["steps"])
-        await self.start()
-        return _trained(await self._ask({"command": "train", **asdict(job)}, on_progress))
+        self._ends_s = steady_s() + job.stop_after_s
+        try:
+            await self.start()
+            if self._ending:
+                raise TransientError("training was stopped before its first step")
+            return _trained(await self._ask({"command": "train", **asdict(job)}, on_progress))
+        finally:
+            self._ends_s = None
 
     async def _ask(
         self, request: dict[str, Any], on_progress: Callable[[Progress], None] | None
     ) -> dict[str, Any]:
         """One request to the process; its last event, which says that it is done."""
         assert self._process is not None
+        self._asked = True
         try:
             await self._send(request)
             return await self._follow(self._process, on_progress)
@@ -186,6 +215,8 @@ class Trainer:
             # Abandoned in the middle: what it would still say belongs to no job.
             await self.close()
             raise
+        finally:
+            self._asked = False
 
     async def _follow(
         self, process: asyncio.subprocess.Process, on_progress: Callable[[Progress], None] | None
@@ -225,6 +256,67 @@ class Trainer:
         if self._process is not None:
             await self._send({"command": "stop"})
 
+    # ---- making room for others --------------------------------------------------------
+
+    @property
+    def unit_left_s(self) -> float | None:
+        """Seconds until the unit under way must be ready; None: none is."""
+        return None if self._ends_s is None else self._ends_s - steady_s()
+
+    @property
+    def frozen(self) -> bool:
+        return self._frozen_since_s is not None
+
+    @property
+    def ending(self) -> bool:
+        """It does no further step until :meth:`go_on`."""
+        return self._ending
+
+    def freeze(self) -> None:
+        """Stop where it stands, at once, for a while: memory and time of the unit go on."""
+        if self._frozen_since_s is None:
+            self._frozen_since_s = steady_s()
+            if self.pid is not None and self._ready:
+                process_share.freeze(self.pid)
+
+    def thaw(self) -> None:
+        """Go on where it stood."""
+        if self._frozen_since_s is None:
+            return
+        frozen_s, self._frozen_since_s = steady_s() - self._frozen_since_s, None
+        if self.pid is not None:
+            self._write({"command": "frozen", "seconds": frozen_s})
+            process_share.thaw(self.pid)
+
+    async def end_soon(self) -> None:
+        """Let a unit end at its next step boundary and begin no other; without one, end now.
+
+        A warm-up is its caller's to cancel.
+        """
+        self._ending = True
+        self.thaw()
+        if not self._asked:
+            await self.close()
+        elif self._ends_s is not None:
+            with suppress(TrainerDied):  # who waits for the unit hears of that
+                await self.stop()
+
+    def go_on(self) -> None:
+        """Units may be trained (again)."""
+        self._ending = False
+        self.thaw()
+
+    def change(self, *, threads: int, nice: int) -> None:
+        """Take other limits: at once where it can, and in full from the next unit on.
+
+        The number of threads decides the bits of a unit, so the one under way keeps it and runs
+        on fewer processors.
+        """
+        if self.pid is not None and not self._outdated:
+            process_share.restrict(self.pid, threads)
+            self._outdated = not process_share.renice(self.pid, nice)
+        self.threads, self.nice = threads, nice
+
     async def close(self) -> None:
         """Kill and reap the process. Guarantees that none is left."""
         if self._process is not None:
@@ -237,13 +329,18 @@ class Trainer:
     async def _send(self, message: dict[str, Any]) -> None:
         assert self._process is not None and self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._write(message)
             await self._process.stdin.drain()
         except (BrokenPipeError, ConnectionResetError) as error:
             raise TrainerDied("the trainer process died") from error
 
+    def _write(self, message: dict[str, Any]) -> None:
+        assert self._process is not None and self._process.stdin is not None
+        self._process.stdin.write(json.dumps(message).encode() + b"\n")
+
     async def _reap(self) -> int | None:
         process, self._process, self._warm = self._process, None, False
+        self._outdated = False
         if process is None:
             return None
         if process.stdin is not None:

@@ -17,7 +17,6 @@ import queue
 import signal
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -26,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.errors import ProtocolError
+from worker.clock import steady_s
 
 if TYPE_CHECKING:
     from protocol.manifest import RunManifest
@@ -42,6 +42,7 @@ class Control:
     def __init__(self, commands: TextIO) -> None:
         self.jobs: queue.Queue[dict[str, Any]] = queue.Queue()
         self.stop = threading.Event()
+        self.frozen_s = 0.0  # in all, of this process's life
         self._commands = commands
         threading.Thread(target=self._read, name="commands", daemon=True).start()
 
@@ -50,11 +51,17 @@ class Control:
             message = json.loads(line)
             if message["command"] == "stop":
                 self.stop.set()
+            elif message["command"] == "frozen":
+                self.frozen_s += message["seconds"]
             else:
                 self.stop.clear()
                 self.jobs.put(message)
         # No clean-up is needed: nothing is ours but memory and files in the scratch folder.
         os._exit(_PEER_GONE_EXIT_CODE)
+
+    def trained_s(self) -> float:
+        """A clock that stands still while this process is frozen: speed is of the rest."""
+        return steady_s() - self.frozen_s
 
 
 class Events:
@@ -74,6 +81,7 @@ class Events:
 def main() -> None:
     # Ctrl-C in a terminal reaches the whole process group; only the daemon decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(int(sys.argv[1]))
     events = Events(os.fdopen(os.dup(1), "w"))
     os.dup2(2, 1)
     control = Control(sys.stdin)
@@ -85,7 +93,9 @@ def main() -> None:
     while True:
         job = control.jobs.get()
         try:
-            work = warm_up(job) if job["command"] == "warm_up" else run(job, control, events)
+            work = (
+                warm_up(job, control) if job["command"] == "warm_up" else run(job, control, events)
+            )
             events.send(event="done", **work)
         except ProtocolError as error:
             events.send(event="failed", reason=error.reason, message=str(error))
@@ -115,7 +125,7 @@ class _Noise:
         return np.random.default_rng(start).integers(0, self._vocabulary, shape)
 
 
-def warm_up(job: dict[str, Any]) -> dict[str, Any]:
+def warm_up(job: dict[str, Any], control: Control) -> dict[str, Any]:
     """Load the model's classes and, where asked for, time a step or a few on noise.
 
     Returns:
@@ -138,10 +148,10 @@ def warm_up(job: dict[str, Any]) -> dict[str, Any]:
         return {"tokens_per_s": 0.0, "spec": spec}
     generator = np.random.default_rng(0)
     weights = generator.standard_normal(element_count(spec), dtype=np.float32) * np.float32(0.02)
-    ends_s = [time.monotonic()]
+    ends_s = [control.trained_s()]
 
     def on_step(_steps_done: int, _loss: float) -> bool:
-        ends_s.append(time.monotonic())
+        ends_s.append(control.trained_s())
         return ends_s[-1] - ends_s[0] < _WARM_UP_S
 
     steps = min(_WARM_UP_STEPS, manifest.inner.max_steps)
@@ -170,7 +180,7 @@ def run(job: dict[str, Any], control: Control, events: Events) -> dict[str, Any]
     Raises:
         ProtocolError: damaged input, or no step was done before the stop.
     """
-    started_s = time.monotonic()
+    started_s = steady_s()
     import torch
 
     from protocol.dataset import DatasetManifest, SequenceReader
@@ -189,14 +199,14 @@ def run(job: dict[str, Any], control: Control, events: Events) -> dict[str, Any]
     snapshots = UnitSnapshots(job)
     begun = snapshots.read()
     steps_before = 0 if begun is None else begun.steps
-    trains_since_s = time.monotonic()
+    trains_since_s = control.trained_s()
 
     def speed(steps_done: int) -> float:
         tokens = (steps_done - steps_before) * manifest.tokens_per_step
-        return tokens / max(time.monotonic() - trains_since_s, 1e-6)
+        return tokens / max(control.trained_s() - trains_since_s, 1e-6)
 
     def time_left() -> bool:
-        return not control.stop.is_set() and time.monotonic() - started_s < job["stop_after_s"]
+        return not control.stop.is_set() and steady_s() - started_s < job["stop_after_s"]
 
     def on_step(steps_done: int, loss: float) -> bool:
         events.send(event="step", steps=steps_done, loss=loss, tokens_per_s=speed(steps_done))

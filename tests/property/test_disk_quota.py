@@ -142,6 +142,7 @@ class Cache(RuleBasedStateMachine):
     def change(self, mib: int) -> None:
         self.mib = mib
         self.quota.change(Limits(disk_mib=mib, free_disk_mib=0))
+        self.quota.tidy()
         spare = [name for name in self.model if name not in self.pinned]
         while spare and sum(self.model.values()) > self.units:
             del self.model[spare[0]]

@@ -51,12 +51,14 @@ async def test_a_worker_tells_its_owner_and_the_coordinator(session: Any) -> Non
     liars = [Identity.generate().peer_id for _ in range(20)]
     for name in (*liars, "coordinator"):
         sources.convict(name, "it lied")
+    # Not measured yet: nothing of the swarm is asked.
+    reachability = Reachability(True, session, None, board)  # type: ignore[arg-type]
     node = SimpleNamespace(
-        sources=sources,
+        bad_sources=sources.bad,
+        direct=reachability.reach.direct,
+        addresses=reachability.addresses,
         identity=session.identity,
         config=SimpleNamespace(join_link=session.link),
-        # Not measured yet: nothing of the swarm is asked.
-        reachability=Reachability(True, session, None, board),  # type: ignore[arg-type]
     )
     beat = await Heartbeats(node, board)._beat()  # type: ignore[arg-type]
     assert list(beat.bad_sources) == board.snapshot()["bad_sources"] == liars[-16:]

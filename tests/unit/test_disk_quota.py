@@ -20,12 +20,12 @@ from protocol.wire import service_pb2 as api
 from worker.blob_fetch import BlobFetcher, Wanted
 from worker.cache_status import require_room
 from worker.config import Home
-from worker.daemon import clear_folder
 from worker.disk import DiskQuota, NoRoom
 from worker.last_uses import LastUses
 from worker.limits import Limits
 from worker.partial_blob import BLOCK_BYTES, PartialBlob
 from worker.retained import Retained
+from worker.running import clear_folder
 from worker.shards import BlobStore
 from worker.sources import Source
 from worker.unit_room import UnitRoom, least_bytes, snapshot_bytes, update_bytes
@@ -242,6 +242,7 @@ def test_a_smaller_limit_counts_at_once(home: Home) -> None:
         store.put(blob(number))
     store.pin("unit", [name(0)])
     quota.change(limits(1))
+    quota.tidy()
     assert held(store, *range(6)) == [0, 4, 5]
     assert taken(home) <= MIB
     quota.change(limits(2))

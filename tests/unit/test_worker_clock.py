@@ -10,7 +10,8 @@ import pytest
 
 from protocol.errors import NotEnrolled, NotFound, PeerFault, Stale, TransientError, UsageError
 from protocol.wire import records_pb2 as wire
-from worker.session import Session, steady_s
+from worker.clock import steady_s
+from worker.session import Session
 
 HOUR_S = 3600.0
 

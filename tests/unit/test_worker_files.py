@@ -15,8 +15,8 @@ from protocol.errors import UsageError
 from protocol.identity import Identity
 from worker.config import Home, WorkerConfig, resolve_home
 from worker.control import ask, control_server, home_lock
-from worker.daemon import clear_folder
 from worker.limits import Limits
+from worker.running import clear_folder
 from worker.shards import BlobStore
 
 LINK = f"barnraise://localhost:7443/{'0' * 64}#root={Identity.from_seed(bytes(32)).peer_id}"
@@ -163,7 +163,7 @@ def test_a_path_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
 
 
 async def test_the_socket_is_its_owners_alone_and_gone_afterwards(home: Home) -> None:
-    async with control_server(home, lambda command: {"echo": command}):
+    async with control_server(home, lambda command, arguments: {"echo": command, **arguments}):
         assert home.socket.stat().st_mode & 0o777 == 0o600
         assert (await asyncio.to_thread(ask, home, "pause"))["echo"] == "pause"
         with pytest.raises(UsageError, match="unknown command"):
@@ -174,7 +174,7 @@ async def test_the_socket_is_its_owners_alone_and_gone_afterwards(home: Home) ->
 
 
 async def test_a_request_that_is_not_one_ends_that_connection_only(home: Home) -> None:
-    async with control_server(home, lambda command: {"echo": command}):
+    async with control_server(home, lambda command, arguments: {"echo": command, **arguments}):
         reader, writer = await asyncio.open_unix_connection(str(home.socket))
         writer.write(b"[1, 2\n")
         assert b"not a request" in await reader.readline()
