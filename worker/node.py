@@ -19,7 +19,7 @@ import psutil
 import structlog
 
 from protocol.channel import backoff_s
-from protocol.errors import TransientError, UsageError
+from protocol.errors import TransientError, UpgradeNeeded, UsageError
 from protocol.hello import client_version
 from protocol.identity import Identity
 from protocol.wire import records_pb2 as wire
@@ -218,11 +218,13 @@ async def _connect(config: WorkerConfig, identity: Identity, board: Board) -> Se
 
 
 async def _patiently(attempt: Callable[[], Awaitable[Result]], board: Board) -> Result:
+    """Until it succeeds. A program that is too old waits as well: one that ended would be started
+    again and again by whatever keeps a service alive."""
     failures = 0
     while True:
         try:
             return await attempt()
-        except TransientError as error:
+        except (TransientError, UpgradeNeeded) as error:
             if board.reason != str(error):
                 log.warning("waiting for the coordinator", problem=str(error))
             board.waiting(str(error))
