@@ -67,7 +67,7 @@ def main() -> None:
         cli.main(prog_name="barnraise")
     except UsageError as error:
         click.echo(f"barnraise: {error}", err=True)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except ProtocolError as error:
         click.echo(f"barnraise: {error} [{error.reason}]", err=True)
         sys.exit(1)

@@ -92,6 +92,9 @@ class UsageError(ProtocolError):
 
     reason = "USAGE"
 
+    #: Of a command that ends so.
+    exit_code = 2
+
 
 class UnknownRun(UsageError):
     """The coordinator serves another run than the one named."""

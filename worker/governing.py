@@ -56,6 +56,7 @@ class Governing:
         machine: Machine,
         traffic_today_bytes: Callable[[], int] = lambda: 0,
         on_change: Callable[[Verdict], None] = lambda verdict: None,
+        said: Verdict = _STARTING,
     ) -> None:
         """Nothing is looked at before :meth:`run`.
 
@@ -65,9 +66,10 @@ class Governing:
             traffic_today_bytes: both ways together, since midnight; asked in the event loop.
             on_change: told each verdict that differs from the one before, in the event loop; must
                 not block. A new figure in the reason counts as a difference.
+            said: the last verdict of the process before this one: it was logged there.
         """
         self.governor = governor
-        self.verdict = _STARTING
+        self.verdict = said
         self.readings: Readings | None = None
         self._machine = machine
         self._traffic_today_bytes = traffic_today_bytes
@@ -148,10 +150,7 @@ class Governing:
         self._tell_missing(readings)
         if self._decided and self.verdict == before:
             return
-        if not self._decided or (self.verdict.works, self.verdict.because) != (
-            before.works,
-            before.because,
-        ):
+        if (self.verdict.works, self.verdict.because) != (before.works, before.because):
             self._log()
         self._decided = True
         self._on_change(self.verdict)
@@ -161,8 +160,7 @@ class Governing:
     def _log(self) -> None:
         verdict = self.verdict
         if verdict.works:
-            if self._decided:
-                log.info("may work again")
+            log.info("may work again")
             return
         until_s = verdict.until_s
         until = {} if until_s is None else {"until": f"{local_time(until_s):%Y-%m-%d %H:%M}"}

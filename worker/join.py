@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from protocol.errors import TransientError, UsageError
 from protocol.identity import Identity
 from protocol.link import JoinLink
 from protocol.manifest import RunManifest
 from worker.config import Home, WorkerConfig
+from worker.limit_texts import in_words
+from worker.plain import plain
+from worker.settings import change_settings
 
 _MEASURED = "others are told of it only if they reach it; behind NAT nothing is lost"
 
@@ -87,8 +91,7 @@ async def move(home: Home, link: str) -> WorkerConfig:
     except TransientError as error:
         raise UsageError(f"not moved: {error}") from error
     await session.close()
-    moved.save(home.config)
-    return moved
+    return change_settings(home, lambda now: now.with_options(link=link))
 
 
 def _check_same_root(old: JoinLink, new: JoinLink) -> None:
@@ -99,11 +102,26 @@ def _check_same_root(old: JoinLink, new: JoinLink) -> None:
         )
 
 
+def take_key(home: Home, file: Path) -> None:
+    """Be the device whose key was exported to ``file``, instead of a new one.
+
+    Raises:
+        UsageError: it is no key, or this folder has another one already.
+    """
+    identity = Identity.load(file)
+    home.prepare()
+    if not home.identity.exists():
+        identity.save(home.identity)
+    elif Identity.load(home.identity).peer_id != identity.peer_id:
+        raise UsageError(
+            f"{home.path} has a key of its own: give another folder with --home, or leave out --key"
+        )
+
+
 def describe(offer: Offer, home: Home) -> str:
     """The facts of a run and what this machine would give, in words for a person."""
     manifest, config = offer.manifest, offer.config
     title = manifest.campaign.title
-    inbound = "none (client mode)" if config.client_mode is True else ", ".join(config.listen)
     lines = [
         f"run          {manifest.name}" + ("" if title == manifest.name else f": {title}"),
         *([f"             {manifest.description}"] if manifest.description else []),
@@ -113,11 +131,7 @@ def describe(offer: Offer, home: Home) -> str:
         f"({manifest.update.codec})",
         f"run id       {manifest.run_id.hex()}",
         "",
-        "This machine would give:",
-        f"  processor  {config.limits.cpu_threads} thread(s), device {config.device}",
-        f"  network    listens on {inbound}",
-        *([f"             {_MEASURED}"] if config.client_mode == "auto" else []),
-        f"  disk       shards, weights and updates in {home.path}",
+        *describe_gift(config, home),
         f"  known as   {offer.worker}",
         *([f'             "{config.name}"'] if config.name else []),
         "Work goes into a public record under that key.",
@@ -127,4 +141,17 @@ def describe(offer: Offer, home: Home) -> str:
         lines.append(f"Leaderboard  {offer.public_url}")
     if abs(offer.clock_error_s) > 60:
         lines.append(f"Note: this machine's clock is off by {offer.clock_error_s:+.0f} s.")
-    return "\n".join(lines)
+    return "\n".join(plain(line) for line in lines)
+
+
+def describe_gift(config: WorkerConfig, home: Home) -> list[str]:
+    """What this machine would give under these settings."""
+    inbound = "none (client mode)" if config.client_mode is True else ", ".join(config.listen)
+    return [
+        "This machine would give:",
+        f"  device     {config.device}",
+        *(f"  {subject:<10} {words}" for subject, words in in_words(config.limits)),
+        f"  listens on {inbound}",
+        *([f"             {_MEASURED}"] if config.client_mode == "auto" else []),
+        f"  keeps      shards, weights and updates in {home.path}",
+    ]

@@ -109,10 +109,19 @@ async def collect_receipts(node: Contact, board: Board) -> None:
         awaited = await asyncio.to_thread(node.journal.awaited_receipts)
         for assignment_id in awaited:
             await _ask(node, assignment_id)
-        stored = await asyncio.to_thread(node.journal.receipts)
-        board.receipts_held = sum(1 for receipt in stored if receipt.leaf)
-        board.receipts_pending = len(stored) - board.receipts_held
+        await asyncio.to_thread(_show_credit, node.journal, board)
         await node.watch.change(_ASK_AGAIN_S)
+
+
+def _show_credit(journal: Journal, board: Board) -> None:
+    """Count what was given, was credited, and is asked for no longer."""
+    stored, pending = journal.receipts(), len(journal.awaited_receipts())
+    held = [receipt for receipt in stored if receipt.leaf]  # each was verified when it came
+    board.receipts_held, board.receipts_pending = len(held), pending
+    board.parts["credit"] = {
+        "verified_microcredits": sum(_number(_leaf(one.leaf), "microcredits") for one in held),
+        "rejected_units": len(stored) - len(held) - pending,
+    }
 
 
 async def _replace_refused(node: Contact) -> None:

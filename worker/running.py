@@ -24,9 +24,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -60,6 +60,11 @@ _COUNTED = ("units_committed", "tokens_committed", "started_at_s", "round", "set
 _DOWNLOAD_KEPT_S = 24 * 3600  # the state or shard that it was of is hardly wanted later
 
 
+def goes_on(environment: Mapping[str, str]) -> bool:
+    """Whether this program goes on from one before it, with the same PID."""
+    return _BEFORE in environment
+
+
 def run(home: Home, load: Callable[[], WorkerConfig], *, until_finished: bool = False) -> None:
     """Live until finished or stopped; blocking.
 
@@ -75,8 +80,7 @@ def run(home: Home, load: Callable[[], WorkerConfig], *, until_finished: bool = 
     home.prepare()
     before = json.loads(os.environ.pop(_BEFORE, "{}"))
     with home_lock(home, before.get("lock")) as lock:
-        life = Life(home, load, config, until_finished)
-        life.recall(before)
+        life = Life(home, load, config, until_finished, before)
         if asyncio.run(life.run()):
             _begin_again({"lock": lock, **life.remember()})
     log.info("worker ended")
@@ -90,6 +94,9 @@ class Life:
     load: Callable[[], WorkerConfig]
     config: WorkerConfig
     until_finished: bool = False
+    before: dict[str, Any] = field(default_factory=dict)
+    """What the program before this one remembered."""
+
     finish: asyncio.Event = field(default_factory=asyncio.Event)
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     news: News = field(default_factory=News)
@@ -99,8 +106,14 @@ class Life:
         self.identity = Identity.load(self.home.identity)
         self.board = Board(self.identity.peer_id, self.config.join_link.run_id.hex()[:16])
         self.governor = Governor(self.config.limits, confirmed=self.config.confirmed)
-        sensors = Sensors(self.home.path)
-        self.governing = Governing(self.governor, sensors, on_change=self._on_verdict)
+        said = self.before.get("said", {"works": True})
+        self.governing = Governing(
+            self.governor,
+            Sensors(self.home.path),
+            on_change=self._on_verdict,
+            said=Verdict(**said),
+        )
+        self._recall()
 
     async def run(self) -> bool:
         """Live.
@@ -253,9 +266,7 @@ class Life:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, self._on_interrupt)
         loop.add_signal_handler(signal.SIGTERM, self.stop.set)
-        signal.pthread_sigmask(
-            signal.SIG_UNBLOCK, _SIGNALS
-        )  # the program before may have held them
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # held by the program before
         try:
             yield
         finally:
@@ -269,13 +280,14 @@ class Life:
     def remember(self) -> dict[str, Any]:
         """What the next program needs, as JSON."""
         counted = {name: getattr(self.board, name) for name in _COUNTED}
-        return {"governor": self.governor.remember(), "board": counted}
+        said = asdict(self.governing.verdict)
+        return {"governor": self.governor.remember(), "said": said, "board": counted}
 
-    def recall(self, before: dict[str, Any]) -> None:
-        """Go on from what the program before remembered, or from what an earlier life wrote down."""
-        if before:
-            self.governor.recall(before["governor"])
-            for name, value in before["board"].items():
+    def _recall(self) -> None:
+        """Go on from what the program before remembered, or else from the journal."""
+        if self.before:
+            self.governor.recall(self.before["governor"])
+            for name, value in self.before["board"].items():
                 setattr(self.board, name, value)
             return
         pause = kept_pause(self.home)

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from worker.delegation import day, trouble
 from worker.verdict import Verdict
 
 
@@ -127,54 +126,3 @@ class Board:
         eta_s = None if self.frozen else self.eta_s
         values = {name: value for name, value in asdict(self).items() if name != "because_reason"}
         return {**values, "phase": str(phase), "reason": reason, "eta_s": eta_s}
-
-
-def render(status: dict[str, Any]) -> Any:
-    """A rich renderable of a :meth:`Board.snapshot`."""
-    from rich.panel import Panel
-    from rich.table import Table
-
-    table = Table.grid(padding=(0, 2))
-    for name, value in _rows(status):
-        table.add_row(f"[dim]{name}[/]", value)
-    return Panel(table, title=f"barnraise worker · {status['run']}", expand=False)
-
-
-def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
-    unit = f"{status['steps_done']}/{status['steps']} steps" if status["steps"] else "none"
-    if status["loss"] is not None and status["steps_done"]:
-        unit += f", loss {status['loss']:.3f}"
-    eta, bad = status["eta_s"], ", ".join(status["bad_sources"])
-    phase, reason = status["phase"], status["reason"]
-    # "waiting: waiting for ..." says one thing twice.
-    doing = reason if reason.startswith(phase) else phase + (f": {reason}" if reason else "")
-    flags = [name for name in ("paused", "finishing") if status[name] and name not in doing]
-    return [
-        ("doing", doing + (f" ({', '.join(flags)})" if flags else "")),
-        ("round", f"{status['round']} ({status['settled_rounds']} settled)"),
-        ("unit", unit),
-        ("ready in", "-" if eta is None else f"{eta:.0f} s"),
-        ("speed", f"{status['tokens_per_s']:.0f} tokens/s"),
-        ("peers", status["swarm_problem"] or f"{status['peers']} in the last reduce"),
-        ("given", f"{status['tokens_committed']} tokens in {status['units_committed']} units"),
-        ("receipts", f"{status['receipts_held']} held, {status['receipts_pending']} awaited"),
-        *([("reachable", _reachable(status))] if status["reachability"] else []),
-        ("coordinator", "connected" if status["connected"] else "not reachable"),
-        ("device", status["worker"]),
-        *_donor(status),
-        *([("dropped", f"{bad} that served wrong bytes")] if bad else []),
-        *([("leaderboard", status["public_url"])] if status["public_url"] else []),
-    ]
-
-
-def _donor(status: dict[str, Any]) -> list[tuple[str, str]]:
-    until_s = status["delegated_until_s"]
-    if not until_s:
-        return []
-    row = ("for donor", f"{status['donor']} (until {day(until_s)})")
-    problem = trouble(status["worker"], until_s, time.time())
-    return [row, *([("to do", problem)] if problem else [])]
-
-
-def _reachable(status: dict[str, Any]) -> str:
-    return f"{status['reachability']}: {status['reachability_reason']}"

@@ -20,14 +20,16 @@ import structlog
 
 from worker.clock import steady_s
 from worker.governing import Governing
+from worker.hysteresis import LEAST_S
 from worker.news import News
 from worker.status import Board
 from worker.trainer import Trainer
 
 log = structlog.get_logger()
 
-MOST_FROZEN_S = 60.0
-"""Longer than that it is not worth the memory."""
+MOST_FROZEN_S = LEAST_S + 30.0
+"""A little longer than the shortest time for which something holds it: after that it is not worth
+the memory."""
 
 _LOOK_S = 0.5  # while something is frozen, or still has to end
 _COMMIT_S = 3.0  # for encoding and sending, before the round's time is over

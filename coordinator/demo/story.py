@@ -103,7 +103,7 @@ class Story:
             self.children.call(
                 f"join-{neighbour.name}",
                 *("worker", "join", self.link, "--home", str(neighbour.home), "--yes"),
-                *("--name", neighbour.name, "--threads", "1", *neighbour.options),
+                *("--dedicated", "--name", neighbour.name, "--threads", "1", *neighbour.options),
             )
         neighbour.child = self.children.start(
             neighbour.name, "worker", "run", "--home", str(neighbour.home), "--until-finished"

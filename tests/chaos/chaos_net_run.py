@@ -74,7 +74,8 @@ class NetRun:
 
     def join(self, name: str, host: Host, *options: str) -> None:
         self._hosts[name] = host
-        self.command(name, "join", self.link, "--name", name, "--threads", "1", "--yes", *options)
+        given = ("--name", name, "--threads", "1", "--yes", "--dedicated")
+        self.command(name, "join", self.link, *given, *options)
 
     def work(self, name: str) -> Any:
         home = ("--home", str(self.home(name)), "--json-logs", "--until-finished")

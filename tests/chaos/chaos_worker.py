@@ -33,7 +33,18 @@ _PATIENCE_S = 60.0
 class Peer(worker_rig.Process):  # type: ignore[misc]
     """A worker or an anchor, perhaps with faults, in a temporary folder of its own."""
 
-    def __init__(self, home: Path, log: Path, faults: Sequence[str], *arguments: str) -> None:
+    def __init__(
+        self,
+        home: Path,
+        log: Path,
+        faults: Sequence[str],
+        *arguments: str,
+        readings: Path | None = None,
+    ) -> None:
+        """
+        Args:
+            readings: what its sensors read is in that file; see :mod:`chaos_governed`.
+        """
         self.home, self.log = home, log
         # Short: it holds UNIX sockets.
         self.temporary = Path(tempfile.gettempdir()) / f"chaos-{home.name}-{os.getpid()}"
@@ -44,6 +55,10 @@ class Peer(worker_rig.Process):  # type: ignore[misc]
             options = [option for fault in faults for option in ("--fault", fault)]
             points = ("--points", "chaos_points_worker")
             program = [sys.executable, chaos, *points, *options, "--", *arguments]
+        if readings is not None:
+            assert not faults, "one thing at a time"
+            governed = str(Path(__file__).with_name("chaos_governed.py"))
+            program = [sys.executable, governed, str(readings), *arguments]
         environment = {MARK: str(home), "TMPDIR": str(self.temporary)}
         with log.open("ab") as output:
             self.popen = subprocess.Popen(
@@ -130,9 +145,11 @@ class Rig(worker_rig.Rig):  # type: ignore[misc]
             "coordinator", "coordinator", "serve", "--run-dir", str(self.run), *options
         )
 
-    def work(self, name: str, *options: str, faults: Sequence[str] = ()) -> Peer:
+    def work(
+        self, name: str, *options: str, faults: Sequence[str] = (), readings: Path | None = None
+    ) -> Peer:
         arguments = ("worker", "run", "--home", str(self.home(name)), "--json-logs", *options)
-        return self._peer(name, faults, arguments)
+        return self._peer(name, faults, arguments, readings)
 
     def anchor(self, name: str, *, faults: Sequence[str] = ()) -> Peer:
         self.home(name).mkdir(exist_ok=True)
@@ -140,8 +157,15 @@ class Rig(worker_rig.Rig):  # type: ignore[misc]
         listen = ("--listen", "/ip4/127.0.0.1/tcp/0", "--json-logs")
         return self._peer(name, faults, ("worker", "anchor", "--link", self.link, *place, *listen))
 
-    def _peer(self, name: str, faults: Sequence[str], arguments: Sequence[str]) -> Peer:
-        peer = Peer(self.home(name), self.folder / f"{name}.log", faults, *arguments)
+    def _peer(
+        self,
+        name: str,
+        faults: Sequence[str],
+        arguments: Sequence[str],
+        readings: Path | None = None,
+    ) -> Peer:
+        log = self.folder / f"{name}.log"
+        peer = Peer(self.home(name), log, faults, *arguments, readings=readings)
         self.processes.append(peer)
         return peer
 

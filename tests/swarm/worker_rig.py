@@ -225,7 +225,16 @@ class Rig:
 
     def join(self, name: str, *options: str) -> None:
         listen = () if "--client-mode" in options else ("--listen", "/ip4/127.0.0.1/tcp/0")
-        home = ("--home", str(self.home(name)), "--name", name, "--threads", "1", "--yes")
+        home = (
+            "--home",
+            str(self.home(name)),
+            "--name",
+            name,
+            "--threads",
+            "1",
+            "--yes",
+            "--dedicated",
+        )
         barnraise("worker", "join", self.link, *home, *listen, *options)
 
     def work(self, name: str, *options: str, **how: Any) -> Process:

@@ -26,7 +26,8 @@ from worker.donor.devices import vouch_for, vouch_for_neighbour
 from worker.donor.home import DonorHome
 from worker.donor.journal import ActJournal
 from worker.journal import Journal
-from worker.status import Board, render
+from worker.status import Board
+from worker.view import status_lines
 
 DAY_S = 86_400
 NOW_S = 1_800_000_000
@@ -172,8 +173,7 @@ def test_the_end_is_shown_in_time_with_what_to_do(
     assert bool(said) == (f"barnraise donor add-device {device}" in advice)
 
     board = Board(worker=device, run="r", donor=donor.peer_id, delegated_until_s=until_s)
-    table = render(board.snapshot()).renderable
-    shown = " ".join(str(cell) for column in table.columns for cell in column.cells)
+    shown = " ".join(status_lines(board.snapshot()))
     assert donor.peer_id in shown
     assert bool(said) == ("barnraise donor add-device" in shown)
     assert said in shown

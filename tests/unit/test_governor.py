@@ -193,8 +193,7 @@ def test_a_figure_is_not_told_anew_at_every_look() -> None:
     assert 2 <= len(reasons) <= 11
     calming = machine.after(31, foreign_cpu_percent=1.0).reason
     assert calming == (
-        "other programs used the processors a moment ago; "
-        "work goes on after 2 minutes without that"
+        "other programs used the processors a moment ago; work goes on after 2 minutes without that"
     )
 
 

@@ -110,7 +110,8 @@ def test_without_a_zone_it_is_this_machines(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    "wrong", ["", "22-07", "mon 25:00-26:00", "mon 10:60-11:00", "foo 10:00-11:00", "mon- 1:00-2:00"]
+    "wrong",
+    ["", "22-07", "mon 25:00-26:00", "mon 10:60-11:00", "foo 10:00-11:00", "mon- 1:00-2:00"],
 )
 def test_what_is_no_period_is_refused_by_its_name(wrong: str) -> None:
     with pytest.raises(UsageError, match="schedule"):

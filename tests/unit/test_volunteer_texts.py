@@ -12,12 +12,13 @@ from protocol.errors import UsageError
 from worker.config import Home
 from worker.journal import Journal
 from worker.receipts import save_receipts
-from worker.status import AWAY, Board, Phase, render
+from worker.status import AWAY, Board, Phase
+from worker.view import status_view
 
 
 def shown(board: Board) -> str:
     out = StringIO()
-    Console(file=out, width=80).print(render(board.snapshot()))
+    Console(file=out, width=80).print(status_view(board.snapshot()))
     return out.getvalue()
 
 
