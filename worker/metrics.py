@@ -12,6 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -33,7 +34,6 @@ from protocol.hello import client_version
 from worker.status import Phase
 from worker.verdict import Because
 
-METRICS_VARIABLE = "BARNRAISE_METRICS"
 HOST = "127.0.0.1"
 OTHER = "other"
 """Why nothing is done, when it is nothing that the owner's limits say."""
@@ -162,8 +162,8 @@ async def metrics_server(port: int, status: Callable[[], Status]) -> AsyncIterat
         )
     except OSError as error:
         raise UsageError(
-            f"metrics cannot be served on {HOST}:{port} ({error.strerror or error}): give another "
-            f"port with --metrics or {METRICS_VARIABLE}"
+            f"metrics cannot be served on {HOST}:{port} ({os.strerror(error.errno or 0)}): give "
+            "another port with --metrics, or BARNRAISE_METRICS"
         ) from error
     try:
         yield
@@ -201,7 +201,7 @@ class _Server:
         request, *fields = head.decode("latin-1").split("\r\n")
         method, _, rest = request.partition(" ")
         path = rest.partition(" ")[0].partition("?")[0]
-        hosts = [value.strip() for name, _, value in map(_split, fields) if name == "host"]
+        hosts = [value.strip().lower() for name, _, value in map(_split, fields) if name == "host"]
         if hosts not in [[name] for name in self._allowed()]:
             return _response(HTTPStatus.FORBIDDEN, f"ask for http://{HOST}:{self._port}/metrics\n")
         if method not in ("GET", "HEAD"):

@@ -24,16 +24,29 @@ from worker.logs import log_to_stderr
 @click.command()
 @home_option
 @click.option("--until-finished", is_flag=True, help="End when the run is complete.")
+@click.option(
+    "--metrics",
+    "metrics_port",
+    envvar="BARNRAISE_METRICS",
+    type=click.IntRange(1, 65535),
+    metavar="PORT",
+    help="Serve metrics for Prometheus on this port of 127.0.0.1 [default: none].",
+)
 @log_options
 @limit_options
 def run(
-    home: Home, until_finished: bool, json_logs: bool, log_level: str | None, **limits: Any
+    home: Home,
+    until_finished: bool,
+    metrics_port: int | None,
+    json_logs: bool,
+    log_level: str | None,
+    **limits: Any,
 ) -> None:
     """Work until told to stop. Ctrl-C once finishes the unit under way, twice stops now.
 
     Limits given here hold for this time only. On a server the environment is enough:
     BARNRAISE_LINK, BARNRAISE_ACCEPT=yes, BARNRAISE_HOME, BARNRAISE_NAME, BARNRAISE_INVITE,
-    BARNRAISE_LIMITS_THREADS and so on for each limit, BARNRAISE_JSON_LOGS.
+    BARNRAISE_LIMITS_THREADS and so on for each limit, BARNRAISE_JSON_LOGS, BARNRAISE_METRICS.
 
     \b
     Examples:
@@ -54,7 +67,7 @@ def run(
         return WorkerConfig.load(home.config).with_limits(**given_limits(limits))
 
     limit_threads(load().limits.cpu_threads)
-    live(home, load, until_finished=until_finished)
+    live(home, load, until_finished=until_finished, metrics_port=metrics_port or 0)
 
 
 def _settle(home: Home, environment: Environment) -> None:
