@@ -87,11 +87,11 @@ def ahead(dataset: DatasetManifest, now: Stretch) -> list[ShardInfo]:
         epochs, place = divmod(place, total)
         return epochs * count + bisect.bisect_right(starts, place) - 1
 
-    expected = now.start + now.round_length
-    first, last = shard_at(expected), shard_at(expected + now.end - now.start - 1)
-    least, most = shard_at(now.end), shard_at(now.end + 2 * now.round_length - 1)
-    begins_in = shard_at(expected + now.round_length) - first + 1  # one of so many
-    if begins_in > MOST_PLACES:
+    length, expected = now.end - now.start, now.start + now.round_length
+    first, last = shard_at(expected), shard_at(expected + length - 1)
+    # Wherever in its round this unit lies, the next round lies in between.
+    least, most = shard_at(now.end), shard_at(now.start + 2 * now.round_length - 1)
+    if shard_at(expected + now.round_length - length) - first >= MOST_PLACES:
         return []
     likely = range(first, min(last + 1, first + count))
     around = (place for step in range(1, MOST_SHARDS + 1) for place in (last + step, first - step))
