@@ -56,7 +56,6 @@ class Governing:
         machine: Machine,
         traffic_today_bytes: Callable[[], int] = lambda: 0,
         on_change: Callable[[Verdict], None] = lambda verdict: None,
-        said: Verdict = _STARTING,
     ) -> None:
         """Nothing is looked at before :meth:`run`.
 
@@ -66,10 +65,9 @@ class Governing:
             traffic_today_bytes: both ways together, since midnight; asked in the event loop.
             on_change: told each verdict that differs from the one before, in the event loop; must
                 not block. A new figure in the reason counts as a difference.
-            said: the last verdict of the process before this one: it was logged there.
         """
         self.governor = governor
-        self.verdict = said
+        self.verdict = _STARTING
         self.readings: Readings | None = None
         self._machine = machine
         self._traffic_today_bytes = traffic_today_bytes
@@ -146,12 +144,13 @@ class Governing:
         self.readings = readings
         if hasattr(time, "tzset"):
             time.tzset()  # a laptop travels
-        before, self.verdict = self.verdict, self.governor.decide(readings)
+        before, told = self.verdict, self.governor.because
+        self.verdict = self.governor.decide(readings)
         self._tell_missing(readings)
+        if self.verdict.because != told:
+            self._log()
         if self._decided and self.verdict == before:
             return
-        if (self.verdict.works, self.verdict.because) != (before.works, before.because):
-            self._log()
         self._decided = True
         self._on_change(self.verdict)
         async with self._changed:
@@ -180,6 +179,5 @@ class Governing:
         limits, until_s = self.governor.limits, self.verdict.until_s
         quick = (limits.busy_cpu_percent, limits.idle_minutes, limits.gpu_temperature_c)
         pace_s = FAST_S if any(quick) or limits.free_memory_mib else SLOW_S
-        if until_s is not None:
-            pace_s = min(pace_s, max(until_s - time.time(), _SOON_S))
-        return pace_s
+        left_s = pace_s if until_s is None else until_s - time.time()
+        return max(left_s, _SOON_S) if 0 < left_s < pace_s else pace_s

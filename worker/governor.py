@@ -21,13 +21,11 @@ from typing import Any
 
 from worker.hysteresis import Hold
 from worker.limits import Limits
-from worker.rules import sensed_rules
+from worker.rules import moment_s, sensed_rules
 from worker.schedule import Schedule, local_time, next_midnight_s
 from worker.verdict import Because, Readings, Verdict
 
 __all__ = ["Because", "Governor", "Readings", "Verdict"]
-
-_SAME_S = 2.0  # two ways to reckon the same moment differ by less
 
 
 @dataclass
@@ -53,11 +51,13 @@ class Governor:
         """
         self.limits = limits
         self.confirmed = confirmed
+        self.because: Because | None = None  # of the last verdict
         self._zone = zone
         self._schedule = Schedule.parse(limits.schedule)
         self._pause: _Pause | None = None
         self._quota, self._hours = Hold(off_after_s=0.0), Hold(off_after_s=0.0)
-        self._turn_s: tuple[float, float | None] | None = None
+        self._closed_s: float | None = None  # at which time the next was looked up:
+        self._opening_s: float | None = None
         self._rules = sensed_rules()
 
     # ---- the owner's words -------------------------------------------------------------
@@ -65,13 +65,15 @@ class Governor:
     def change(self, limits: Limits) -> None:
         """Other limits, from now on; what only the old ones forbade is allowed at once."""
         before, self.limits = self.limits, limits
-        self._schedule, self._turn_s = Schedule.parse(limits.schedule), None
+        self._schedule, self._closed_s = Schedule.parse(limits.schedule), None
         changed = {name for name in vars(limits) if getattr(before, name) != getattr(limits, name)}
-        holds = [(rule.hold, rule.limits) for rule in self._rules]
-        holds += [(self._quota, ("daily_mib",)), (self._hours, ("schedule",))]
-        for hold, names in holds:
-            if changed.intersection(names):
-                hold.rule_changed()
+        for rule in self._rules:
+            if changed.intersection(rule.limits):
+                rule.changed()
+        if "daily_mib" in changed:
+            self._quota.rule_changed()
+        if "schedule" in changed:
+            self._hours.rule_changed()
 
     def pause(self, until_s: float | None = None) -> None:
         """Not until this Unix time, or until :meth:`resume`."""
@@ -94,6 +96,11 @@ class Governor:
 
     def decide(self, readings: Readings) -> Verdict:
         """What follows from these readings and from those before them."""
+        verdict = self._verdict(readings)
+        self.because = verdict.because
+        return verdict
+
+    def _verdict(self, readings: Readings) -> Verdict:
         self._end_pause(readings)
         over_quota = self._sees_quota(readings)
         outside = self._hours.see(
@@ -112,7 +119,7 @@ class Governor:
             return self._outside(readings)
         for rule in self._rules:
             if rule.hold.held:
-                return Verdict(False, rule.because, rule.reason, lasting=rule.lasting)
+                return Verdict(False, rule.because, rule.reason, rule.until_s, lasting=rule.lasting)
         return Verdict(works=True)
 
     def _end_pause(self, readings: Readings) -> None:
@@ -121,9 +128,8 @@ class Governor:
             return
         if pause.ends_s is None:
             pause.ends_s = readings.steady_s + pause.until_s - readings.at_s
-        until_s = readings.at_s + pause.ends_s - readings.steady_s
-        if abs(until_s - pause.until_s) > _SAME_S:  # the wall clock was set
-            pause.until_s = until_s
+        left_s = pause.ends_s - readings.steady_s
+        pause.until_s = moment_s(readings.at_s, left_s, pause.until_s)  # the clock may be set
         if readings.steady_s >= pause.ends_s:
             self._pause = None
 
@@ -137,7 +143,8 @@ class Governor:
         return self._quota.see(used_up, readings.steady_s)
 
     def _over_quota(self, readings: Readings) -> Verdict:
-        reason = f"today's traffic is used up (your limit is {self.limits.daily_mib} MiB a day)"
+        limit = f"your limit is {self.limits.daily_mib} MiB a day"
+        reason = f"too little of today's traffic is left ({limit})"
         until_s = next_midnight_s(readings.at_s, self._zone)
         return Verdict(False, Because.QUOTA, reason, until_s, lasting=True, offline=True)
 
@@ -146,12 +153,17 @@ class Governor:
         return Verdict(False, Because.SCHEDULE, reason, self._opens_s(readings), lasting=True)
 
     def _opens_s(self, readings: Readings) -> float | None:
-        """When the schedule allows work again; reckoned once for each such wait."""
-        known = self._turn_s
-        if known is None or not known[0] <= readings.at_s < (known[1] or float("inf")):
-            turn_s = self._schedule.next_change_s(readings.at_s, self._zone)
-            self._turn_s = known = (readings.at_s, turn_s)
-        return known[1]
+        """When the schedule allows work again; looked up once for each such wait."""
+        if self._schedule.allows(local_time(readings.at_s, self._zone)):  # the clock was set
+            left_s = self._hours.left_s(readings.steady_s)
+            self._closed_s = None
+            self._opening_s = moment_s(readings.at_s, left_s, self._opening_s)
+            return self._opening_s
+        since_s, opening_s = self._closed_s, self._opening_s
+        if since_s is None or opening_s is None or not since_s <= readings.at_s < opening_s:
+            self._closed_s = readings.at_s
+            self._opening_s = self._schedule.next_change_s(readings.at_s, self._zone)
+        return self._opening_s
 
     # ---- a process that takes over -----------------------------------------------------
 
@@ -159,12 +171,14 @@ class Governor:
         """What another process of this worker goes on from; as JSON."""
         pause = self._pause
         return {
+            "because": self.because,
             "pause": None if pause is None else {"until_s": pause.until_s},
             "holds": {name: hold.remember() for name, hold in self._holds().items()},
         }
 
     def recall(self, kept: dict[str, Any]) -> None:
         """Go on from what :meth:`remember` gave, so that a change of process changes nothing."""
+        self.because = None if kept["because"] is None else Because(kept["because"])
         self._pause = None if kept["pause"] is None else _Pause(**kept["pause"])
         for name, hold in self._holds().items():
             hold.recall(kept["holds"][name])

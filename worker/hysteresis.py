@@ -67,6 +67,11 @@ class Hold:
         """What is asked for is another thing now: an owner who relaxes it need not wait."""
         self._changed = True
 
+    @property
+    def calm_s(self) -> float:
+        """For how long the condition has been gone while it is held."""
+        return self._without_s
+
     def left_s(self, at_s: float) -> float:
         """For how long it lasts at least."""
         calm_s = max(self.wait_s - self._without_s, LEAST_S - (at_s - self._since_s))

@@ -22,6 +22,8 @@ CHARGE_PERCENT = 5
 ROOMIER = 1.25  # times what shall stay free
 
 _TELL_AGAIN_S = 30.0  # how long a figure is told before another one is
+_CALMING_S = 10.0  # a shorter break is not told
+_SAME_S = 2.0  # two ways to reckon the same moment differ by less
 
 
 @dataclass
@@ -35,7 +37,9 @@ class Rule:
     said: str  # what is told while it waits whether that stays so
     hold: Hold
     lasting: bool = False
-    _told: str = ""
+    ends_in_s: Callable[[Limits, Readings], float | None] = lambda limits, seen: None
+    reason: str = ""
+    until_s: float | None = None  # when it ends if nothing comes between; Unix time
     _told_at_s: float = field(default=-math.inf)
 
     def see(self, limits: Limits, readings: Readings) -> None:
@@ -44,18 +48,38 @@ class Rule:
         passed = self.passed(limits, readings, before)
         if not self.hold.see(passed, readings.steady_s):
             return
-        old = readings.steady_s - self._told_at_s >= _TELL_AGAIN_S
-        sentence = self.says(limits, readings) if passed else self._calming()
-        if sentence != self._told and (not before or old or not self._told):
-            self._told, self._told_at_s = sentence, readings.steady_s
+        if passed:
+            old = readings.steady_s - self._told_at_s >= _TELL_AGAIN_S
+            if old or not before or not self.reason or self._is_calming:
+                self.reason, self._told_at_s = self.says(limits, readings), readings.steady_s
+            ends_in_s = self.ends_in_s(limits, readings)
+        else:
+            if self.hold.calm_s >= _CALMING_S or not self.reason:
+                self.reason = self._calming
+            ends_in_s = self.hold.left_s(readings.steady_s) if self._is_calming else None
+        self.until_s = moment_s(readings.at_s, ends_in_s, self.until_s)
 
+    def changed(self) -> None:
+        """Its limit is another one now."""
+        self.hold.rule_changed()
+        self.reason = ""
+
+    @property
     def _calming(self) -> str:
         minutes = math.ceil(self.hold.wait_s / 60)
         return f"{self.said} a moment ago; work goes on after {minutes} minutes without that"
 
     @property
-    def reason(self) -> str:
-        return self._told
+    def _is_calming(self) -> bool:
+        return self.reason == self._calming
+
+
+def moment_s(at_s: float, in_s: float | None, told_s: float | None) -> float | None:
+    """The moment so long from now; that which was told already, if it is about the same."""
+    if in_s is None:
+        return None
+    then_s = at_s + in_s
+    return told_s if told_s is not None and abs(then_s - told_s) <= _SAME_S else then_s
 
 
 def sensed_rules() -> list[Rule]:
@@ -117,6 +141,7 @@ def sensed_rules() -> list[Rule]:
             ),
             "somebody used this machine",
             Hold(off_after_s=0.0),  # the limit itself is a time
+            ends_in_s=_left_alone_in_s,
         ),
         Rule(
             Because.BUSY,
@@ -157,6 +182,12 @@ def _hot_passed(limits: Limits, seen: Readings, held: bool) -> bool:
     if seen.gpu_temperature_c is None or not limits.gpu_temperature_c:
         return False
     return seen.gpu_temperature_c > limits.gpu_temperature_c - held * COOLER_C
+
+
+def _left_alone_in_s(limits: Limits, seen: Readings) -> float | None:
+    if seen.idle_s is None or seen.idle_s < _CALMING_S:
+        return None
+    return 60 * limits.idle_minutes - seen.idle_s
 
 
 def _busy_passed(limits: Limits, seen: Readings, held: bool) -> bool:

@@ -197,6 +197,37 @@ def test_a_figure_is_not_told_anew_at_every_look() -> None:
     )
 
 
+def test_when_it_goes_on_is_told_once_the_load_is_gone() -> None:
+    machine = Machine()
+    assert machine.after(60, foreign_cpu_percent=62.0).until_s is None
+    quiet_s = machine.now.at_s
+    told = {machine.after(1, foreign_cpu_percent=2.0).until_s for _ in range(119)}
+    assert told == {None, quiet_s + 120}
+    assert machine.verdict.until_s == quiet_s + 120
+    again = machine.after(1, foreign_cpu_percent=62.0)
+    assert again.until_s is None
+    assert again.reason.startswith("other programs use 60 %")
+
+
+def test_when_it_goes_on_is_told_once_nobody_is_there() -> None:
+    machine = Machine()
+    machine.after(1, idle_s=0.0)
+    came_s = machine.now.at_s
+    told = set()
+    for second in range(1, 600):
+        told.add(machine.after(1, idle_s=float(second)).until_s)
+    assert told == {None, came_s + 600}
+    assert machine.after(1, idle_s=600.0).works
+    assert machine.now.at_s == came_s + 600
+
+
+def test_a_figure_of_an_old_limit_is_not_told_any_more() -> None:
+    machine = Machine()
+    machine.after(4, foreign_cpu_percent=62.0)
+    machine.governor.change(replace(STRICT, busy_cpu_percent=40))
+    assert machine.after(1).reason.endswith("(your limit is 40 %)")
+
+
 # ---- battery, temperature, use ---------------------------------------------------------
 
 
@@ -282,7 +313,7 @@ def test_a_schedule_follows_a_clock_that_is_set() -> None:
 def test_the_quota_of_a_day_ends_at_midnight() -> None:
     machine = Machine(replace(STRICT, schedule=()))
     verdict = machine.after(1, traffic_today_bytes=500 << 20)
-    assert verdict.reason == "today's traffic is used up (your limit is 500 MiB a day)"
+    assert verdict.reason == "too little of today's traffic is left (your limit is 500 MiB a day)"
     assert verdict.until_s == datetime(2026, 11, 27, tzinfo=BERLIN).timestamp()
     assert not machine.after(11 * 3600 + 3000, step_s=5).works
     assert machine.after(600, traffic_today_bytes=0).works

@@ -1,10 +1,11 @@
 """How much of the processors other programs take that need the machine now.
 
 What counts, of everything that the kernel accounts for: user time of normal or raised priority,
-system time, interrupts. Less what this worker and its descendants took. Not counted:
+and system time. Less what this worker and its descendants took. Not counted:
 
 * user time of processes that are *nice*: they step back by themselves, as training does, so two
   workers of one machine do not make each other yield;
+* interrupts: nobody can tell whose they are, and our own traffic makes some;
 * waiting for disks, and time that a hypervisor gave to others.
 
 From ``/proc/stat`` and ``/proc/PID/stat`` (proc(5)), by psutil where there is none.
@@ -75,12 +76,10 @@ def foreign_percent(before: Taken, now: Taken) -> float | None:
 
 
 def _machine(stat: str) -> tuple[float, float]:
-    fields = stat.split("\n", 1)[0].split()[1:9]
-    user, nice, system, idle, iowait, irq, softirq, steal = (float(field) for field in fields)
-    return (
-        user + nice + system + idle + iowait + irq + softirq + steal,
-        user + system + irq + softirq,
-    )
+    """All time of all processors, and what counts of it."""
+    fields = [float(field) for field in stat.split("\n", 1)[0].split()[1:9]]
+    user, _nice, system = fields[:3]
+    return sum(fields), user + system
 
 
 def _ours(proc: Path, root_pid: int) -> Iterator[tuple[tuple[int, float], float]]:
