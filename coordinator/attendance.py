@@ -142,6 +142,17 @@ def finite_speed(tokens_per_s: float) -> float:
     return tokens_per_s if math.isfinite(tokens_per_s) and tokens_per_s > 0 else 0.0
 
 
+def gives_lease_up(turn: Turn, heartbeat: wire.Heartbeat) -> bool:
+    """Whether a worker says that it does nothing, and will not soon, about a lease that it has: the
+    round need not wait for it. While the organiser has paused the run everybody does nothing."""
+    return (
+        heartbeat.phase == wire.WORKER_PHASE_PAUSED
+        and not heartbeat.assignment_id
+        and heartbeat.worker in turn.machine.training
+        and not turn.machine.paused
+    )
+
+
 def decide_action(
     turn: Turn, heartbeat: wire.Heartbeat, kept_out: str | None
 ) -> tuple[service_pb2.Action, str]:

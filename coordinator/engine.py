@@ -21,7 +21,7 @@ import structlog
 
 from coordinator import bootstrap, round_state
 from coordinator.admission import check_multiaddrs
-from coordinator.attendance import Attendance, decide_action, write_presence
+from coordinator.attendance import Attendance, decide_action, gives_lease_up, write_presence
 from coordinator.audit.appeal import accept_appeal
 from coordinator.audit.challenges import accept_answer, open_challenges
 from coordinator.audit.desk import AuditDesk
@@ -260,6 +260,8 @@ class Engine:
             self._watch_for_lost_rounds(record, turn.machine.number)
             # Whoever is kept out hears why, and may still be asked to show what it did.
             out = kept_out(turn.session, known(turn.session, record.worker))
+            if gives_lease_up(turn, record):
+                turn.expire(record.worker)
             action, reason = decide_action(turn, record, out)
             return service_pb2.HeartbeatReply(
                 action=action,

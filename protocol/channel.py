@@ -108,16 +108,21 @@ async def trusted_certificate(link: JoinLink) -> bytes:
         raise UsageError(str(error)) from error
 
 
-def open_channel(link: JoinLink, pem: bytes) -> grpc.aio.Channel:
-    """A channel that trusts this certificate and no other."""
+def open_channel(link: JoinLink, pem: bytes, through: str = "") -> grpc.aio.Channel:
+    """A channel that trusts this certificate and no other.
+
+    Args:
+        through: connect to this gRPC target, which leads to the link's address.
+    """
     return grpc.aio.secure_channel(
-        link.address,
+        through or link.address,
         grpc.ssl_channel_credentials(root_certificates=pem),
         options=[
             ("grpc.ssl_target_name_override", TLS_NAME),
             ("grpc.default_authority", TLS_NAME),
             ("grpc.max_receive_message_length", MAX_GRPC_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_GRPC_MESSAGE_BYTES),
+            ("grpc.use_local_subchannel_pool", 1),  # a connection of its own
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 10_000),
             # In step again within seconds of a coordinator's return: a round may be waiting.

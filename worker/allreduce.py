@@ -264,7 +264,7 @@ class GroupReduce:
             if not missing:
                 return
             try:
-                await self._pull(source, missing[: frames.MAX_WANTED_CHUNKS])
+                await self._pull(source, self._at_once(missing))
             except PeerFault as fault:
                 log.warning("result_refused", source=source.reducer, why=str(fault))
             except TransientError as error:
@@ -273,6 +273,14 @@ class GroupReduce:
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
+    def _at_once(self, chunks: list[int]) -> list[int]:
+        """The first of them, as many as may be asked for in one stream; at least one."""
+        most_bytes = self._peer.p2p.at_once_bytes
+        count = frames.MAX_WANTED_CHUNKS
+        if most_bytes is not None:
+            count = max(1, min(count, most_bytes // self.group.encoded_bytes(chunks[0])))
+        return chunks[:count]
+
     def _missing(self, item: wire.ReducerRange) -> list[int]:
         return [c for c in range(item.first_chunk, item.end_chunk) if c not in self.pieces]
 
@@ -280,6 +288,7 @@ class GroupReduce:
         await self._dial(source)
         handle = self._peer.broadcast_handle
         async with self._peer.p2p.stream(source.reducer, handle, frames.Frame) as stream:
+            await stream.expect(sum(self.group.encoded_bytes(chunk) for chunk in chunks))
             await stream.send(frames.wanted(self.group_id, chunks))
             await stream.finish()
             for _ in chunks:

@@ -18,6 +18,8 @@ from hivemind.proto import p2pd_pb2
 
 from protocol.errors import ProtocolError
 from worker.messages import read_message, write_message
+from worker.meter import FREE, Toll
+from worker.patience import patience
 
 log = structlog.get_logger()
 
@@ -35,14 +37,15 @@ async def answer_stream(
     handler: Callable[[Any, P2PContext], AsyncIterator[Message]],
     kind: type[Message],
     context: P2PContext,
+    toll: Toll = FREE,
 ) -> None:
     """Answer one stream, or stop when its caller has hung up."""
     ended = asyncio.Event()
 
     async def requests() -> AsyncIterator[Message]:
         while True:
-            async with asyncio.timeout(STALL_S):
-                message = await read_message(reader, kind)
+            async with patience(STALL_S):
+                message = await read_message(reader, kind, toll)
             if message is None:
                 break
             yield message
@@ -54,7 +57,7 @@ async def answer_stream(
             await reader.read(1)  # nothing may follow the end: returns when the caller closes
 
     async with asyncio.TaskGroup() as tasks:
-        answering = tasks.create_task(_answer(writer, handler, requests(), context))
+        answering = tasks.create_task(_answer(writer, handler, requests(), context, toll))
         leaving = tasks.create_task(hang_up())
         await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
         answering.cancel()
@@ -62,8 +65,8 @@ async def answer_stream(
     # Closing with unread input would reset the connection and lose our last words.
     with suppress(OSError, TimeoutError):
         async with asyncio.timeout(LINGER_S):
-            while await reader.read(1 << 16):
-                pass
+            while late := await reader.read(1 << 16):
+                await toll.receive(len(late))
 
 
 async def _answer(
@@ -71,13 +74,14 @@ async def _answer(
     handler: Callable[[Any, P2PContext], AsyncIterator[Message]],
     requests: AsyncIterator[Message],
     context: P2PContext,
+    toll: Toll,
 ) -> None:
     problem = p2pd_pb2.RPCError()  # empty: the end of the answers
     try:
         async with aclosing(handler(requests, context)) as replies:  # type: ignore[type-var]
             async for reply in replies:
-                async with asyncio.timeout(STALL_S):
-                    await write_message(writer, reply)
+                async with patience(STALL_S):
+                    await write_message(writer, reply, toll)
     except (OSError, asyncio.IncompleteReadError):  # a TimeoutError is an OSError
         return  # the caller is gone, or might as well be
     except ProtocolError as error:
@@ -87,4 +91,4 @@ async def _answer(
         log.exception("stream_failed", handler=context.handle_name, peer=str(context.remote_id))
         problem.message = "internal error"
     with suppress(OSError):
-        await write_message(writer, problem)
+        await write_message(writer, problem, toll)

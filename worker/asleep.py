@@ -28,6 +28,8 @@ from worker.evidence import Evidence
 from worker.governing import Governing
 from worker.heartbeat import Heartbeats
 from worker.journal import Journal
+from worker.meter import NetworkBudget
+from worker.metered_line import MeteredLine
 from worker.news import News
 from worker.outbox import Outbox
 from worker.race import unless
@@ -40,6 +42,7 @@ log = structlog.get_logger()
 
 _GREET_S = 300.0
 _LONGEST_PAUSE_S = 60.0
+_LOOK_S = 5.0  # whether the quota is used up: nobody tells
 
 
 @dataclass
@@ -51,6 +54,7 @@ class Asleep:
     identity: Identity
     board: Board
     governing: Governing
+    budget: NetworkBudget
     news: News  # told of each change of the verdict
 
     async def run(self) -> None:
@@ -68,11 +72,12 @@ class Asleep:
 
     @property
     def _silent(self) -> bool:
-        return self.governing.verdict.offline
+        """Whatever the verdict's reason: a quota that is used up is used up."""
+        return self.governing.verdict.offline or self.budget.exhausted()
 
     async def _until(self, *, silent: bool) -> None:
         while self._silent != silent:
-            await self.news.wait()
+            await self.news.wait(_LOOK_S)
 
     async def _stay_in_touch(self, journal: Journal) -> None:
         """For ever."""
@@ -94,11 +99,22 @@ class Asleep:
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[Session]:
+        line = MeteredLine(self.config.join_link.address, self.home.line, self.budget)
+        line.open()
+        try:
+            session = await self._connect(line.target)
+            try:
+                yield session
+            finally:
+                await session.close()
+        finally:
+            await line.close()
+
+    async def _connect(self, through: str) -> Session:
         failures, said = 0, ""
         while True:
             try:
-                session = await Session.connect(self.config.join_link, self.identity)
-                break
+                return await Session.connect(self.config.join_link, self.identity, through)
             except (TransientError, PeerFault, UsageError) as error:
                 self.board.heard_of_coordinator(False)
                 if error.reason != said:
@@ -106,10 +122,6 @@ class Asleep:
                 said = error.reason
             await asyncio.sleep(backoff_s(failures, base_s=1.0, limit_s=_LONGEST_PAUSE_S))
             failures += 1
-        try:
-            yield session
-        finally:
-            await session.close()
 
     async def _contact(self, session: Session, journal: Journal) -> Contact:
         retained = await asyncio.to_thread(open_retained, self.home, self.config)

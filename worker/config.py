@@ -101,6 +101,16 @@ class Home:
     def socket(self) -> Path:
         return self.path / "control.sock"
 
+    @property
+    def line(self) -> Path:
+        """Where gRPC connects to, to have its traffic metered."""
+        return self.path / "line.sock"
+
+    @property
+    def traffic(self) -> Path:
+        """What went over the network today."""
+        return self.path / "traffic.json"
+
     def prepare(self) -> None:
         """Make the folders.
 

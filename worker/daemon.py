@@ -21,9 +21,11 @@ from protocol.identity import Identity
 from protocol.wire.records_pb2 import Assignment
 from worker.cache_status import keep_cache, require_room
 from worker.config import Home, WorkerConfig
+from worker.contact import ELEMENTS
 from worker.governing import Governing
 from worker.heartbeat import Heartbeats, seed_weights
 from worker.journal import Lease, LeaseState
+from worker.meter import NetworkBudget
 from worker.news import News
 from worker.node import Node, open_node
 from worker.prefetch import Prefetch
@@ -62,6 +64,7 @@ class Daemon:
     board: Board
     trainer: Trainer
     governing: Governing
+    budget: NetworkBudget
     finish: asyncio.Event
     news: News  # told of each change of the verdict and of ``finish``
     until_finished: bool = False
@@ -99,6 +102,10 @@ class Daemon:
         while not self.finish.is_set() and not self._leaves():
             await self.news.wait()
 
+    def _spares(self, size_bytes: int) -> bool:
+        """Whether today's traffic has room for this beside one more unit."""
+        return not self.budget.exhausted(self.budget.reserve_bytes + size_bytes)
+
     def _works(self) -> bool:
         return self.governing.verdict.works
 
@@ -109,7 +116,13 @@ class Daemon:
 
     async def _live(self) -> bool:
         node_opening = open_node(
-            self.home, self.config, self.identity, self.home.identity, self.board, anchor=False
+            self.home,
+            self.config,
+            self.identity,
+            self.home.identity,
+            self.board,
+            anchor=False,
+            budget=self.budget,
         )
         node = await unless(node_opening.__aenter__(), self._called_off())
         if node is None:
@@ -164,7 +177,7 @@ class Daemon:
             trainer=self.trainer,
             board=self.board,
             room=UnitRoom(node.disk, manifest),
-            prefetch=Prefetch(node.data, manifest.sequence_length),
+            prefetch=Prefetch(node.data, manifest.sequence_length, self._spares),
             leaving=self.yielding.leaving,
         )
 
@@ -192,6 +205,10 @@ class Daemon:
     async def _warm_up(self, runner: RoundRunner) -> bool:
         self.board.waiting("loading the training code")
         await runner.warm_up()
+        elements = await asyncio.to_thread(runner.states.elements)
+        if await asyncio.to_thread(runner.journal.get, ELEMENTS) != str(elements):
+            await asyncio.to_thread(runner.journal.put, ELEMENTS, str(elements))
+        self.budget.expect_unit(elements)  # an int8 each
         return True
 
     async def _one_unit(
@@ -229,8 +246,8 @@ class Daemon:
         head = node.watch.head  # it may have moved while we fetched or asked
         if head is None or head.record.round != lease.round:
             return
-        reduction = Reduction.of(node)
-        await runner.run(lease, head, reduction)
+        with self.budget.unit():
+            await runner.run(lease, head, Reduction.of(node))
 
     async def _see_rest_through(self, node: Node, runner: RoundRunner) -> None:
         """Commit and reduce what was trained before the restart, if its round is still open."""

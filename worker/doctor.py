@@ -12,7 +12,7 @@ import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from worker.config import Home, WorkerConfig
 from worker.control import ask
 from worker.node import pick_device
 from worker.reachability import BY_CHOICE, Mode, measure, ports_of
+from worker.sensors.machine import Sensors
 from worker.session import Session
 from worker.swarm import Swarm
 
@@ -58,6 +59,7 @@ async def examine(home: Home, config: WorkerConfig) -> AsyncIterator[Check]:
         async for check in _run(home, config):
             yield check
     yield _disk(home)
+    yield await asyncio.to_thread(_limits, home, config)
     yield await asyncio.to_thread(_device, config)
     yield await asyncio.to_thread(_running, home)
 
@@ -239,6 +241,23 @@ def _disk(home: Home) -> Check:
     free = shutil.disk_usage(folder).free
     fix = f"free some disk, or move the folder {home.path} (--home)"
     return Check("disk", free >= _MIN_FREE_BYTES, f"{free / 1e9:.1f} GB free", fix)
+
+
+def _limits(home: Home, config: WorkerConfig) -> Check:
+    """Whether this machine tells what the owner's limits go by; its GPU is another check's."""
+    sensors = Sensors(home.path)
+    try:
+        problems = sensors.without_effect(replace(config.limits, gpu_temperature_c=0))
+    finally:
+        sensors.close()
+    if problems:
+        return Check(
+            "limits",
+            False,
+            "; ".join(problems),
+            "set it to 0 with 'barnraise worker limits', or limit the hours with schedule",
+        )
+    return Check("limits", True, "this machine tells all that they go by")
 
 
 def _device(config: WorkerConfig) -> Check:

@@ -42,6 +42,8 @@ class Machine(Protocol):
 
     def read(self) -> Readings: ...
 
+    def close(self) -> None: ...
+
 
 class Governing:
     """Asks a governor again and again; :meth:`run` is its whole life.
@@ -69,6 +71,7 @@ class Governing:
         self.governor = governor
         self.verdict = _STARTING
         self.readings: Readings | None = None
+        self.without_effect: list[str] = []  # limits whose measure this machine does not tell
         self._machine = machine
         self._traffic_today_bytes = traffic_today_bytes
         self._on_change = on_change
@@ -116,12 +119,18 @@ class Governing:
 
     async def run(self) -> None:
         """For ever."""
-        while True:
-            self._wake.clear()
-            await self._decide(await self._seen())
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._pace_s()):
-                    await self._wake.wait()
+        try:
+            while True:
+                self._wake.clear()
+                await self._decide(await self._seen())
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._pace_s()):
+                        await self._wake.wait()
+        finally:
+            if self._look is None:
+                self._machine.close()
+            else:
+                self._look.cancel()  # its thread ends when it has looked
 
     async def _seen(self) -> Readings:
         """What the machine tells now; of sensors that hang: nothing."""
@@ -171,7 +180,8 @@ class Governing:
         if self._looks < _LOOKS_TO_KNOW or self._hangs or limits == self._told_missing_of:
             return
         self._told_missing_of = limits
-        for problem in missing_sensors(limits, readings):
+        self.without_effect = missing_sensors(limits, readings)
+        for problem in self.without_effect:
             log.warning("a limit has no effect", problem=problem)
 
     def _pace_s(self) -> float:

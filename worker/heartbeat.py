@@ -24,7 +24,7 @@ from protocol.errors import (
 )
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2 as api
-from worker.status import Board
+from worker.status import Board, Phase
 
 if TYPE_CHECKING:  # they load torch and hivemind, which a worker that is asleep must not
     from worker.contact import Contact
@@ -37,6 +37,12 @@ HEARTBEAT_S = 4.0
 """Unless the coordinator asks for another interval, within :data:`HEARTBEAT_BOUNDS_S`."""
 
 HEARTBEAT_BOUNDS_S = (0.1, 60.0)
+
+_WHY = (
+    "paused by the organiser",
+    "the run needs a newer barnraise: upgrade it, then start this worker again",
+)
+"""Where the coordinator gives no reason: for a pause, and for an upgrade."""
 
 _MOST_CHALLENGES = 64
 _ANSWER_S = 300.0  # reading, projecting, sending: else the coordinator asks again
@@ -104,6 +110,8 @@ class Heartbeats:
     async def _beat(self) -> wire.Heartbeat:
         board = self.board
         phase, reason = board.told()
+        if phase == Phase.PAUSED and not (board.asleep or board.assignment_id or self.paused):
+            phase = Phase.WAITING  # or it would give up a lease that it is just about to get
         board.bad_sources = self.node.bad_sources
         return wire.Heartbeat(
             run_id=self.node.config.join_link.run_id,
@@ -123,7 +131,8 @@ class Heartbeats:
         paused = reply.action in (api.ACTION_PAUSE, api.ACTION_UPGRADE)
         if paused != self.paused:
             log.info("paused by the organiser" if paused else "resumed", reason=reply.reason)
-            self.paused, self.reason = paused, reply.reason or "paused by the organiser"
+            self.paused = paused
+            self.reason = reply.reason or _WHY[reply.action == api.ACTION_UPGRADE]
             self.node.watch.notify()
         if reply.action == api.ACTION_ABANDON and self.runner is not None:
             self.runner.abandoned = bytes.fromhex(self.board.assignment_id)

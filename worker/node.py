@@ -33,6 +33,8 @@ from worker.disk import DiskQuota
 from worker.evidence import Evidence
 from worker.journal import Journal
 from worker.last_uses import LastUses
+from worker.meter import NetworkBudget
+from worker.metered_line import MeteredLine
 from worker.outbox import Outbox
 from worker.reachability import Reachability
 from worker.session import Session
@@ -65,6 +67,7 @@ class Node(Contact):
     anchor: bool
     admission: wire.Envelope
     reachability: Reachability
+    budget: NetworkBudget
 
     @property
     def direct(self) -> bool:
@@ -100,8 +103,12 @@ async def open_node(
     board: Board,
     *,
     anchor: bool,
+    budget: NetworkBudget | None = None,
 ) -> AsyncIterator[Node]:
     """Connect, join the swarm, enrol. Waits as long as it takes for the coordinator.
+
+    Args:
+        budget: meters what goes over the network; who gives one runs it.
 
     Raises:
         UsageError: a person has to do something first.
@@ -110,7 +117,11 @@ async def open_node(
         journal = Journal(home.journal)
         stack.callback(journal.close)
         journal.bind(config.join_link.run_id, identity.peer_id)
-        session = await _connect(config, identity, board)
+        budget = budget or NetworkBudget()
+        line = MeteredLine(config.join_link.address, home.line, budget)
+        stack.push_async_callback(line.close)
+        line.open()
+        session = await _connect(config, identity, board, line.target)
         stack.push_async_callback(session.close)
         manifest = session.greeting.manifest
         await asyncio.to_thread(home.manifest.write_bytes, manifest.canonical())
@@ -118,7 +129,7 @@ async def open_node(
         blobs = BlobStore(home.blobs, home.scratch, disk, LastUses(home.last_uses))
         peers = await _anchors(session, identity.peer_id, board, patient=not anchor)
         swarm = await _join_swarm(
-            config, identity, identity_path, session, board, peers, anchor=anchor
+            config, identity, identity_path, session, board, peers, budget, anchor=anchor
         )
         stack.push_async_callback(swarm.shutdown)
         swarm.serve_blobs(blobs.known)
@@ -189,6 +200,7 @@ async def open_node(
             retained=retained,
             evidence=evidence,
             reachability=reachability,
+            budget=budget,
         )
 
 
@@ -213,8 +225,8 @@ def pick_device(choice: str) -> Device:
     raise UsageError(f"device {choice!r} is not here; torch finds: {', '.join(available)}")
 
 
-async def _connect(config: WorkerConfig, identity: Identity, board: Board) -> Session:
-    return await _patiently(lambda: Session.connect(config.join_link, identity), board)
+async def _connect(config: WorkerConfig, identity: Identity, board: Board, through: str) -> Session:
+    return await _patiently(lambda: Session.connect(config.join_link, identity, through), board)
 
 
 async def _patiently(attempt: Callable[[], Awaitable[Result]], board: Board) -> Result:
@@ -253,6 +265,7 @@ async def _join_swarm(
     session: Session,
     board: Board,
     peers: list[str],
+    budget: NetworkBudget,
     *,
     anchor: bool,
 ) -> Swarm:
@@ -280,6 +293,7 @@ async def _join_swarm(
                 clock_ms=session.now_ms,
                 nat_port_map=config.nat_port_map,
                 in_dht=config.client_mode is False,  # else as is measured
+                budget=budget,
             )
         except TransientError as error:
             if board.reason != str(error):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +23,7 @@ from google.protobuf.message import Message
 
 from protocol.errors import TransientError, UsageError
 from worker.messages import Stream
+from worker.meter import NetworkBudget
 from worker.streams import DIAL_TIMEOUT_S, BoundedP2P
 
 log = structlog.get_logger()
@@ -42,6 +43,7 @@ class HowToStart:
     listen: tuple[str, ...]
     announce: tuple[str, ...] = ()
     nat_port_map: bool = False
+    budget: NetworkBudget = field(default_factory=NetworkBudget)
 
 
 class P2pd:
@@ -58,6 +60,11 @@ class P2pd:
         """The one that was started last, dead or alive."""
         assert self._daemon is not None, "start() comes first"
         return self._daemon
+
+    @property
+    def at_once_bytes(self) -> int | None:
+        """See :attr:`worker.meter.NetworkBudget.at_once_bytes`."""
+        return self._how.budget.at_once_bytes
 
     async def start(self, initial_peers: Sequence[str]) -> None:
         """Start the first one.
@@ -105,6 +112,7 @@ class P2pd:
             announce=how.announce,
             nat_port_map=how.nat_port_map,
         )
+        self._daemon.budget = how.budget
 
     def open(self) -> None:
         """The daemon serves what it should: let the calls come."""

@@ -24,11 +24,15 @@ from hivemind.p2p import P2PContext, ServicerBase
 from protocol.errors import BadDigest, BadRecord, TransientError
 from protocol.limits import MAX_PIECE_BYTES
 from protocol.wire import service_pb2 as service
+from worker.meter import AHEAD_BYTES, NetworkBudget
 from worker.p2pd import P2pd
+from worker.patience import patience
 from worker.streams import BoundedP2P
 
 PIECE_BYTES = MAX_PIECE_BYTES // 2
 """What we send; what we accept is at most twice that."""
+
+_SLOW_PIECE_BYTES = 64 << 10
 
 MAX_UPLOADS = 8
 """Blobs served at once; others wait their turn, so that each upload ends in good time."""
@@ -48,8 +52,9 @@ Resolve = Callable[[bytes], Path | None]
 class BlobService(ServicerBase):  # type: ignore[misc]
     """Serves files by digest: request a GetShardRequest, answer a stream of Pieces."""
 
-    def __init__(self, run_id: bytes) -> None:
+    def __init__(self, run_id: bytes, budget: NetworkBudget | None = None) -> None:
         self._run_id = run_id
+        self._budget = budget or NetworkBudget()
         self._uploads = asyncio.Semaphore(MAX_UPLOADS)
         self._to_strangers = asyncio.Semaphore(MAX_UPLOADS_TO_STRANGERS)
         self._to_peers: Counter[str] = Counter()
@@ -90,12 +95,18 @@ class BlobService(ServicerBase):  # type: ignore[misc]
         async with self._one_more(context.remote_id.to_base58()):
             small = self.small.get(request.sha256)
             if small is not None and request.offset <= len(small):
-                for offset in range(request.offset, len(small), PIECE_BYTES):
-                    data = small[offset : offset + PIECE_BYTES]
+                size = self._piece_bytes
+                for offset in range(request.offset, len(small), size):
+                    data = small[offset : offset + size]
                     yield service.Piece(offset=offset, total_bytes=len(small), data=data)
                 return
             async for piece in self._from_file(request):
                 yield piece
+
+    @property
+    def _piece_bytes(self) -> int:
+        """Small on a slow line: whoever waits for a piece of ours waits for :data:`STALL_S`."""
+        return _SLOW_PIECE_BYTES if self._budget.is_capped else PIECE_BYTES
 
     async def _from_file(self, request: service.GetShardRequest) -> AsyncIterator[service.Piece]:
         path = self.resolve(request.sha256)
@@ -110,15 +121,12 @@ class BlobService(ServicerBase):  # type: ignore[misc]
             total_bytes = os.fstat(file.fileno()).st_size
             offset = request.offset
             while offset < total_bytes:
-                data = await asyncio.to_thread(_read_piece, file.fileno(), offset)
+                size = self._piece_bytes
+                data = await asyncio.to_thread(os.pread, file.fileno(), size, offset)
                 if not data:
                     raise TransientError("the blob shrank while it was read")
                 yield service.Piece(offset=offset, total_bytes=total_bytes, data=data)
                 offset += len(data)
-
-
-def _read_piece(descriptor: int, offset: int) -> bytes:
-    return os.pread(descriptor, PIECE_BYTES, offset)
 
 
 class BlobClient:
@@ -137,9 +145,11 @@ class BlobClient:
         """
         request = service.GetShardRequest(run_id=self._run_id, sha256=sha256, offset=offset)
         async with self._p2p.stream(peer_id, self._handle, service.Piece) as stream:
+            await stream.expect(AHEAD_BYTES)  # or more: the first piece tells
             await stream.send(request)
             await stream.finish()
             while (piece := await stream.receive()) is not None:
+                stream.left(piece.total_bytes - piece.offset - len(piece.data))
                 yield piece
 
     async def fetch_small(self, peer_id: str, sha256: bytes, total_bytes: int) -> bytes:
@@ -181,7 +191,7 @@ async def checked_data(
     async with aclosing(pieces):  # type: ignore[type-var]
         while total_bytes is None or offset < total_bytes:
             try:
-                async with asyncio.timeout(stall_s):
+                async with patience(stall_s):
                     piece = await anext(pieces, None)
             except TimeoutError as error:
                 raise TransientError(f"{source} stopped sending") from error

@@ -104,14 +104,24 @@ def ahead(dataset: DatasetManifest, now: Stretch) -> list[ShardInfo]:
 class Prefetch:
     """See the module; :meth:`run` it as a task."""
 
-    def __init__(self, data: DataSource, sequence_length: int) -> None:
+    def __init__(
+        self,
+        data: DataSource,
+        sequence_length: int,
+        spares: Callable[[int], bool] = lambda _: True,
+    ) -> None:
+        """
+        Args:
+            data: of the run.
+            sequence_length: of the run.
+            spares: asked before each shard: whether the network has so many bytes to spare.
+        """
         self._data = data
         self._rounds = Rounds(sequence_length)
         self._unit: Stretch | None = None
         self._forbidden_by: set[str] = set()
         self._change = News()
-        self.allowed: Callable[[], bool] = lambda: True
-        """Asked before each shard: whether the network has anything to spare for a guess."""
+        self._spares = spares
         self.fetched = 0
 
     @contextmanager
@@ -165,7 +175,7 @@ class Prefetch:
             room_bytes = MOST_BYTES
             for shard in ahead(await self._data.dataset(), unit):
                 room_bytes -= shard.bytes
-                if room_bytes < 0 or not self.allowed():
+                if room_bytes < 0 or not self._spares(shard.bytes):
                     break
                 if not await asyncio.to_thread(self._data.is_here, shard.sha256):
                     await self._data.shard(bytes.fromhex(shard.sha256), shard.bytes)

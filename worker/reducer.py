@@ -36,6 +36,7 @@ from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2 as service
 from worker import frames
 from worker.group import Group
+from worker.patience import patience
 from worker.screening import Screener
 
 log = structlog.get_logger()
@@ -152,6 +153,10 @@ class Reducer:
             raise TransientError("a newer stream of this sender took over")
         self._accept_statement(sender, inbox, envelope)
         yield frames.done(gid)
+
+    def bytes_from(self, chunk: int) -> int:
+        """How much a sender still has to send, from this chunk of the range on."""
+        return sum(self.group.encoded_bytes(index) for index in range(chunk, self.end))
 
     async def receive_own(self, update: EncodedUpdate) -> None:
         """Our own chunks, without a stream, through the same checks.
@@ -329,5 +334,5 @@ class Reducer:
 
 
 async def _next(stream: AsyncIterator[frames.Frame]) -> frames.Frame | None:
-    async with asyncio.timeout(STALL_S):
+    async with patience(STALL_S):
         return await anext(stream, None)

@@ -28,7 +28,6 @@ from protocol.manifest import TRAINING_SPEC, RunManifest
 from protocol.update import EncodedUpdate
 from protocol.wire import records_pb2 as wire
 from worker.config import Home, WorkerConfig
-from worker.contact import ELEMENTS
 from worker.data_source import DataSource
 from worker.journal import Journal, Lease, LeaseState, contribution_key
 from worker.outbox import CONTRIBUTION, Outbox
@@ -126,8 +125,6 @@ class RoundRunner:
         if warm is None:
             return
         self.states.learn_spec(warm.spec)
-        elements = await asyncio.to_thread(self.states.elements)
-        await asyncio.to_thread(self.journal.put, ELEMENTS, str(elements))
         if warm.tokens_per_s > 0:
             log.info("speed measured", tokens_per_s=round(warm.tokens_per_s))
             await asyncio.to_thread(self.journal.put, self._speed_key, repr(warm.tokens_per_s))

@@ -18,7 +18,7 @@ from worker import frames
 from worker.allreduce import GroupReduce
 from worker.callers import Familiar
 from worker.group import GROUP_ID_BYTES
-from worker.streams import BoundedP2P
+from worker.streams import BoundedP2P, Served
 
 UNKNOWN_GROUP_WAIT_S = 60.0
 """Members learn of a roster at different moments: so long does a stream wait for ours."""
@@ -93,6 +93,9 @@ class RoundService(ServicerBase):  # type: ignore[misc]
             return
         sender = context.remote_id.to_base58()
         async for reply in group.reducer.receive(sender, first, stream):
+            if reply.tensor_part.dtype == frames.READY and isinstance(context, Served):
+                # As many senders at once as the owner's line takes: what each sends ahead counts.
+                await context.toll.expect(group.reducer.bytes_from(reply.tensor_part.chunks))
             yield reply
 
     async def rpc_broadcast(

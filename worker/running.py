@@ -26,7 +26,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -39,6 +39,7 @@ from worker.control import control_server, home_lock
 from worker.governing import Governing
 from worker.governor import Governor
 from worker.journal import Journal, LeaseState
+from worker.meter import NetworkBudget
 from worker.news import News
 from worker.pause import Pause, keep_pause, kept_pause
 from worker.race import unless
@@ -114,12 +115,12 @@ class Life:
         self.identity = Identity.load(self.home.identity)
         self.board = Board(self.identity.peer_id, self.config.join_link.run_id.hex()[:16])
         self.governor = Governor(self.config.limits, confirmed=self.config.confirmed)
-        said = self.before.get("said", {"works": True})
+        self.budget = NetworkBudget(self.config.limits, self.home.traffic)
         self.governing = Governing(
             self.governor,
             Sensors(self.home.path),
+            traffic_today_bytes=lambda: self.budget.claimed_bytes,
             on_change=self._on_verdict,
-            said=Verdict(**said),
         )
         self._recall()
 
@@ -136,9 +137,10 @@ class Life:
         try:
             with self._signals():
                 async with control_server(self.home, self.handle), self._metrics():
-                    living = unless(self._turns(), self.governing.run())
+                    living = unless(self._turns(), self._watch_over())
                     to_sleep = await unless(living, self.stop.wait())
         finally:
+            self.budget.close()
             clear_folder(self.home)
         return bool(to_sleep) and not self.finish.is_set()
 
@@ -151,6 +153,11 @@ class Life:
 
         async with metrics_server(self.metrics_port, self.board.snapshot):
             yield
+
+    async def _watch_over(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.governing.run())
+            tasks.create_task(self.budget.run())
 
     # ---- asleep and awake --------------------------------------------------------------
 
@@ -177,7 +184,13 @@ class Life:
         self.board.asleep = True
         log.info("asleep", because=self.board.because)
         asleep = Asleep(
-            self.home, self.config, self.identity, self.board, self.governing, self.news
+            home=self.home,
+            config=self.config,
+            identity=self.identity,
+            board=self.board,
+            governing=self.governing,
+            budget=self.budget,
+            news=self.news,
         )
         waking = unless(self.governing.wait_until_works(), self.finish.wait())
         await unless(asleep.run(), waking)
@@ -202,6 +215,7 @@ class Life:
                 board=self.board,
                 trainer=trainer,
                 governing=self.governing,
+                budget=self.budget,
                 finish=self.finish,
                 news=self.news,
                 until_finished=self.until_finished,
@@ -232,6 +246,7 @@ class Life:
             self._pause(None)
         elif command == "reload":
             self.reload()
+        self.board.parts["network"] = self.budget.snapshot()
         return {"status": self.board.snapshot()}
 
     def ask_to_finish(self) -> None:
@@ -252,6 +267,7 @@ class Life:
         log.info("limits read again")
         self.governor.confirmed = settled.confirmed
         self.governing.change(settled.limits)
+        self.budget.change(settled.limits)
         if self.daemon is not None:
             self.daemon.change(self.config)
 
@@ -298,8 +314,7 @@ class Life:
     def remember(self) -> dict[str, Any]:
         """What the next program needs, as JSON."""
         counted = {name: getattr(self.board, name) for name in _COUNTED}
-        said = asdict(self.governing.verdict)
-        return {"governor": self.governor.remember(), "said": said, "board": counted}
+        return {"governor": self.governor.remember(), "board": counted}
 
     def _recall(self) -> None:
         """Go on from what the program before remembered, or else from the journal."""

@@ -73,9 +73,10 @@ class Greeting:
 class Session:
     """One connection to the coordinator of one run. Open it with :meth:`connect`."""
 
-    def __init__(self, link: JoinLink, identity: Identity, pem: bytes) -> None:
+    def __init__(self, link: JoinLink, identity: Identity, pem: bytes, through: str = "") -> None:
         self.link = link
         self.identity = identity
+        self._through = through
         self.trust = TrustStore(link.run_id, link.root)
         self._use(pem)
         self._clock_offset_s = time.time() - steady_s()
@@ -83,14 +84,14 @@ class Session:
         self.greeting: Greeting
 
     @classmethod
-    async def connect(cls, link: JoinLink, identity: Identity) -> Self:
-        """Open the pinned channel and say Hello.
+    async def connect(cls, link: JoinLink, identity: Identity, through: str = "") -> Self:
+        """Open the pinned channel, ``through`` a metered line, and say Hello.
 
         Raises:
             UsageError: wrong root fingerprint, unknown run, unsupported version.
             TransientError: the coordinator does not answer.
         """
-        session = cls(link, identity, await trusted_certificate(link))
+        session = cls(link, identity, await trusted_certificate(link), through)
         try:
             await session.hello()
         except BaseException:
@@ -99,7 +100,7 @@ class Session:
         return session
 
     async def close(self) -> None:
-        await self._channel.close(grace=None)
+        await self._leave(self._channels, None)
 
     async def follow_certificate(self) -> None:
         """Trust the certificate that the server shows now, when the organiser renewed its keys.
@@ -116,24 +117,31 @@ class Session:
             )
         if pem == self._pem:
             return
-        old = self._channel
+        old = self._channels
         self._use(pem)
         # Calls under way fail by themselves; cancelling them would look like our own shutdown.
-        await old.close(grace=CALL_TIMEOUT_S)
+        await self._leave(old, CALL_TIMEOUT_S)
 
     async def reconnect(self) -> None:
         """Leave a connection that may be dead without a sign: this machine's address changed.
 
         Calls under way are made again on the new one.
         """
-        old = self._channel
+        old = self._channels
         self._use(self._pem)
-        await old.close(grace=None)
+        await self._leave(old, None)
 
     def _use(self, pem: bytes) -> None:
         self._pem = pem
-        self._channel = open_channel(self.link, pem)
-        self._stub = CoordinatorStub(self._channel)  # type: ignore[no-untyped-call]
+        # On one connection a heartbeat would wait behind a blob: 10 s of it on a slow line.
+        self._channels = [open_channel(self.link, pem, self._through) for _ in ("small", "bulk")]
+        self._stub, self._bulk = map(CoordinatorStub, self._channels)
+
+    @staticmethod
+    async def _leave(channels: Iterable[grpc.aio.Channel], grace_s: float | None) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for channel in channels:
+                tasks.create_task(channel.close(grace_s))
 
     # ---- clock -------------------------------------------------------------------------
 
@@ -259,7 +267,7 @@ class Session:
         held = list(pieces)
 
         def attempt(timeout: float) -> grpc.aio.StreamUnaryCall:
-            return self._stub.SubmitResults(iter(held), timeout=timeout)
+            return self._bulk.SubmitResults(iter(held), timeout=timeout)
 
         reply: api.SubmitResultsReply = await call(attempt, timeout_s=120.0)
         return reply
@@ -271,7 +279,7 @@ class Session:
             Whether it proves what it should.
         """
         reply: api.ChallengeReply = await call(
-            lambda t: self._stub.AnswerChallenge(request, timeout=t), timeout_s=_ANSWER_TIMEOUT_S
+            lambda t: self._bulk.AnswerChallenge(request, timeout=t), timeout_s=_ANSWER_TIMEOUT_S
         )
         return reply.valid
 
@@ -387,7 +395,7 @@ class Session:
             NotFound: it does not have it (any more).
         """
         request = api.GetShardRequest(run_id=self.link.run_id, sha256=sha256, offset=offset)
-        return _received(lambda: self._stub.GetShard(request, timeout=_STREAM_TIMEOUT_S))
+        return _received(lambda: self._bulk.GetShard(request, timeout=_STREAM_TIMEOUT_S))
 
 
 async def _received(begin: Callable[[], grpc.aio.UnaryStreamCall]) -> AsyncGenerator[Any]:

@@ -22,8 +22,9 @@ import asyncio
 import re
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,11 +46,16 @@ from protocol.uncancelled import to_the_end
 from worker.answering import answer_stream
 from worker.callers import Callers
 from worker.messages import Stream
+from worker.meter import FREE, NetworkBudget, Toll
+from worker.pacing import Rank
 
 log = structlog.get_logger()
 
 STARTUP_TIMEOUT_S = 30.0
 DIAL_TIMEOUT_S = 15.0
+OPENING_BYTES = 300
+"""What it takes to open a stream, each way, besides what :func:`worker.meter.on_the_wire` adds."""
+
 _ANSWER_TIMEOUT_S = 10.0  # of the daemon itself, on this machine
 _KILL_AFTER_S = 3.0
 
@@ -68,6 +74,13 @@ def socket_directory(peer_id: str) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class Served(P2PContext):  # type: ignore[misc]
+    """What a handler knows of the stream that it answers."""
+
+    toll: Toll = FREE
+
+
 class BoundedP2P(P2P):  # type: ignore[misc]
     """A libp2p daemon and its streams; start with :meth:`start`, end with :meth:`shutdown`."""
 
@@ -75,6 +88,7 @@ class BoundedP2P(P2P):  # type: ignore[misc]
         super().__init__()
         self._serving: set[asyncio.Task[Any]] = set()
         self.callers = Callers()
+        self.budget = NetworkBudget()
         self._sockets: Path | None = None
 
     @classmethod
@@ -265,7 +279,8 @@ class BoundedP2P(P2P):  # type: ignore[misc]
         except (P2PDaemonError, OSError, asyncio.IncompleteReadError, TimeoutError) as error:
             raise TransientError(f"cannot open a stream to {peer_id}: {error}") from error
         try:
-            yield Stream(reader, writer, reply)
+            self.budget.passed(sent_bytes=OPENING_BYTES, received_bytes=OPENING_BYTES)
+            yield Stream(reader, writer, reply, self.budget.toll(_rank(handle)))
         except (OSError, asyncio.IncompleteReadError) as error:
             raise TransientError(f"the stream to {peer_id} broke: {error!r}") from error
         finally:
@@ -318,15 +333,52 @@ class BoundedP2P(P2P):  # type: ignore[misc]
                 if self.callers.is_busy(caller):
                     return
                 self._serving.add(task)
-                context = P2PContext(handle_name=name, local_id=self.peer_id, remote_id=remote)
+                toll = self.budget.toll(_rank(name))
+                context = Served(name, self.peer_id, remote, toll)
+                self.budget.passed(sent_bytes=OPENING_BYTES, received_bytes=OPENING_BYTES)
                 with self.callers.serving(caller) as within_s, suppress(TimeoutError):
                     async with asyncio.timeout(within_s):
-                        await answer_stream(reader, writer, handler, input_protobuf_type, context)
+                        await answer_stream(
+                            reader, writer, handler, input_protobuf_type, context, toll
+                        )
             finally:
                 writer.close()
                 self._serving.discard(task)
 
         await self.add_binary_stream_handler(name, serve, balanced=balanced)
+
+    # ---- what hivemind's DHT says and hears: one message each way, on one connection to p2pd
+
+    async def _call_unary_protobuf_handler(
+        self, peer_id: PeerID, handle_name: str, input: Message, output_protobuf_type: type[Reply]
+    ) -> Reply:
+        await self.budget.send(input.ByteSize() + OPENING_BYTES, Rank.SMALL)
+        reply: Reply = await super()._call_unary_protobuf_handler(
+            peer_id, handle_name, input, output_protobuf_type
+        )
+        self.budget.passed(received_bytes=reply.ByteSize() + OPENING_BYTES)
+        return reply
+
+    async def _add_protobuf_unary_handler(
+        self,
+        handle_name: str,
+        handler: Callable[[Any, P2PContext], Awaitable[Message]],
+        input_protobuf_type: type[Message],
+        balanced: bool = False,
+    ) -> None:
+        async def answer(request: Message, context: P2PContext) -> Message:
+            self.budget.passed(received_bytes=request.ByteSize() + OPENING_BYTES)
+            reply = await handler(request, context)
+            await self.budget.send(reply.ByteSize() + OPENING_BYTES, Rank.BLOBS)
+            return reply
+
+        await super()._add_protobuf_unary_handler(
+            handle_name, answer, input_protobuf_type, balanced
+        )
+
+
+def _rank(handle: str) -> Rank:
+    return Rank.BLOBS if "BlobService" in handle else Rank.REDUCE
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from worker.allreduce import GroupReduce, Peer
 from worker.dht_records import RunRecords, fits, head_key, roster_key, weights_key
 from worker.group import Group
 from worker.membership import Membership
+from worker.meter import NetworkBudget
 from worker.p2pd import HowToStart
 from worker.peer_blobs import BlobClient, BlobService, Resolve
 from worker.round_service import GroupBook, RoundService
@@ -70,7 +71,7 @@ class Swarm:
         self._namespace = run_id.hex()
         self._book = GroupBook()
         self._rounds = RoundService(self._book)
-        self._blobs = BlobService(run_id)
+        self._blobs = BlobService(run_id, how.budget)
         rules = RunRecords(run_id, trust, self._now_s)
         self.membership = Membership(how, rules, self._book, self._serve)
         self._rosters: dict[tuple[int, int], Signed[wire.Roster]] = {}
@@ -101,6 +102,7 @@ class Swarm:
         clock_ms: Callable[[], int] = local_clock_ms,
         nat_port_map: bool = False,
         in_dht: bool = True,
+        budget: NetworkBudget | None = None,
     ) -> Swarm:
         """Start the daemon and the DHT node, and serve.
 
@@ -113,6 +115,7 @@ class Swarm:
             clock_ms: the coordinator's clock, in milliseconds since the epoch.
             nat_port_map: ask the router for a port (UPnP).
             in_dht: serve a part of the DHT from the start; else see :meth:`serve_dht`.
+            budget: what passes is counted and paced by; nothing is limited without one.
 
         Raises:
             TransientError: the daemon did not start, or no anchor answered; says what to check.
@@ -128,6 +131,7 @@ class Swarm:
             listen=tuple(listen),
             announce=tuple(announce),
             nat_port_map=nat_port_map,
+            budget=budget or NetworkBudget(),
         )
         self = cls(how, identity, run_id, trust, clock_ms)
         try:

@@ -118,7 +118,7 @@ class Trainer:
     """Owns the trainer process. Use as an async context manager, or call :meth:`close`."""
 
     threads: int
-    nice: int = 0  # further than the daemon itself steps back
+    nice: int = 0  # at least; what the daemon itself has is taken over
     progress: Progress = field(default_factory=Progress)
     _process: asyncio.subprocess.Process | None = None
     _ready: bool = False  # it may be stopped
@@ -147,7 +147,8 @@ class Trainer:
             await self._reap()
             # -P: never import from the folder that the volunteer happens to be in.
             command = [sys.executable, "-P", "-m", "worker.trainer_process", str(self.nice)]
-            self._process = await asyncio.create_subprocess_exec(
+            self._ready = False
+            process = self._process = await asyncio.create_subprocess_exec(
                 *leashed(command, end=signal.SIGKILL),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
@@ -156,13 +157,14 @@ class Trainer:
                 # Its own session: the terminal's Ctrl-C is for the daemon to interpret.
                 start_new_session=True,
             )
-            self._ready = False
-            while not is_leashed(self._process.pid):  # noqa: ASYNC110  # no event tells
+            while not is_leashed(process.pid):  # noqa: ASYNC110  # no event tells
                 await asyncio.sleep(_LOOK_S)
+            if process is not self._process:
+                return  # ended meanwhile
             self._ready = True
             if self.frozen:
-                process_share.freeze(self._process.pid)
-            log.info("trainer started", pid=self._process.pid, threads=self.threads)
+                process_share.freeze(process.pid)
+            log.info("trainer started", pid=process.pid, threads=self.threads)
 
     async def warm_up(self, what: WarmUp) -> Warm | None:
         """Wait until the process has loaded what a unit needs.
@@ -206,7 +208,8 @@ class Trainer:
         self, request: dict[str, Any], on_progress: Callable[[Progress], None] | None
     ) -> dict[str, Any]:
         """One request to the process; its last event, which says that it is done."""
-        assert self._process is not None
+        if self._process is None:
+            raise TrainerDied("the trainer process was ended before it began")
         self._asked = True
         try:
             await self._send(request)

@@ -81,7 +81,8 @@ class Events:
 def main() -> None:
     # Ctrl-C in a terminal reaches the whole process group; only the daemon decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.nice(int(sys.argv[1]))
+    nice = max(int(sys.argv[1]), os.getpriority(os.PRIO_PROCESS, 0))
+    os.setpriority(os.PRIO_PROCESS, 0, nice)
     events = Events(os.fdopen(os.dup(1), "w"))
     os.dup2(2, 1)
     control = Control(sys.stdin)

@@ -27,6 +27,8 @@ from protocol.trust import TrustStore
 from protocol.update import ChunkLayout, EncodedUpdate, encode_update
 from protocol.wire import records_pb2 as wire
 from worker.allreduce import GroupReduce
+from worker.limits import Limits
+from worker.meter import NetworkBudget
 from worker.swarm import Swarm
 
 
@@ -76,8 +78,17 @@ class DrivenPeer:
         say(event="stopped")
 
     async def do_start(
-        self, folder: str, run_id: str, root: str, delegation: str, peers: list[str], client: bool
+        self,
+        folder: str,
+        run_id: str,
+        root: str,
+        delegation: str,
+        peers: list[str],
+        client: bool,
+        listen: list[str],
+        limits: dict[str, int],
     ) -> None:
+        self._budget = NetworkBudget(Limits(**limits))
         path = Path(folder) / "device.key"
         identity = Identity.load(path)
         trust = TrustStore(bytes.fromhex(run_id), root)
@@ -89,6 +100,8 @@ class DrivenPeer:
             trust=trust,
             initial_peers=peers,
             client_mode=client,
+            listen=listen,
+            budget=self._budget,
         )
         say(event="started", addresses=await self._swarm.multiaddrs())
 
@@ -148,6 +161,14 @@ class DrivenPeer:
             mean_sha256=hashlib.sha256(result.mean_update.tobytes()).hexdigest(),
             pieces=len(result.pieces),
         )
+
+    async def do_limits(self, **limits: int) -> None:
+        self._budget.change(Limits(**limits))
+        say(event="limited")
+
+    async def do_count(self) -> None:
+        day = self._budget.day
+        say(event="counted", up_bytes=day.up_bytes, down_bytes=day.down_bytes)
 
     async def do_close(self, group: str) -> None:
         self._groups.pop(bytes.fromhex(group)).close()

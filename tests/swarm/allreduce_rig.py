@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from protocol.update import ChunkLayout
 from protocol.wire import records_pb2 as wire
 from worker.streams import socket_directory
 
+LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
+NO_LIMITS: Mapping[str, int] = {}
 PEER = Path(__file__).with_name("allreduce_peer.py")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
@@ -101,12 +103,22 @@ class Rig:
         self.peers: list[Peer] = []
         self._round = 0
 
-    async def spawn(self, *, client: bool = False, anchors: Sequence[str] = ()) -> Peer:
+    async def spawn(
+        self,
+        *,
+        client: bool = False,
+        anchors: Sequence[str] = (),
+        inside: Sequence[str] = (),
+        listen: Sequence[str] = LOOPBACK,
+        limits: Mapping[str, int] = NO_LIMITS,
+    ) -> Peer:
+        """Start one; ``inside`` is put before its command, ``limits`` are its owner's."""
         identity = Identity.generate()
         home = self.folder / identity.peer_id[-8:]
         home.mkdir()
         identity.save(home / "device.key")
         process = await asyncio.create_subprocess_exec(
+            *inside,
             sys.executable,
             str(PEER),
             stdin=asyncio.subprocess.PIPE,
@@ -124,6 +136,8 @@ class Rig:
             delegation=self.delegation.SerializeToString().hex(),
             peers=list(anchors),
             client=client,
+            listen=list(listen),
+            limits=dict(limits),
         )
         peer.addresses = (await peer.hear("started"))["addresses"]
         return peer

@@ -187,6 +187,28 @@ async def test_a_worker_that_is_heard_keeps_its_lease(boot: Any) -> None:
     assert (await ada.commit()).first
 
 
+async def test_who_falls_asleep_gives_its_lease_up_at_once(boot: Any) -> None:
+    rig = await boot(round={"min_members": 1})
+    rig.enrol(1, anchor=True)
+    ada, bob = rig.enrol(2), rig.enrol(3)
+    await ada.lease()
+    await bob.lease()
+    bob.train()
+    await bob.commit()
+    paused = {"phase": wire.WORKER_PHASE_PAUSED, "reason": "paused by you"}
+    # It stands still for a while, and will go on.
+    await ada.beat(assignment_id=ada.assignment.assignment_id, **paused)
+    assert rig.phase() == "TRAINING"
+    reply = await ada.beat(**paused)
+    assert reply.action == service_pb2.ACTION_KEEP
+    # Nobody waits for it, and it is told so if it asks again.
+    assert rig.phase() == "GATHER"
+    await ada.beat(**paused)
+    ada.train()
+    with pytest.raises(TooLate):
+        await ada.commit()
+
+
 async def test_a_heartbeat_about_an_old_round_is_told_to_abandon(boot: Any) -> None:
     rig = await boot(round={"min_members": 2})
     ada = rig.enrol(2)

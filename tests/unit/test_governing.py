@@ -35,6 +35,7 @@ class FakeMachine:
 
     readings: Readings = CALM
     looks: int = 0
+    closed: bool = False
     goes_on: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -44,6 +45,9 @@ class FakeMachine:
         self.looks += 1
         self.goes_on.wait()
         return self.readings
+
+    def close(self) -> None:
+        self.closed = True
 
 
 @asynccontextmanager
@@ -97,6 +101,7 @@ async def test_the_owners_words_take_effect_at_once() -> None:
         governing.confirm()
         await governing.wait_until_works()
         assert machine.looks <= 7 + (steady_s() - began_s) / shell.FAST_S
+    assert machine.closed
 
 
 async def test_a_pause_ends_at_its_second_however_seldom_it_looks() -> None:

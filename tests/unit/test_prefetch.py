@@ -385,16 +385,16 @@ async def test_it_heeds_a_verdict_that_changes(rig: Rig) -> None:
 
 
 async def test_a_tight_network_leaves_nothing_for_guesses(rig: Rig) -> None:
-    asked = asyncio.Event()
+    asked: list[int] = []
 
-    def tight() -> bool:
-        asked.set()
+    def tight(size_bytes: int) -> bool:
+        asked.append(size_bytes)
         return False
 
     rig.feed.open()
-    rig.prefetch.allowed = tight
-    with rig.unit(0):
-        await asked.wait()
+    prefetch = Prefetch(rig.data, LENGTH, tight)
+    assert await prefetch._fetch_ahead(Stretch(0, SEQUENCES, SEQUENCES))
+    assert asked == [rig.dataset.shards[1].bytes]
     assert rig.feed.offsets == []
 
 

@@ -8,8 +8,10 @@ import psutil
 import pytest
 import structlog
 
+from worker.limits import Limits
 from worker.sensors.battery import Battery, read_battery
 from worker.sensors.disk import free_disk_mib
+from worker.sensors.idle import IdleTime
 from worker.sensors.machine import Sensors
 from worker.sensors.memory import free_memory_mib
 
@@ -131,10 +133,21 @@ def test_disk_of_this_machine(tmp_path: Path) -> None:
 def test_everything_of_this_machine_at_once(tmp_path: Path) -> None:
     sensors = Sensors(tmp_path, gpu_temperature_c=lambda: 51.0)
     first = sensors.read()
+    sensors.close()
     assert first.foreign_cpu_percent is None
     assert first.gpu_temperature_c == 51.0
     assert first.free_disk_mib is not None
     assert first.free_memory_mib is not None
+
+
+def test_limits_that_nothing_here_tells_the_measure_of_are_named(tmp_path: Path) -> None:
+    blind = IdleTime(dev=tmp_path, runtime=tmp_path, displays=tmp_path)
+    limits = Limits(idle_minutes=5, busy_cpu_percent=25, gpu_temperature_c=80)
+    sensors = Sensors(tmp_path, gpu_temperature_c=lambda: 51.0, idle=blind)
+    assert sensors.without_effect(limits) == [
+        "idle_minutes has no effect: this machine does not tell when somebody used it last"
+    ]
+    sensors.close()
 
 
 def test_a_sensor_that_fails_costs_its_own_reading_and_one_line(tmp_path: Path) -> None:
@@ -145,6 +158,7 @@ def test_a_sensor_that_fails_costs_its_own_reading_and_one_line(tmp_path: Path) 
     with structlog.testing.capture_logs() as lines:
         for _ in range(3):
             readings = sensors.read()
+    sensors.close()
     assert readings.gpu_temperature_c is None
     assert readings.free_disk_mib is None  # the folder is not there
     assert readings.free_memory_mib is not None

@@ -14,6 +14,8 @@ from typing import TypeVar
 import structlog
 
 from worker.clock import steady_s
+from worker.limits import Limits
+from worker.rules import missing_sensors
 from worker.sensors.battery import Battery, read_battery
 from worker.sensors.cpu import ForeignCpu
 from worker.sensors.disk import free_disk_mib
@@ -24,6 +26,8 @@ from worker.verdict import Readings
 log = structlog.get_logger()
 
 Value = TypeVar("Value")
+
+_TWO_LOOKS_S = 1.0  # a load is the difference of two
 
 
 @dataclass
@@ -50,6 +54,16 @@ class Sensors:
             free_memory_mib=self._try("memory", free_memory_mib),
             free_disk_mib=self._try("disk", lambda: free_disk_mib(self.home)),
         )
+
+    def without_effect(self, limits: Limits) -> list[str]:
+        """Each limit that nothing here tells the measure of; takes a second."""
+        self.read()
+        time.sleep(_TWO_LOOKS_S)
+        return missing_sensors(limits, self.read())
+
+    def close(self) -> None:
+        """Hang up on whoever was asked."""
+        self.idle.close()
 
     def _try(self, name: str, read: Callable[[], Value | None]) -> Value | None:
         try:
