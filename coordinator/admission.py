@@ -35,12 +35,14 @@ from coordinator.invites import MAX_TOKEN_CHARS
 from coordinator.newcomers import NewcomerPolicy, address_key, is_let_in, require_room
 from coordinator.requests import Buckets, Clock, Rate, address_of
 from coordinator.schema import WorkerRow
+from coordinator.versions import supported
 from ledger.donors import clean_name
 from ledger.log import Log
 from ledger.records import EnrolLeaf
 from protocol.energy import check_energy
 from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import BadRecord, BadSignature, UpgradeNeeded, UsageError
+from protocol.hello import upgrade_sentence
 from protocol.identity import Identity, PeerId
 from protocol.limits import MAX_DISPLAY_NAME_CHARS, MAX_MULTIADDR_CHARS, MAX_MULTIADDRS
 from protocol.uncancelled import to_the_end
@@ -206,20 +208,7 @@ def check_version(version: str, minimum: str) -> None:
         UpgradeNeeded: it is older than ``minimum``, or names no version.
     """
     if not supported(version, minimum):
-        raise UpgradeNeeded(
-            f"barnraise {version[:32] or '(unknown)'} is too old for this run, which needs "
-            f"{minimum} or newer: run 'pip install --upgrade barnraise'"
-        )
-
-
-def supported(version: str, minimum: str) -> bool:
-    """Whether ``version`` is at least ``minimum``, by the numbers at its start."""
-    return _numbers(version) >= _numbers(minimum) and bool(_numbers(version))
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    match = re.match(r"\d{1,6}(\.\d{1,6}){0,3}", version)
-    return tuple(int(part) for part in match[0].split(".")) if match else ()
+        raise UpgradeNeeded(upgrade_sentence(version, minimum))
 
 
 def check_texts(enrolment: wire.Enrolment) -> None:

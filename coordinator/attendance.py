@@ -25,6 +25,7 @@ from coordinator.audit.schema import ISSUED, LAPSED, ProbationRow
 from coordinator.context import EngineOptions
 from coordinator.schema import COMMITTED, MERGED, TRAINING, AssignmentRow, ControlRow, WorkerRow
 from coordinator.turn import Turn
+from coordinator.versions import too_old
 from protocol.errors import ProtocolError
 from protocol.identity import PublicKey
 from protocol.wire import records_pb2 as wire
@@ -188,6 +189,9 @@ def decide_action(
         return service_pb2.ACTION_KEEP, ""
     if turn.session.get_one(ControlRow, 1).paused:
         return service_pb2.ACTION_PAUSE, "the organiser has paused the run"
+    upgrade = too_old(turn, turn.session.get_one(WorkerRow, heartbeat.worker))
+    if upgrade is not None:
+        return service_pb2.ACTION_UPGRADE, upgrade
     return service_pb2.ACTION_KEEP, ""
 
 

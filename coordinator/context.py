@@ -54,6 +54,7 @@ class EngineOptions:
     heartbeat_s: float = 4.0  # what workers are told
     acts_per_day: int = 50  # of one person
     campaign_s: float = 5.0  # how often campaigns are looked at
+    min_client_version: str = ""  # of who may have work; empty: whoever was let in
     audit: AuditOptions = AuditOptions()
 
     @property

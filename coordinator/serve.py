@@ -245,6 +245,7 @@ def engine_options(settings: ServerSection) -> EngineOptions:
     return EngineOptions(
         heartbeat_s=settings.heartbeat_s,
         acts_per_day=settings.limits.acts_per_donor_per_day,
+        min_client_version=settings.min_client_version,
         audit=AuditOptions(**settings.audit.model_dump()),
     )
 

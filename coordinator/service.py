@@ -24,7 +24,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from coordinator import overload
-from coordinator.admission import Admission, anchor_addresses, supported
+from coordinator.admission import Admission, anchor_addresses
 from coordinator.audit.files import audit_file, opened_chunk
 from coordinator.blobs import BlobIndex
 from coordinator.checkpoints import MOMENTUM, WEIGHTS
@@ -35,9 +35,11 @@ from coordinator.overload import Places, Visitor
 from coordinator.requests import RequestGuard, connection_of
 from coordinator.schema import StateRow
 from coordinator.shared_read import SharedRead
+from coordinator.versions import supported
 from coordinator.work import enrolled
 from protocol.envelope import Signed
 from protocol.errors import BadRecord, NotFound, TransientError
+from protocol.hello import UPGRADE_COMMAND
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
 from protocol.wire.service_pb2_grpc import CoordinatorServicer
@@ -118,7 +120,7 @@ class CoordinatorService(CoordinatorServicer):
             server_version=self._version,
             min_client_version=minimum,
             client_supported=is_supported,
-            advice="" if is_supported else "run 'pip install --upgrade barnraise'",
+            advice="" if is_supported else f"run '{UPGRADE_COMMAND}'",
             server_time_ms=int(self._clock() * 1000),
             manifest=self._greeting.manifest,
             delegations=self._greeting.delegations,

@@ -34,6 +34,7 @@ from coordinator.schema import (
     WorkerRow,
 )
 from coordinator.turn import Turn, newest_state
+from coordinator.versions import too_old
 from protocol.errors import NotEnrolled, UsageError
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
@@ -59,7 +60,7 @@ def grant_work(turn: Turn, request: wire.WorkRequest) -> service_pb2.WorkReply:
     """
     worker = enrolled(turn.session, request.worker)
     head = wire.Envelope.FromString(turn.row.head)
-    refusal = _refuse_all(turn)
+    refusal = _refuse_all(turn) or _refuse_old(turn, worker)
     if refusal is None and needs_probation(turn, worker):
         return grant_probation(turn, worker, request)
     row = turn.session.scalars(
@@ -125,6 +126,12 @@ def _refuse_all(turn: Turn) -> _Refusal | None:
     if control.paused:
         return _Refusal("paused", "the organiser has paused the run")
     return None
+
+
+def _refuse_old(turn: Turn, worker: WorkerRow) -> _Refusal | None:
+    """It was let in before the organiser asked for a newer version; a unit under way goes on."""
+    upgrade = too_old(turn, worker)
+    return None if upgrade is None else _Refusal("upgrade", upgrade)
 
 
 def _refuse_untrusted(turn: Turn, worker: WorkerRow) -> _Refusal | None:

@@ -10,32 +10,55 @@ Steps (:func:`check_hello`), all of which must hold:
 from __future__ import annotations
 
 import hashlib
+import re
+from functools import cache
 from importlib import metadata
 
-from protocol.errors import UsageError
+from protocol.errors import UpgradeNeeded, UsageError
 from protocol.link import JoinLink
 from protocol.manifest import RunManifest
 from protocol.trust import TrustStore
 from protocol.wire import service_pb2 as api
 
+UPGRADE_COMMAND = "pip install --upgrade barnraise"
 
+_VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+!-]{0,31}")
+
+
+@cache
 def client_version() -> str:
-    """Version of the installed program."""
+    """Version of the program that runs: what is installed later is not what was loaded."""
     return metadata.version("barnraise")
+
+
+def upgrade_sentence(version: str, minimum: str) -> str:
+    """What a person with too old a version has to do.
+
+    Args:
+        version: of the program, as anybody names it.
+        minimum: that the run takes; shown only if it looks like a version.
+    """
+    shown = version if _VERSION.fullmatch(version) else "(unknown)"
+    wanted = f"{minimum} or newer" if _VERSION.fullmatch(minimum) else "a newer one"
+    return (
+        f"barnraise {shown} is too old for this run, which needs {wanted}: upgrade with "
+        f"'{UPGRADE_COMMAND}', then start the worker again"
+    )
 
 
 def check_hello(reply: api.HelloReply, link: JoinLink, trust: TrustStore) -> RunManifest:
     """The run's manifest, when all steps hold; its keys go into ``trust``.
 
+    What the coordinator advises about versions is not repeated: a command that a person may copy
+    into a shell comes from this program alone.
+
     Raises:
-        UsageError: unsupported version, another run, or a manifest that is not understood.
+        UpgradeNeeded: the run needs a newer version of this program.
+        UsageError: another run, or a manifest that is not understood.
         BadSignature: a delegation that is not the root's.
     """
     if not reply.client_supported:
-        raise UsageError(
-            f"this is barnraise {client_version()}, the run needs at least "
-            f"{reply.min_client_version}: {reply.advice or 'upgrade barnraise'}"
-        )
+        raise UpgradeNeeded(upgrade_sentence(client_version(), reply.min_client_version))
     if hashlib.sha256(reply.manifest).digest() != link.run_id:
         raise UsageError(
             "the coordinator showed another run than the one in your link: "

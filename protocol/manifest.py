@@ -32,6 +32,12 @@ ModelType = Literal["llama", "mistral", "qwen2", "qwen3", "olmo2", "gpt2"]
 Codec = Literal["fp32", "int8", "int4"]
 CombineRule = Literal["mean", "clipped_mean"]
 
+_LOADS_CODE = (
+    *("auto_map", "trust_remote_code", "attn_implementation", "experts_implementation"),
+    *("use_kernels", "kernel_config", "quantization_config"),
+)
+"""Settings by which the library may look for code elsewhere."""
+
 _MOST_PROBLEMS = 50
 _MOST_FIELD_CHARS = 100
 
@@ -196,8 +202,7 @@ class RunManifest(_Frozen):
         if model_type not in get_args(ModelType):
             allowed = ", ".join(get_args(ModelType))
             raise ValueError(f"model_type {model_type!r} is not one of: {allowed}")
-        if "auto_map" in config:
-            raise ValueError("auto_map would load code from the network: never")
+        _refuse_code(config)
         for name, value in config.items():
             if ("dropout" in name or name.endswith("pdrop")) and value:
                 raise ValueError(f"{name} must be 0: a unit of work is a pure function")
@@ -260,6 +265,20 @@ class RunManifest(_Frozen):
         except (ValueError, RecursionError) as error:
             raise UsageError(f"the manifest has no canonical form: {error}") from error
         return manifest
+
+
+def _refuse_code(settings: object) -> None:
+    """However deep it is in a model's configuration, and whatever the library makes of it."""
+    if isinstance(settings, list):
+        for value in settings:
+            _refuse_code(value)
+    elif isinstance(settings, dict):
+        for name, value in settings.items():
+            if name in _LOADS_CODE:
+                raise ValueError(f"{name} would load code from the network: never")
+            if name.startswith("_"):
+                raise ValueError(f"{name[:_MOST_FIELD_CHARS]!r} is not a setting of a model")
+            _refuse_code(value)
 
 
 def explain_validation(what: str, error: ValidationError) -> str:

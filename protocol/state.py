@@ -147,7 +147,9 @@ def _check_size(path: Path, spec: ParameterSpec) -> None:
 
 def _replace(path: Path, data: bytes) -> None:
     """Write to a temporary file beside ``path``, then rename over it."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".writing-", delete=False) as file:
+    with tempfile.NamedTemporaryFile(
+        dir=path.parent, prefix=f".writing-{path.name}-", delete=False
+    ) as file:
         temporary = Path(file.name)
         try:
             file.write(data)

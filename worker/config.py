@@ -104,6 +104,11 @@ class Home:
         return self.path / "compiled"
 
     @property
+    def last_uses(self) -> Path:
+        """In which order the blobs were used."""
+        return self.path / "last-uses.txt"
+
+    @property
     def lock(self) -> Path:
         return self.path / "run.lock"
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from protocol.identity import Identity
 from protocol.wire import records_pb2 as wire
 from worker.config import Home, WorkerConfig
+from worker.disk import DiskQuota
 from worker.evidence import Evidence
 from worker.journal import Journal
 from worker.retained import Retained
@@ -52,6 +53,6 @@ class Contact:
         """Nothing can be said of a device that is not looked at: it enrols when it wakes."""
 
 
-def open_retained(home: Home, config: WorkerConfig) -> Retained:
+def open_retained(home: Home, config: WorkerConfig, disk: DiskQuota | None = None) -> Retained:
     """What is kept for audits; blocking."""
-    return Retained(home.updates, home.inputs, most_bytes=config.evidence_mib << 20)
+    return Retained(home.updates, home.inputs, config.evidence_mib << 20, disk)

@@ -19,6 +19,7 @@ import structlog
 from protocol.errors import NotEnrolled, PeerFault, TransientError, UsageError
 from protocol.identity import Identity
 from protocol.wire.records_pb2 import Assignment
+from worker.cache_status import keep_cache, require_room
 from worker.config import Home, WorkerConfig
 from worker.contact import ELEMENTS
 from worker.energy_told import tell_again
@@ -29,6 +30,7 @@ from worker.meter import NetworkBudget
 from worker.news import News
 from worker.node import Node, open_node
 from worker.power import Power
+from worker.prefetch import Prefetch
 from worker.probation import Probation
 from worker.race import unless
 from worker.receipts import collect_receipts, last_receipts, store_trust
@@ -38,6 +40,7 @@ from worker.status import AWAY, Board, Phase
 from worker.taking_part import Reduction
 from worker.trainer import Trainer
 from worker.tuning import Tuner
+from worker.unit_room import UnitRoom
 from worker.yielding import Yielding
 
 log = structlog.get_logger()
@@ -97,11 +100,20 @@ class Daemon:
         for part in (self._node, self._runner, self._runner and self._runner.tuner):
             if part is not None:
                 part.config = config
+        if self._node is not None:
+            self._node.disk.change(config.limits)
 
     async def _called_off(self) -> None:
         """Wait until no new unit is wanted."""
         while not self.finish.is_set() and not self._leaves():
             await self.news.wait()
+
+    def _spares(self, size_bytes: int) -> bool:
+        """Whether today's traffic has room for this beside one more unit."""
+        return not self.budget.exhausted(self.budget.reserve_bytes + size_bytes)
+
+    def _works(self) -> bool:
+        return self.governing.verdict.works
 
     def _leaves(self) -> bool:
         return self.yielding.leaving.is_set() and not self.rest
@@ -146,6 +158,9 @@ class Daemon:
                 tasks.create_task(self._power(node).run())
                 tasks.create_task(tell_again(self.config, node.enrol))
                 tasks.create_task(seed_weights(node, fetch=False))
+                tasks.create_task(runner.prefetch.run())
+                tasks.create_task(runner.prefetch.heed(self._works, self.news))
+                tasks.create_task(keep_cache(node, runner.prefetch, self.board))
                 await self._work(node, runner, beats, Probation(runner))
                 await node.outbox.drain(_GOODBYE_S)
                 await last_receipts(node)
@@ -172,6 +187,8 @@ class Daemon:
             tuner=Tuner(
                 self.home, self.config, manifest, node.device, self.trainer, self.board.waiting
             ),
+            room=UnitRoom(node.disk, manifest),
+            prefetch=Prefetch(node.data, manifest.sequence_length, self._spares),
             leaving=self.yielding.leaving,
         )
 
@@ -239,6 +256,7 @@ class Daemon:
         self.board.settled_rounds = head.record.settled_rounds
         self.board.state_digest = head.record.state_digest.hex()
         await asyncio.to_thread(self._forget_before, node, head.record.round)
+        await require_room(node, head.record)
         if not await asyncio.to_thread(probation.expected):
             # Before the lease: its time is for training.
             fetching = node.states.file(head, "weights")

@@ -2,7 +2,7 @@
 
 Invariant: a shard is read only after its SHA-256, from the dataset manifest that the run manifest
 names, was right; it is hashed again for each unit, for a disk may rot, and a unit does not count
-if one was written to meanwhile.
+if one was written to meanwhile. What a unit reads stays in the cache until another one begins.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ class DataSource:
         self._fetcher = fetcher
         self._blobs = blobs
         self._dataset: DatasetManifest | None = None
+        self.found = 0  # shards of units that were here ...
+        self.fetched = 0  # ... and that had to come first
+        blobs.pin("dataset", [self._sha256])
 
     async def dataset_file(self) -> Path:
         """The dataset manifest's file.
@@ -63,23 +66,42 @@ class DataSource:
         """Verified files of the shards that hold sequences [start, end), by SHA-256 in hex."""
         dataset = await self.dataset()
         reader = SequenceReader(dataset, lambda digest: self._blobs.path(bytes.fromhex(digest)))
+        needed = reader.needed(start, end)
+        self._blobs.pin("unit", [bytes.fromhex(shard.sha256) for shard in needed])
+        self._blobs.spare_recent()
         return {
-            shard.sha256: await self.shard(bytes.fromhex(shard.sha256), shard.bytes)
-            for shard in reader.needed(start, end)
+            shard.sha256: await self._shard_of_unit(bytes.fromhex(shard.sha256), shard.bytes)
+            for shard in needed
         }
 
+    async def _shard_of_unit(self, sha256: bytes, total_bytes: int) -> Path:
+        path = await asyncio.to_thread(self._blobs.find, sha256, anew=True)
+        if path is not None:
+            self.found += 1
+            return path
+        self.fetched += 1
+        return await self._fetch(sha256, total_bytes)
+
     async def shard(self, sha256: bytes, total_bytes: int) -> Path:
-        """One shard's file, hashed now, fetched if need be.
+        """One shard's file, hashed now, fetched if need be: nobody has asked for it yet, so
+        nothing that was used since the last unit began, or :meth:`BlobStore.spare_recent`, goes
+        for it.
 
         Raises:
             TransientError: it cannot be fetched now.
         """
         path = await asyncio.to_thread(self._blobs.find, sha256, anew=True)
-        if path is not None:
-            return path
-        fetched = await self._fetcher.fetch(Wanted(sha256, total_bytes))
+        return path or await self._fetch(sha256, total_bytes, guess=True)
+
+    async def _fetch(self, sha256: bytes, total_bytes: int, *, guess: bool = False) -> Path:
+        wanted = Wanted(sha256, total_bytes, "a part of the data")
+        fetched = await self._fetcher.fetch(wanted, guess=guess)
         _say(sha256, fetched.givers)
         return fetched.path
+
+    def is_here(self, sha256: str) -> bool:
+        """Whether there is a file of this name; says nothing of what is in it."""
+        return self._blobs.path(bytes.fromhex(sha256)).exists()
 
     def has_changed(self, shards: Iterable[str]) -> bool:
         """Whether one of these (SHA-256 in hex) is not as it was verified; never hashes."""

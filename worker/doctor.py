@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from protocol.channel import fetch_certificate, trusted_certificate
-from protocol.errors import ProtocolError, UsageError
+from protocol.errors import ProtocolError, UpgradeNeeded, UsageError
+from protocol.hello import UPGRADE_COMMAND
 from protocol.identity import Identity
 from worker import delegation
 from worker.config import Home, WorkerConfig
@@ -72,6 +73,9 @@ async def _run(home: Home, config: WorkerConfig) -> AsyncIterator[Check]:
     identity = Identity.generate()  # a throw-away: the real one may be in use by the daemon
     try:
         session = await Session.connect(config.join_link, identity)
+    except UpgradeNeeded as error:
+        yield Check("version", False, str(error), UPGRADE_COMMAND)
+        return
     except ProtocolError as error:
         yield Check("hello", False, str(error), "ask the organiser for the current join link")
         return

@@ -19,7 +19,7 @@ import psutil
 import structlog
 
 from protocol.channel import backoff_s
-from protocol.errors import TransientError
+from protocol.errors import TransientError, UpgradeNeeded
 from protocol.hello import client_version
 from protocol.identity import Identity
 from protocol.wire import records_pb2 as wire
@@ -30,9 +30,11 @@ from worker.contact import Contact, open_retained
 from worker.data_source import DataSource
 from worker.delegation import Vouched
 from worker.devices import Device, device_class, wait_for_device
+from worker.disk import DiskQuota
 from worker.energy_told import told_energy
 from worker.evidence import Evidence
 from worker.journal import Journal
+from worker.last_uses import LastUses
 from worker.meter import NetworkBudget
 from worker.metered_line import MeteredLine
 from worker.outbox import Outbox
@@ -60,6 +62,7 @@ class Node(Contact):
     states: StateCache
     data: DataSource
     blobs: BlobStore
+    disk: DiskQuota
     outbox: Outbox
     device: Device
     anchor: bool
@@ -129,7 +132,8 @@ async def open_node(
         stack.push_async_callback(session.close)
         manifest = session.greeting.manifest
         await asyncio.to_thread(home.manifest.write_bytes, manifest.canonical())
-        blobs = BlobStore(home.blobs, home.scratch)
+        disk = DiskQuota(home.path, config.limits)
+        blobs = BlobStore(home.blobs, home.scratch, disk, LastUses(home.last_uses))
         peers = await _anchors(session, identity.peer_id, board, patient=not anchor)
         swarm = await _join_swarm(
             config, identity, identity_path, session, board, peers, budget, anchor=anchor
@@ -165,7 +169,7 @@ async def open_node(
 
         watch.on_connected = on_connected
         device = await _device(config, board)
-        retained = await asyncio.to_thread(open_retained, home, config)
+        retained = await asyncio.to_thread(open_retained, home, config, disk)
         evidence = Evidence(identity, manifest, retained, home.answers, states.elements)
         vouched = await asyncio.to_thread(_vouched, home, identity)
         enrolment = await _enrolment(home, config, identity, vouched, reachability, device, anchor)
@@ -194,6 +198,7 @@ async def open_node(
             states=states,
             data=DataSource(manifest, fetcher, blobs),
             blobs=blobs,
+            disk=disk,
             journal=journal,
             outbox=outbox,
             device=device,
@@ -220,11 +225,13 @@ async def _connect(config: WorkerConfig, identity: Identity, board: Board, throu
 
 
 async def _patiently(attempt: Callable[[], Awaitable[Result]], board: Board) -> Result:
+    """Until it succeeds. A program that is too old waits as well: one that ended would be started
+    again and again by whatever keeps a service alive."""
     failures = 0
     while True:
         try:
             return await attempt()
-        except TransientError as error:
+        except (TransientError, UpgradeNeeded) as error:
             if board.reason != str(error):
                 log.warning("waiting for the coordinator", problem=str(error))
             board.waiting(str(error))

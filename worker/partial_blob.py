@@ -115,14 +115,22 @@ class PartialBlob:
 
 def tidy_partials(scratch: Path, in_use: Collection[Path]) -> None:
     """Delete what was begun and never finished, but for the newest few and those in use."""
-    partials = [p for p in scratch.glob("*.part") if not p.name.endswith(".blocks.part")]
-    idle = sorted((p for p in partials if p not in in_use), key=_age_key, reverse=True)
-    for path in idle[_KEPT_PARTIALS:]:
-        path.unlink(missing_ok=True)
-        path.with_suffix(".blocks.part").unlink(missing_ok=True)
+    for path, _ in idle_partials(scratch, in_use)[:-_KEPT_PARTIALS]:
+        drop_partial(path)
 
 
-def _age_key(path: Path) -> int:
-    with suppress(FileNotFoundError):
-        return path.stat().st_mtime_ns
-    return 0
+def idle_partials(scratch: Path, in_use: Collection[Path]) -> list[tuple[Path, int]]:
+    """What was begun and is not in use, with its bytes, the oldest first."""
+    found = []
+    for path in scratch.glob("*.part"):
+        if path not in in_use and not path.name.endswith(".blocks.part"):
+            with suppress(FileNotFoundError):
+                status = path.stat()
+                found.append((status.st_mtime_ns, path, status.st_size))
+    return [(path, size_bytes) for _, path, size_bytes in sorted(found)]
+
+
+def drop_partial(path: Path) -> None:
+    """Delete a download and its notes."""
+    path.unlink(missing_ok=True)
+    path.with_suffix(".blocks.part").unlink(missing_ok=True)

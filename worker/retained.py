@@ -5,6 +5,8 @@ Invariants:
 * A kill at any point leaves at most half-made folders, which the next start removes.
 * Kept until the coordinator says that no audit needs their round, or the disk bound is reached:
   then the oldest go first. What the round under way may need is never deleted.
+* It counts within what the owner allows of the disk (:mod:`worker.disk`), and is the last to go
+  there: what else could be spared can be fetched again.
 * Memory holds a bounded number of groups that wait for the disk, and nothing of older ones.
 """
 
@@ -25,6 +27,7 @@ import structlog
 from protocol.envelope import Signed
 from protocol.errors import NotFound, PeerFault, TransientError
 from protocol.wire import records_pb2 as wire
+from worker.disk import DiskQuota, Expendable
 from worker.kept_inputs import PART, KeptInputs, needed_bytes, open_inputs, write_inputs
 from worker.updates import UpdateName, find_update
 
@@ -66,14 +69,24 @@ class Kept:
 class Retained:
     """Two folders under the home folder, and one bound on what they take together."""
 
-    def __init__(self, updates: Path, inputs: Path, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(
+        self,
+        updates: Path,
+        inputs: Path,
+        most_bytes: int = MOST_BYTES,
+        quota: DiskQuota | None = None,
+    ) -> None:
         """
         Args:
             updates: holds the files of :mod:`worker.updates`.
             inputs: holds one folder for each group.
             most_bytes: of both together; a tenth of the free disk if that is less.
+            quota: of the whole home folder.
         """
         self.updates, self.inputs, self.most_bytes = updates, inputs, most_bytes
+        self._quota = quota
+        if quota is not None:
+            quota.givers.append(self._expendable)
         self.current_round = 0  # what is of this round or later stays whatever it takes
         self._waiting: dict[bytes, tuple[Reducer, Signed[wire.InclusionSet]]] = {}
         self._news = asyncio.Event()
@@ -133,8 +146,10 @@ class Retained:
             for kept in self._kept_inputs():
                 if kept.round == group.record.round:
                     kept.delete()
-            self._make_room(needed_bytes(reducer, inclusion))
-            write_inputs(final, reducer, inclusion)
+            size_bytes = needed_bytes(reducer, inclusion)
+            self._make_room(size_bytes)
+            with self._room(final.with_name(final.name + PART), size_bytes):
+                write_inputs(final, reducer, inclusion)
 
     def group(self, group_id: bytes, reducer: str) -> KeptInputs:
         """The kept inputs of a group; blocking.
@@ -197,6 +212,30 @@ class Retained:
                 log.info("evidence dropped for want of room", round=item.round)
         if held_bytes + needed_bytes > limit_bytes:
             raise TransientError(f"{needed_bytes} bytes of inputs are over the disk bound")
+
+    @contextmanager
+    def _room(self, part: Path, size_bytes: int) -> Iterator[None]:
+        """Within what the owner allows.
+
+        Raises:
+            NoRoom: there is none.
+        """
+        if self._quota is None:
+            yield
+            return
+        self._quota.reserve(part, size_bytes, "the inputs of a reduce")
+        try:
+            yield
+        finally:
+            self._quota.release(part)
+
+    def _expendable(self, guess: bool) -> list[Expendable]:
+        """What an audit may still ask for but the round under way does not need, oldest first."""
+        if guess:
+            return []
+        kept = sorted(self._kept(), key=lambda item: item.round)
+        old = [item for item in kept if item.round < self.current_round]
+        return [Expendable(item.size_bytes, item.delete) for item in old]
 
     @contextmanager
     def _on_disk(self, problem: str) -> Iterator[None]:

@@ -30,6 +30,7 @@ from worker.data_source import DataSource
 from worker.devices import Device, device_class
 from worker.journal import Journal, Lease, LeaseState, contribution_key
 from worker.outbox import CONTRIBUTION, Outbox
+from worker.prefetch import Prefetch
 from worker.race import unless
 from worker.session import Session
 from worker.state_cache import StateCache
@@ -37,6 +38,7 @@ from worker.status import Board, Phase
 from worker.taking_part import Outcome, Reduction
 from worker.trainer import Job, Progress, Trained, Trainer
 from worker.tuning import Tuner
+from worker.unit_room import UnitRoom
 from worker.unit_training import train_unit
 from worker.updates import UpdateName, adopt_update, read_update
 from worker.watch import Watch
@@ -69,6 +71,8 @@ class RoundRunner:
     trainer: Trainer
     board: Board
     tuner: Tuner
+    room: UnitRoom
+    prefetch: Prefetch
     leaving: asyncio.Event  # set: this machine may not work, what is under way ends early
     abandoned: bytes = b""  # the assignment that the coordinator does not want any more
 
@@ -148,10 +152,11 @@ class RoundRunner:
         self.board.at_work(Phase.TRAINING)
         log.info("training", round=record.round, steps=record.steps, assignment=_short(record))
         try:
-            trained = await unless(
-                self.train(job),
-                self._round_over(record.round, record.assignment_id),
-            )
+            with self.prefetch.during(record, head.record):
+                trained = await unless(
+                    self.train(job),
+                    self._round_over(record.round, record.assignment_id),
+                )
         except ProtocolError as error:
             raise Abandoned(str(error)) from error
         if trained is None:
@@ -192,6 +197,9 @@ class RoundRunner:
         if fetched is None:
             raise TransientError("this machine may not work now")
         weights, shards, dataset = fetched
+        output = self.home.scratch / f"{record.assignment_id.hex()}.encoding"
+        snapshot = self._snapshot(record.assignment_id)
+        keep_snapshots = await asyncio.to_thread(self.room.take, output, snapshot, head.record)
         return Job(
             manifest=str(self.home.manifest),
             dataset=str(dataset),
@@ -206,8 +214,9 @@ class RoundRunner:
             },
             round=record.round,
             worker=record.worker,
-            output=str(self.home.scratch / f"{record.assignment_id.hex()}.encoding"),
-            snapshot=str(self._snapshot(record.assignment_id)),
+            output=str(output),
+            snapshot=str(snapshot),
+            keep_snapshots=keep_snapshots,
             threads=self.config.limits.cpu_threads,
             device=self.device,
             autocast_bf16=self.config.autocast_bf16,
@@ -292,6 +301,7 @@ class RoundRunner:
         # A unit on a state of the past is audited now: its file is of the round under way.
         round_ = record.round if head is None else max(record.round, head.record.round)
         name = UpdateName(round_, record.assignment_id, trained.root)
+        self.room.leave()
         return adopt_update(output, self.home.updates, name)
 
     def contribution(self, record: wire.Assignment, trained: Trained) -> wire.Envelope:

@@ -24,8 +24,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -70,13 +70,20 @@ def goes_on(environment: Mapping[str, str]) -> bool:
     return _BEFORE in environment
 
 
-def run(home: Home, load: Callable[[], WorkerConfig], *, until_finished: bool = False) -> None:
+def run(
+    home: Home,
+    load: Callable[[], WorkerConfig],
+    *,
+    until_finished: bool = False,
+    metrics_port: int = 0,
+) -> None:
     """Live until finished or stopped; blocking.
 
     Args:
         home: the folder of this worker.
         load: what the owner has settled, read anew at each call: now, and at each ``reload``.
         until_finished: end when the run is complete.
+        metrics_port: on 127.0.0.1, for :mod:`worker.metrics`; 0: none.
 
     Raises:
         UsageError: cannot begin: what a person has to do.
@@ -86,7 +93,7 @@ def run(home: Home, load: Callable[[], WorkerConfig], *, until_finished: bool = 
     home.prepare()
     before = json.loads(os.environ.pop(_BEFORE, "{}"))
     with home_lock(home, before.get("lock")) as lock:
-        life = Life(home, load, config, until_finished, before)
+        life = Life(home, load, config, until_finished, before, metrics_port)
         if asyncio.run(life.run()):
             _begin_again({"lock": lock, **life.remember()})
     log.info("worker ended")
@@ -103,6 +110,7 @@ class Life:
     before: dict[str, Any] = field(default_factory=dict)
     """What the program before this one remembered."""
 
+    metrics_port: int = 0
     finish: asyncio.Event = field(default_factory=asyncio.Event)
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     news: News = field(default_factory=News)
@@ -138,13 +146,23 @@ class Life:
         clear_folder(self.home)
         try:
             with self._signals():
-                async with control_server(self.home, self.handle):
+                async with control_server(self.home, self.handle), self._metrics():
                     living = unless(self._turns(), self._watch_over())
                     to_sleep = await unless(living, self.stop.wait())
         finally:
             self.budget.close()
             clear_folder(self.home)
         return bool(to_sleep) and not self.finish.is_set()
+
+    @asynccontextmanager
+    async def _metrics(self) -> AsyncIterator[None]:
+        if not self.metrics_port:
+            yield
+            return
+        from worker.metrics import metrics_server  # loads what nobody else needs
+
+        async with metrics_server(self.metrics_port, self.board.snapshot):
+            yield
 
     async def _watch_over(self) -> None:
         async with asyncio.TaskGroup() as tasks:

@@ -69,7 +69,8 @@ def shards_from(dataset: DatasetManifest, start: int, count: int) -> list[ShardI
 
 
 async def _hold(node: Node, dataset: DatasetManifest, due: list[ShardInfo]) -> None:
-    """Fetch these shards and drop the others."""
+    """Fetch these shards and drop the others; where not all fit, the first ones stay."""
+    node.blobs.spare_recent()
     for shard in due:
         await node.data.shard(bytes.fromhex(shard.sha256), shard.bytes)
     others = {shard.sha256 for shard in dataset.shards} - {shard.sha256 for shard in due}

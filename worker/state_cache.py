@@ -6,6 +6,8 @@ Invariants:
   is the head's too; the head itself must hash to its own state digest.
 * Own outer steps are kept, so that in the normal course nothing is downloaded again. A state
   that the coordinator does not confirm is dropped.
+* The state in use stays, and beside it the one that a step from it leads to; older ones go for want
+  of room (:mod:`worker.disk`).
 * A file that changed on the disk is dropped and fetched again (:mod:`worker.blob_fetch`): it is
   hashed before a unit is trained from it, and the values that an outer step starts from are.
 """
@@ -95,6 +97,7 @@ class StateCache:
         record = head.record
         check_head(record)
         wanted = _part_of(record, part)
+        self._blobs.pin("state", _files_of(record))
         path = await asyncio.to_thread(self._held, wanted, anew)
         if path is not None:
             return path
@@ -186,11 +189,14 @@ class StateCache:
     def _zeros(self, wanted: _Part) -> Path | None:
         """Before the first outer step momentum is zero: make it, do not fetch it."""
         temporary = self._blobs.scratch / "momentum.zeros"
+        self._blobs.reserve(temporary, wanted.file.total_bytes, "the run's momentum")
         try:
             zeros = np.zeros(self.elements(), np.float32)
             written = write_vector(temporary, zeros, self._spec_now())
         except OSError as error:
             raise TransientError(f"cannot write {temporary}: {error.strerror}") from error
+        finally:
+            self._blobs.release(temporary)
         if written.sha256 != wanted.file.sha256:
             temporary.unlink()
             return None
@@ -200,6 +206,8 @@ class StateCache:
     def _advance(
         self, head: wire.RunHead, mean_update: FloatVector, merged_tokens: int
     ) -> StateDescriptor:
+        for part in ("weights", "momentum"):
+            self._blobs.pin(f"next {part}", [])  # what an earlier attempt came to
         weights, momentum = outer_step(
             self._values(_part_of(head, "weights")),
             self._values(_part_of(head, "momentum")),
@@ -213,8 +221,8 @@ class StateCache:
             merged_tokens=merged_tokens,
             chunk_elements=self._manifest.update.chunk_elements,
         )
-        weights_sha256 = self._write(weights, "weights", descriptor.weights_root)
-        momentum_sha256 = self._write(momentum, "momentum", descriptor.momentum_root)
+        weights_sha256 = self._write(weights, "weights", descriptor.weights_root, head)
+        momentum_sha256 = self._write(momentum, "momentum", descriptor.momentum_root, head)
         self._journal.keep_state(
             CachedState(descriptor.digest, descriptor.round, weights_sha256, momentum_sha256)
         )
@@ -233,14 +241,19 @@ class StateCache:
         self._blobs.find(wanted.file.sha256, anew=True)
         raise _Changed(f"the file of the {wanted.name} changed on this disk: {problem}")
 
-    def _write(self, vector: FloatVector, part: Part, root: bytes) -> bytes:
+    def _write(self, vector: FloatVector, part: Part, root: bytes, head: wire.RunHead) -> bytes:
         temporary = self._blobs.scratch / f"{part}.new"
+        total_bytes = _part_of(head, part).file.total_bytes  # that of every state of this run
+        self._blobs.reserve(temporary, total_bytes, f"the new {part}")
         try:
             written = write_vector(temporary, vector, self._spec_now())
         except OSError as error:
             raise TransientError(
                 f"cannot keep the new {part}: {error.strerror}; free some disk"
             ) from error
+        finally:
+            self._blobs.release(temporary)
+        self._blobs.pin(f"next {part}", [written.sha256])
         self._blobs.install(temporary, written.sha256)
         self._checked_roots[written.sha256] = root
         return written.sha256
@@ -302,8 +315,14 @@ class StateCache:
 
 def _part_of(head: wire.RunHead, part: Part) -> _Part:
     if part == "weights":
-        return _Part(part, Wanted(head.weights_sha256, head.weights_bytes), head.weights_root)
-    return _Part(part, Wanted(head.momentum_sha256, head.momentum_bytes), head.momentum_root)
+        weights = Wanted(head.weights_sha256, head.weights_bytes, "the run's weights")
+        return _Part(part, weights, head.weights_root)
+    momentum = Wanted(head.momentum_sha256, head.momentum_bytes, "the run's momentum")
+    return _Part(part, momentum, head.momentum_root)
+
+
+def _files_of(head: wire.RunHead) -> list[bytes]:
+    return [head.weights_sha256, head.momentum_sha256]
 
 
 def _blobs_of(state: CachedState) -> list[bytes]:

@@ -28,6 +28,7 @@ class Job:
     threads: int
     device: Device
     stop_after_s: float  # the step that is under way then is the last one
+    keep_snapshots: bool = True
     micro_batch_sequences: int = 0
     autocast_bf16: bool = False
     checkpointing: bool = False

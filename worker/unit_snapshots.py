@@ -4,7 +4,8 @@ Invariants:
 
 * What is read is of this very unit, computed in this very way, from files that nobody has written
   to since: else training begins anew.
-* A snapshot that cannot be written costs nothing but the snapshot.
+* A snapshot that cannot be written, or for which the owner allows no disk, costs nothing but the
+  snapshot.
 * Little of the time and of the disk's life goes into them: large models get few or none.
 """
 
@@ -43,6 +44,7 @@ class UnitSnapshots:
         job: :class:`worker.trainer.Job` as the trainer gets it.
         """
         self._path = Path(job["snapshot"])
+        self._keeps = job["keep_snapshots"]
         self._about = {name: job.get(name) for name in _DECIDES}
         read = (job["weights"], *job["shards"].values())
         self._about["read"] = {path: _stamp(path) for path in read}
@@ -63,7 +65,7 @@ class UnitSnapshots:
     def keep(self, take: Callable[[], Snapshot]) -> None:
         """Take one and write it, if it is time to."""
         begun_s = time.monotonic()
-        if begun_s < self._next_s:
+        if not self._keeps or begun_s < self._next_s:
             return
         try:
             size_bytes = snapshot.write(self._path, take(), self._of)

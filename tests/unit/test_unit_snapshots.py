@@ -108,6 +108,7 @@ def job(folder: Path, **fields: Any) -> dict[str, Any]:
             (folder / name).write_text(name)
     usual: dict[str, Any] = {
         "snapshot": str(folder / "unit.snapshot"),
+        "keep_snapshots": True,
         "weights": str(folder / "weights"),
         "shards": {"00": str(folder / "shard")},
         "unit": {"steps": STEPS},

@@ -26,12 +26,21 @@ from worker.logs import log_to_stderr
 @home_option
 @click.option("--until-finished", is_flag=True, help="End when the run is complete.")
 @click.option("--member", default="", hidden=True)  # of a fleet, which names it in the log
+@click.option(
+    "--metrics",
+    "metrics_port",
+    envvar="BARNRAISE_METRICS",
+    type=click.IntRange(1, 65535),
+    metavar="PORT",
+    help="Serve metrics for Prometheus on this port of 127.0.0.1 [default: none].",
+)
 @log_options
 @limit_options
 def run(
     home: Home,
     until_finished: bool,
     member: str,
+    metrics_port: int | None,
     json_logs: bool,
     log_level: str | None,
     **limits: Any,
@@ -40,7 +49,7 @@ def run(
 
     Limits given here hold for this time only. On a server the environment is enough:
     BARNRAISE_LINK, BARNRAISE_ACCEPT=yes, BARNRAISE_HOME, BARNRAISE_NAME, BARNRAISE_INVITE,
-    BARNRAISE_LIMITS_THREADS and so on for each limit, BARNRAISE_JSON_LOGS.
+    BARNRAISE_LIMITS_THREADS and so on for each limit, BARNRAISE_JSON_LOGS, BARNRAISE_METRICS.
 
     \b
     Examples:
@@ -69,7 +78,7 @@ def run(
         _run_fleet(home, load, options)
         return
     limit_threads(config.limits.cpu_threads)
-    live(home, load, until_finished=until_finished)
+    live(home, load, until_finished=until_finished, metrics_port=metrics_port or 0)
 
 
 def _run_fleet(home: Home, load: Callable[[], WorkerConfig], options: list[str]) -> None:
