@@ -20,7 +20,7 @@ from protocol.manifest import RunManifest
 from protocol.trust import TrustStore
 from protocol.wire import service_pb2 as api
 
-UPGRADE_COMMAND = "pip install --upgrade barnraise"
+UPGRADE_COMMAND = "git pull && make .venv/.installed"
 
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+!-]{0,31}")
 
@@ -42,7 +42,7 @@ def upgrade_sentence(version: str, minimum: str) -> str:
     wanted = f"{minimum} or newer" if _VERSION.fullmatch(minimum) else "a newer one"
     return (
         f"barnraise {shown} is too old for this run, which needs {wanted}: upgrade with "
-        f"'{UPGRADE_COMMAND}', then start the worker again"
+        f"'{UPGRADE_COMMAND}' in its checkout, then start the worker again"
     )
 
 

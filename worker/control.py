@@ -21,12 +21,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
-import structlog
-
 from protocol.errors import UsageError
 from worker.config import Home
-
-log = structlog.get_logger()
 
 COMMANDS = ("status", "finish", "stop", "pause", "resume", "reload")
 MOST_PAUSE_S = 366 * 86_400.0
@@ -176,10 +172,11 @@ async def _answer(reader: asyncio.StreamReader, handler: Handler) -> dict[str, A
         return {"ok": False, "error": f"a request has at most {_MAX_REQUEST_BYTES} bytes"}
     except UsageError as error:
         return {"ok": False, "error": str(error)}
-    except (
-        Exception
-    ):  # the boundary: a bug in one command must not leave who asks without an answer
-        log.exception("a command failed")
+    except Exception:
+        # The boundary: a bug in one command must not leave who asks without an answer.
+        import structlog  # loads what commands that only ask need not
+
+        structlog.get_logger().exception("a command failed")
         return {"ok": False, "error": "internal error: see the worker's log"}
 
 

@@ -74,6 +74,7 @@ class Fleet:
         load: reads its settings, now and at each change.
         options: of ``worker run``, for each member.
         program: that Python runs as a member.
+        metrics_port: of the first member; the next one has the next port.
     """
 
     def __init__(
@@ -82,9 +83,11 @@ class Fleet:
         load: Callable[[], WorkerConfig],
         options: Sequence[str] = (),
         program: Sequence[str] = MEMBER,
+        *,
+        metrics_port: int | None = None,
     ) -> None:
         self._home, self._load, self._options = home, load, options
-        self._program = program
+        self._program, self._metrics_port = program, metrics_port
         self._config = load()
         self._daemons: list[_Daemon] = []
         self._finish, self._stop = asyncio.Event(), asyncio.Event()
@@ -196,6 +199,8 @@ class Fleet:
     async def _live(self, one: _Daemon) -> int:
         """One process, from its start to its end; its exit code."""
         whose = ["--home", str(one.member.home.path), "--member", one.member.name]
+        if self._metrics_port is not None:
+            whose += ["--metrics", str(self._metrics_port + self._daemons.index(one))]
         command = [sys.executable, *self._program, *whose, *self._options]
         one.board.waiting("starting")
         process = one.process = await asyncio.create_subprocess_exec(

@@ -10,6 +10,7 @@ from typing import Any
 from protocol.errors import ProtocolError
 from protocol.identity import Identity
 from worker.config import Home, WorkerConfig
+from worker.pause import as_kept
 
 
 def last_known(home: Home) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def _journal(home: Home) -> dict[str, Any]:
 
         paused = journal.execute("SELECT value FROM meta WHERE key = 'paused'").fetchone()
         return {
-            "paused": bool(paused) and paused[0] not in ("", "no"),
+            "paused": as_kept(paused[0] if paused else None) is not None,
             "units_trained": count("SELECT count(*) FROM lease WHERE state = 'trained'"),
             "receipts_held": count("SELECT count(*) FROM receipt WHERE leaf IS NOT NULL"),
             "receipts_pending": count(

@@ -36,6 +36,11 @@ def kept_pause(home: Home) -> Pause | None:
         return None
     with closing(Journal(home.journal)) as journal:
         text = journal.get(_KEY)
+    return as_kept(text)
+
+
+def as_kept(text: str | None) -> Pause | None:
+    """The pause that the journal's text tells of, if it still holds."""
     text = _EARLIER.get(text, text)
     if not text:
         return None

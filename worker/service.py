@@ -43,6 +43,8 @@ RestartPreventExitStatus=2
 KillMode=mixed
 KillSignal=SIGTERM
 TimeoutStopSec={stop_s}
+# A trainer that the kernel killed for memory is begun again with smaller batches.
+OOMPolicy=continue
 Nice={nice}
 UMask=0077
 NoNewPrivileges=yes

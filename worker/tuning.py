@@ -148,6 +148,7 @@ class Tuner:
             device=f"{self.device} {device_name}",
             threads=self.config.limits.cpu_threads,
             torch=version("torch"),
+            gpu_memory_percent=self.config.limits.gpu_memory_percent,
             memory_mib=self.config.limits.memory_mib,
             autocast_bf16=self.config.autocast_bf16,
             micro_batch_sequences=self._configured,

@@ -35,6 +35,7 @@ class TuningKey:
     device: str
     threads: int
     torch: str
+    gpu_memory_percent: int
     memory_mib: int
     autocast_bf16: bool
     micro_batch_sequences: int  # as configured; 0: as measured

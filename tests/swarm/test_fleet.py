@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -21,10 +22,14 @@ pytestmark = [pytest.mark.swarm, pytest.mark.timeout(300)]
 
 
 @pytest.fixture
-def rig(worker_rig: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.setitem(worker_rig.ENVIRONMENT, "BARNRAISE_DONOR_HOME", str(tmp_path / "donor"))
-    with worker_rig.open_rig(tmp_path) as opened:
-        yield opened
+def rig(worker_rig: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    # A short path: the members' control sockets lie two folders down, and pytest's are long.
+    with tempfile.TemporaryDirectory(prefix="fleet-") as folder:
+        monkeypatch.setitem(
+            worker_rig.ENVIRONMENT, "BARNRAISE_DONOR_HOME", str(Path(folder) / "donor")
+        )
+        with worker_rig.open_rig(Path(folder) / "run") as opened:
+            yield opened
 
 
 def told(process: Any, event: str) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import fields
@@ -43,10 +44,12 @@ MEMBER = Path(__file__).with_name("fleet_member.py")
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Home:
-    home = Home(tmp_path / "home")
-    home.path.mkdir()
-    return home
+def home() -> Iterator[Home]:
+    # A short path: the members' control sockets lie two folders down, and pytest's are long.
+    with tempfile.TemporaryDirectory(prefix="fleet-") as folder:
+        home = Home(Path(folder) / "home")
+        home.path.mkdir()
+        yield home
 
 
 def config(*devices: str, **settings: Any) -> WorkerConfig:

@@ -7,6 +7,8 @@ import os
 import plistlib
 import shlex
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,13 @@ echo "$(basename "$0") $*" >> {log}
 case "$*" in *"$FAIL_AT"*) [ -n "$FAIL_AT" ] && {{ echo "no such luck" >&2; exit 1; }};; esac
 exit 0
 """
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A short one: a control socket lies far down in it, and pytest's own are long."""
+    with tempfile.TemporaryDirectory(prefix="unit-") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

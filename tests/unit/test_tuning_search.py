@@ -17,7 +17,7 @@ from worker.tuning_record import KILLED, TuningFile, TuningKey, TuningRecord, mo
 from worker.tuning_search import Tried
 
 GIB = 1 << 30
-KEY = TuningKey("m", "cpu x", 1, "2", 0, False, 0)
+KEY = TuningKey("m", "cpu x", 1, "2", 0, 0, False, 0)
 
 
 def walk(batch: int, measure: Callable[[Choice], Tried], *, memory_bytes: int = 0) -> list[Tried]:

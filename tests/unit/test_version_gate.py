@@ -29,7 +29,7 @@ from worker.session import Session
 WANTED = "9.0.0"
 SENTENCE = (
     f"barnraise {client_version()} is too old for this run, which needs {WANTED} or newer: upgrade "
-    f"with '{UPGRADE_COMMAND}', then start the worker again"
+    f"with '{UPGRADE_COMMAND}' in its checkout, then start the worker again"
 )
 
 
@@ -209,7 +209,7 @@ def test_no_text_of_the_coordinator_gets_into_the_command(served_link: Any, mini
     with pytest.raises(UpgradeNeeded) as refused:
         check_hello(reply, served_link, None)  # type: ignore[arg-type]
     said = str(refused.value)
-    assert "which needs a newer one: upgrade with 'pip install --upgrade barnraise'" in said
+    assert "which needs a newer one: upgrade with 'git pull && make .venv/.installed'" in said
     assert "evil" not in said
 
 

@@ -7,8 +7,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -39,13 +40,15 @@ STAYS = ("run", "anchor")
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Home:
+def home() -> Iterator[Home]:
     """A folder that has joined a run."""
-    made = Home(tmp_path / "home")
-    made.prepare()
-    Identity.generate().save(made.identity)
-    WorkerConfig(link=LINK, name="Ada").save(made.config)
-    return made
+    # A short path: control sockets of several devices lie deep in it, and pytest's are long.
+    with tempfile.TemporaryDirectory(prefix="commands-") as folder:
+        made = Home(Path(folder) / "home")
+        made.prepare()
+        Identity.generate().save(made.identity)
+        WorkerConfig(link=LINK, name="Ada").save(made.config)
+        yield made
 
 
 def said(home: Home, *arguments: str) -> Result:

@@ -32,7 +32,8 @@ from worker.logs import log_to_stderr
     envvar="BARNRAISE_METRICS",
     type=click.IntRange(1, 65535),
     metavar="PORT",
-    help="Serve metrics for Prometheus on this port of 127.0.0.1 [default: none].",
+    help="Serve metrics for Prometheus on this port of 127.0.0.1; with several devices on the next "
+    "ones too [default: none].",
 )
 @log_options
 @limit_options
@@ -75,19 +76,21 @@ def run(
     if config.devices:
         options = ["--json-logs"] * json_logs + ["--until-finished"] * until_finished
         options += ["--log-level", log_level] if log_level else []
-        _run_fleet(home, load, options)
+        _run_fleet(home, load, options, metrics_port)
         return
     limit_threads(config.limits.cpu_threads)
     live(home, load, until_finished=until_finished, metrics_port=metrics_port or 0)
 
 
-def _run_fleet(home: Home, load: Callable[[], WorkerConfig], options: list[str]) -> None:
+def _run_fleet(
+    home: Home, load: Callable[[], WorkerConfig], options: list[str], metrics_port: int | None
+) -> None:
     """A daemon for each device; without torch, which is for them to load."""
     from worker.fleet import Fleet
     from worker.members import vouch_for_members, write_members
 
     vouch_for_members(write_members(home, load()), os.environ)
-    run_async(Fleet(home, load, options).run())
+    run_async(Fleet(home, load, options, metrics_port=metrics_port).run())
 
 
 def _settle(home: Home, environment: Environment) -> None:
