@@ -122,11 +122,15 @@ class BlobService(ServicerBase):  # type: ignore[misc]
             offset = request.offset
             while offset < total_bytes:
                 size = self._piece_bytes
-                data = await asyncio.to_thread(os.pread, file.fileno(), size, offset)
+                data = await asyncio.to_thread(_read_piece, file.fileno(), size, offset)
                 if not data:
                     raise TransientError("the blob shrank while it was read")
                 yield service.Piece(offset=offset, total_bytes=total_bytes, data=data)
                 offset += len(data)
+
+
+def _read_piece(descriptor: int, size: int, offset: int) -> bytes:
+    return os.pread(descriptor, size, offset)
 
 
 class BlobClient:

@@ -19,5 +19,5 @@ POINTS: dict[str, Install] = {
     "blob.keep": before(PartialBlob, "keep", _block),
     "blob.kept": after(PartialBlob, "keep", _block),
     # A peer reads the piece that it serves next.
-    "blob.serve": before(peer_blobs, "_read_piece", lambda _fd, offset: {"offset": offset}),
+    "blob.serve": before(peer_blobs, "_read_piece", lambda _fd, _size, offset: {"offset": offset}),
 }
