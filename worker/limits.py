@@ -29,7 +29,7 @@ class Limits:
     """The ``[limits]`` of ``worker.toml``."""
 
     threads: int = _limit(0, "processor threads; 0: all but one", most=1024)
-    nice: int = _limit(10, "how far training steps back for other programs", most=19)
+    nice: int = _limit(0, "how far training steps back for other programs", most=19)
     memory_mib: int = _limit(0, "most memory that training may take")
     free_memory_mib: int = _limit(0, "work stops while less memory than this is free for others")
     disk_mib: int = _limit(0, "most disk for data, weights and updates")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from worker.limits import Limits
 
+_NICE = 10
 _BUSY_CPU_PERCENT = 25
 _LEAST_FREE_MIB, _MOST_FREE_MIB = 1024, 10 * 1024
 _MIB = 1 << 20
@@ -32,11 +33,12 @@ class Machine:
     free_disk_mib: int
 
     def proposal(self) -> Limits:
-        """Limits that let the people at the machine forget the worker; a server needs none."""
+        """Limits that let the people at the machine forget the worker; a server needs but one."""
         if self.kind is Kind.SERVER:
-            return Limits()
+            return Limits(nice=_NICE)
         spare_mib = min(max(self.free_disk_mib // 10, _LEAST_FREE_MIB), _MOST_FREE_MIB)
         return Limits(
+            nice=_NICE,
             memory_mib=self.memory_mib // 2,
             free_disk_mib=spare_mib,
             busy_cpu_percent=_BUSY_CPU_PERCENT,

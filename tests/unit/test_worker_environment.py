@@ -78,7 +78,7 @@ def test_what_kind_of_machine_this_is(
 
 
 def test_limits_that_suit_the_machine_are_proposed() -> None:
-    assert SERVER.proposal() == Limits()
+    assert SERVER.proposal() == Limits(nice=10)
     for kind in (Kind.LAPTOP, Kind.DESKTOP):
         limits = Machine(kind, 16_384, 40_000).proposal()
         assert limits.memory_mib == 8192
