@@ -139,8 +139,10 @@ class Heartbeats:
             self.paused = paused
             self.reason = reply.reason or _WHY[reply.action == api.ACTION_UPGRADE]
             self.node.watch.notify()
-        if reply.action == api.ACTION_ABANDON and self.runner is not None:
-            self.runner.abandoned = bytes.fromhex(self.board.assignment_id)
+        unit = bytes.fromhex(self.board.assignment_id)
+        abandon = reply.action == api.ACTION_ABANDON and self.runner is not None
+        if abandon and self.runner.abandoned != unit:  # it is said again until it is heeded
+            self.runner.abandoned = unit
             log.info("the coordinator gave up this unit", reason=reply.reason)
             self.node.watch.notify()
         self._interval_s = interval_s(reply.next_heartbeat_ms)
