@@ -25,7 +25,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -65,10 +65,9 @@ _BEFORE = "BARNRAISE_BEFORE"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _KEPT = (
     *("units_committed", "tokens_committed", "started_at_s", "round", "settled_rounds"),
-    *("receipts_held", "receipts_pending", "donor", "delegated_until_s", "public_url"),
-    "given_up",  # or a round would wait for it after a sleep that was too short for a heartbeat
+    *("receipts_held", "receipts_pending", "donor", "delegated_until_s", "public_url", "given_up"),
 )
-_KEPT_PARTS = ("credit", "energy", "cache")  # what is so still, when nothing is at work
+_KEPT_PARTS = ("credit", "energy", "cache")  # so still when nothing is at work
 _DOWNLOAD_KEPT_S = 24 * 3600  # the state or shard that it was of is hardly wanted later
 
 
@@ -78,8 +77,8 @@ def goes_on(environment: Mapping[str, str]) -> bool:
 
 
 def settled(load: Callable[[], WorkerConfig], environment: Mapping[str, str]) -> WorkerConfig:
-    """What the owner has settled. Where that was spoilt while a worker was at work it is no end of
-    it to fall asleep: what it went by until then holds.
+    """What the owner has settled; if that was spoilt since the program before this one: what that
+    one went by. To fall asleep is no end.
 
     Raises:
         UsageError: there is nothing to go by; says what is wrong.
@@ -177,7 +176,6 @@ class Life:
         finally:
             self.budget.close()
             clear_folder(self.home)
-        # Either may have been said after all else had ended, and its answer is given.
         return bool(to_sleep) and not (self.finish.is_set() or self.stop.is_set())
 
     @asynccontextmanager
@@ -381,19 +379,14 @@ def _begin_again(known: dict[str, Any]) -> NoReturn:
     """Become the program that was started here, with empty memory."""
     for entry in Path("/dev/fd").iterdir():
         descriptor = int(entry.name)
-        if descriptor > 2:  # what libraries left open must not pile up
-            _keep_open(descriptor, descriptor == known["lock"])
+        # The lock stays, whatever number it has; what libraries left open must not pile up.
+        if descriptor > 2 or descriptor == known["lock"]:
+            with suppress(OSError):  # that of the listing itself is closed by now
+                os.set_inheritable(descriptor, descriptor == known["lock"])
     os.environ[_BEFORE] = json.dumps(known)
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
-
-
-def _keep_open(descriptor: int, inheritable: bool) -> None:
-    try:
-        os.set_inheritable(descriptor, inheritable)
-    except OSError:
-        return  # that of the listing itself, closed by now
 
 
 def clear_folder(home: Home) -> None:
