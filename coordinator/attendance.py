@@ -71,6 +71,8 @@ class Attendance:
         self._unwritten[heartbeat.worker] = Presence(now_s, heartbeat)
         if len(heartbeat.given_up) == _ASSIGNMENT_ID_BYTES:
             self._given_up[heartbeat.worker] = heartbeat.given_up
+        else:  # or it has taken the unit up again
+            self._given_up.pop(heartbeat.worker, None)
         for source in heartbeat.bad_sources[:_MAX_BAD_SOURCES]:
             self._note_bad_source(heartbeat.worker, source)
 

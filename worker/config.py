@@ -157,6 +157,7 @@ class WorkerConfig:
     device: str = "auto"  # or cpu, mps, cuda, cuda:1 ...
     devices: tuple[str, ...] = ()  # several: each gets a folder and a daemon (worker.members)
     members: int = 1  # daemons that share this machine
+    member: int = 0  # which of them this is
     micro_batch_sequences: int = 0  # 0: a whole batch at once
     autocast_bf16: bool = False
     client_mode: ClientMode = "auto"  # true: no inbound port; false: has one, whatever is measured
@@ -178,6 +179,7 @@ class WorkerConfig:
         for device in self.devices:
             _check(is_device_choice(device) and device != "auto", "devices", f"holds {DEVICES}")
         _check(1 <= self.members <= MAX_MEMBERS, "members", f"is between 1 and {MAX_MEMBERS}")
+        _check(0 <= self.member < self.members, "member", "is one of the members, from 0")
         mode = self.client_mode
         _check(mode == "auto" or type(mode) is bool, "client_mode", 'is "auto", true or false')
         _check(self.micro_batch_sequences >= 0, "micro_batch_sequences", "must not be negative")
@@ -243,6 +245,15 @@ class WorkerConfig:
                 f"{path} is damaged ({error}): repair it, or delete it and join the run again"
             ) from error
         return cls(**_typed(raw, path))
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any]) -> WorkerConfig:
+        """What ``dataclasses.asdict`` made of one, perhaps by way of JSON.
+
+        Raises:
+            UsageError: it is of another version.
+        """
+        return cls(**_typed(settings, Path("the settings")))
 
 
 def resolve_home(option: Path | None, environment: Mapping[str, str]) -> Home:

@@ -18,7 +18,6 @@ import structlog
 
 from protocol.errors import NotEnrolled, PeerFault, TransientError, UsageError
 from protocol.identity import Identity
-from protocol.wire.records_pb2 import Assignment
 from worker.cache_status import keep_cache, require_room
 from worker.config import Home, WorkerConfig
 from worker.contact import ELEMENTS
@@ -305,15 +304,24 @@ class Daemon:
                 self.finish.set()
             await self._wait(node, reply.wait.reason, reply.wait.retry_after_ms / 1000)
             return None
-        assignment = node.session.open_round_record(reply.assignment, Assignment).record
+        assignment = runner.open_assignment(reply.assignment).record
         if assignment.probation:
             await probation.run(reply.assignment, reply.run_head)
+            # Or who is given the same unit again and again would ask without a pause.
+            await self._wait(node, "the first unit is done: asking for what is next", _WAIT_S[0])
+            return None
+        head = node.watch.head
+        if head is None or assignment.round != head.record.round:
+            # It moved just now; or a coordinator gives units of rounds that are none: without a
+            # wait it would be asked again and again, and the journal would fill.
+            await self._wait(node, "the unit is not of the round under way", _WAIT_S[0])
             return None
         await probation.passed()
         lease_id = assignment.assignment_id
         await asyncio.to_thread(node.journal.begin, lease_id, assignment.round, reply.assignment)
         known = await asyncio.to_thread(node.journal.lease, lease_id)
         if known is None or known.state == LeaseState.ENDED:
+            self.board.given_up = lease_id.hex()  # of a life before this one, perhaps
             await self._wait(node, "this round goes on without this worker", _PROBLEM_WAIT_S)
             return None
         return known

@@ -32,7 +32,7 @@ from worker.clock import steady_s
 from worker.config import Home, WorkerConfig
 from worker.control import NotRunning, ask, control_server, home_lock
 from worker.fleet_status import merge_status
-from worker.members import Member, write_members
+from worker.members import Member, divide, write_members
 from worker.status import Board
 
 log = structlog.get_logger()
@@ -119,7 +119,13 @@ class Fleet:
     # ---- commands ----------------------------------------------------------------------
 
     def handle(self, command: str, arguments: dict[str, Any] | None = None) -> dict[str, Any]:
-        """One command of the control socket; see :mod:`worker.control`."""
+        """One command of the control socket; see :mod:`worker.control`.
+
+        Raises:
+            UsageError: the settings of now do not hold; those of before do.
+        """
+        if command == "reload":
+            divide(self._load().limits, len(self._daemons))
         if command == "finish":
             self.finish()
         elif command == "stop":

@@ -140,15 +140,19 @@ class Heartbeats:
             self.reason = reply.reason or _WHY[reply.action == api.ACTION_UPGRADE]
             self.node.watch.notify()
         if reply.action == api.ACTION_ABANDON and self.runner is not None:
-            self.runner.abandoned = bytes.fromhex(self.board.assignment_id)
-            log.info("the coordinator gave up this unit", reason=reply.reason)
-            self.node.watch.notify()
+            self._abandon(self.runner, bytes.fromhex(self.board.assignment_id), reply.reason)
         self._interval_s = interval_s(reply.next_heartbeat_ms)
         self._retain_from = reply.retain_from_round
         for challenge in reply.challenges[:_MOST_CHALLENGES]:
             if len(self._asked) < _MOST_CHALLENGES:
                 self._asked.setdefault(challenge.challenge_id, challenge)
         self._news.set()
+
+    def _abandon(self, runner: RoundRunner, unit: bytes, reason: str) -> None:
+        if runner.abandoned != unit:  # it is said again until it is heeded
+            runner.abandoned = unit
+            log.info("the coordinator gave up this unit", reason=reason)
+            self.node.watch.notify()
 
     # ---- audits ------------------------------------------------------------------------
 

@@ -124,6 +124,7 @@ def write_members(home: Home, config: WorkerConfig) -> list[Member]:
             device=member.device,
             devices=(),
             members=len(members),
+            member=index,
             name="",  # a donor has one, and says it itself
             evidence_mib=config.evidence_mib // len(members),
             listen=config.listen if index == 0 else tuple(map(_any_port, config.listen)),

@@ -35,6 +35,7 @@ _FREE_BUFFER_BYTES = 4 << 20
 _READ_BYTES = 256 << 10
 _DIAL_S = 20.0
 _BACKLOG = 16
+_ACCEPT_AGAIN_S = 1.0
 
 
 class MeteredLine:
@@ -94,7 +95,12 @@ class MeteredLine:
     async def _accept(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            inner, _ = await loop.sock_accept(listening)
+            try:
+                inner, _ = await loop.sock_accept(listening)
+            except OSError as error:  # no descriptor is left, for now
+                log.warning("line cannot accept", problem=str(error))
+                await asyncio.sleep(_ACCEPT_AGAIN_S)
+                continue
             inner.setblocking(False)
             self._begin(self._carry(inner))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from protocol.errors import TransientError
+from protocol.errors import TransientError, UsageError
 from worker.config import Home
 from worker.journal import Journal
 
@@ -53,5 +53,5 @@ def keep_pause(home: Home, pause: Pause | None) -> None:
     try:
         with closing(Journal(home.journal)) as journal:
             journal.put(_KEY, "" if pause is None else json.dumps({"until_s": pause.until_s}))
-    except TransientError as error:
+    except (TransientError, UsageError) as error:  # the disk is full, or refuses
         log.warning("will be forgotten at a restart", problem=str(error))

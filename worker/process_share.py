@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 _PROC = Path("/proc")
@@ -42,15 +43,32 @@ def renice(pid: int, nice: int) -> bool:
     return True
 
 
-def restrict(pid: int, processors: int) -> None:
-    """Run all threads of a process on so many processors of those that we may use."""
+@dataclass(frozen=True)
+class Share:
+    """Which of how many daemons that divide this machine between them."""
+
+    index: int = 0
+    count: int = 1
+
+    def processors(self, ours: Sequence[int], wanted: int) -> Sequence[int]:
+        """So many of ours that no other share takes; all where its own are too few for that."""
+        own = ours[self.index % self.count :: self.count]
+        # The last ones: interrupts and whoever came first tend to be on the first.
+        return own[-wanted:] if 0 < wanted <= len(own) else ours
+
+
+WHOLE = Share()
+
+
+def restrict(pid: int, processors: int | None, share: Share = WHOLE) -> None:
+    """Run all threads of a process on so many processors of those that we may use; None: all."""
     if not hasattr(os, "sched_setaffinity"):
         return
     ours = sorted(os.sched_getaffinity(0))
+    chosen = ours if processors is None else share.processors(ours, processors)
     for thread in _threads(pid):
         with suppress(ProcessLookupError):
-            # The last ones: interrupts and whoever came first tend to be on the first.
-            os.sched_setaffinity(thread, ours[-max(1, processors) :])
+            os.sched_setaffinity(thread, chosen)
 
 
 def _threads(pid: int) -> Iterator[int]:

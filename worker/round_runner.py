@@ -383,7 +383,8 @@ class RoundRunner:
 
     def show(self, record: wire.Assignment) -> None:
         board = self.board
-        board.round, board.assignment_id = record.round, record.assignment_id.hex()
+        board.round = record.round
+        board.take_up(record.assignment_id.hex())
         board.steps, board.steps_done, board.loss = record.steps, 0, None
         board.deadline_in_s = self._seconds_left(record)
 

@@ -25,13 +25,14 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import structlog
 
+from protocol.errors import UsageError
 from protocol.identity import Identity
 from worker.asleep import Asleep
 from worker.config import Home, WorkerConfig
@@ -44,6 +45,7 @@ from worker.members import our_root_pid
 from worker.meter import NetworkBudget
 from worker.news import News
 from worker.pause import Pause, keep_pause, kept_pause
+from worker.process_share import Share
 from worker.race import unless
 from worker.sensors.cpu import ForeignCpu
 from worker.sensors.gpu import gpu_temperature_c
@@ -61,7 +63,11 @@ _BEFORE = "BARNRAISE_BEFORE"
 """In the environment of a program that goes on from the one before it: what that one knew."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_COUNTED = ("units_committed", "tokens_committed", "started_at_s", "round", "settled_rounds")
+_KEPT = (
+    *("units_committed", "tokens_committed", "started_at_s", "round", "settled_rounds"),
+    *("receipts_held", "receipts_pending", "donor", "delegated_until_s", "public_url", "given_up"),
+)
+_KEPT_PARTS = ("credit", "energy", "cache")  # so still when nothing is at work
 _DOWNLOAD_KEPT_S = 24 * 3600  # the state or shard that it was of is hardly wanted later
 
 
@@ -70,9 +76,27 @@ def goes_on(environment: Mapping[str, str]) -> bool:
     return _BEFORE in environment
 
 
+def settled(load: Callable[[], WorkerConfig], environment: Mapping[str, str]) -> WorkerConfig:
+    """What the owner has settled; if that was spoilt since the program before this one: what that
+    one went by. To fall asleep is no end.
+
+    Raises:
+        UsageError: there is nothing to go by; says what is wrong.
+    """
+    try:
+        return load()
+    except UsageError as error:
+        known = json.loads(environment.get(_BEFORE, "{}")).get("config")
+        if known is None:
+            raise
+        log.warning("the settings cannot be read: those of before hold", problem=str(error))
+        return WorkerConfig.from_settings(known)
+
+
 def run(
     home: Home,
     load: Callable[[], WorkerConfig],
+    config: WorkerConfig,
     *,
     until_finished: bool = False,
     metrics_port: int = 0,
@@ -81,7 +105,8 @@ def run(
 
     Args:
         home: the folder of this worker.
-        load: what the owner has settled, read anew at each call: now, and at each ``reload``.
+        load: what the owner has settled, read anew at each ``reload``.
+        config: what holds until then; see :func:`settled`.
         until_finished: end when the run is complete.
         metrics_port: on 127.0.0.1, for :mod:`worker.metrics`; 0: none.
 
@@ -89,7 +114,6 @@ def run(
         UsageError: cannot begin: what a person has to do.
     """
     give_back_large_blocks()
-    config = load()
     home.prepare()
     before = json.loads(os.environ.pop(_BEFORE, "{}"))
     with home_lock(home, before.get("lock")) as lock:
@@ -152,7 +176,7 @@ class Life:
         finally:
             self.budget.close()
             clear_folder(self.home)
-        return bool(to_sleep) and not self.finish.is_set()
+        return bool(to_sleep) and not (self.finish.is_set() or self.stop.is_set())
 
     @asynccontextmanager
     async def _metrics(self) -> AsyncIterator[None]:
@@ -212,7 +236,8 @@ class Life:
         """Awake, until the end or the next sleep."""
         self.board.waiting("starting")
         limits = self.config.limits
-        async with Trainer(limits.cpu_threads, limits.nice, limits.memory_mib) as trainer:
+        share = Share(self.config.member, self.config.members)
+        async with Trainer(limits.cpu_threads, limits.nice, limits.memory_mib, share) as trainer:
             if self.governing.verdict.works:
                 await trainer.start()  # it loads for seconds, and so does the daemon
             kind = await unless(asyncio.to_thread(_load_daemon), self.finish.wait())
@@ -282,11 +307,11 @@ class Life:
             self.daemon.change(self.config)
 
     def _pause(self, pause: Pause | None) -> None:
-        keep_pause(self.home, pause)
         if pause is None:
             self.governing.resume()
         else:
             self.governing.pause(pause.until_s)
+        keep_pause(self.home, pause)  # holds also where that cannot be written down
         self._show_verdict(self.governing.verdict)
 
     def _on_verdict(self, verdict: Verdict) -> None:
@@ -323,8 +348,12 @@ class Life:
 
     def remember(self) -> dict[str, Any]:
         """What the next program needs, as JSON."""
-        counted = {name: getattr(self.board, name) for name in _COUNTED}
-        return {"governor": self.governor.remember(), "board": counted}
+        return {
+            "config": asdict(self.config),
+            "governor": self.governor.remember(),
+            "board": {name: getattr(self.board, name) for name in _KEPT},
+            "parts": {name: part for name, part in self.board.parts.items() if name in _KEPT_PARTS},
+        }
 
     def _recall(self) -> None:
         """Go on from what the program before remembered, or else from the journal."""
@@ -332,6 +361,7 @@ class Life:
             self.governor.recall(self.before["governor"])
             for name, value in self.before["board"].items():
                 setattr(self.board, name, value)
+            self.board.parts.update(self.before.get("parts", {}))
             return
         pause = kept_pause(self.home)
         if pause is not None:
@@ -349,19 +379,14 @@ def _begin_again(known: dict[str, Any]) -> NoReturn:
     """Become the program that was started here, with empty memory."""
     for entry in Path("/dev/fd").iterdir():
         descriptor = int(entry.name)
-        if descriptor > 2:  # what libraries left open must not pile up
-            _keep_open(descriptor, descriptor == known["lock"])
+        # The lock stays, whatever number it has; what libraries left open must not pile up.
+        if descriptor > 2 or descriptor == known["lock"]:
+            with suppress(OSError):  # that of the listing itself is closed by now
+                os.set_inheritable(descriptor, descriptor == known["lock"])
     os.environ[_BEFORE] = json.dumps(known)
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
-
-
-def _keep_open(descriptor: int, inheritable: bool) -> None:
-    try:
-        os.set_inheritable(descriptor, inheritable)
-    except OSError:
-        return  # that of the listing itself, closed by now
 
 
 def clear_folder(home: Home) -> None:

@@ -46,6 +46,7 @@ from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2 as api
 from protocol.wire.service_pb2_grpc import CoordinatorStub
 from worker.clock import steady_s
+from worker.plain import plain
 
 log = structlog.get_logger()
 
@@ -55,6 +56,7 @@ Reply = TypeVar("Reply")
 _STREAM_TIMEOUT_S = 600.0
 _ANSWER_TIMEOUT_S = 60.0  # 3 MiB, over a slow line
 _NONCE_BYTES = 16
+_MOST_REASON_CHARS = 300  # it is shown, logged and told again
 _AWAITS_APPROVAL = "approval"
 
 
@@ -229,9 +231,10 @@ class Session:
 
         reply = await self._call_dated(attempt)
         if reply.code == _AWAITS_APPROVAL and not reply.admitted:
-            raise TransientError(reply.message)
+            raise TransientError(plain(reply.message, _MOST_REASON_CHARS))
         if not reply.admitted:
-            raise UsageError(f"the coordinator did not admit this worker: {reply.message}")
+            reason = plain(reply.message, _MOST_REASON_CHARS)
+            raise UsageError(f"the coordinator did not admit this worker: {reason}")
         self.open_round_record(reply.admission, wire.Admission)
         admission: wire.Envelope = reply.admission
         return admission
@@ -247,6 +250,8 @@ class Session:
             return self._stub.RequestWork(seal(request, self.identity), timeout=timeout)
 
         reply: api.WorkReply = await self._call_dated(attempt)
+        if reply.HasField("wait"):
+            reply.wait.reason = plain(reply.wait.reason, _MOST_REASON_CHARS)
         return reply
 
     async def commit(self, envelope: wire.Envelope) -> api.CommitReply:
@@ -341,6 +346,7 @@ class Session:
         reply: api.HeartbeatReply = await self._call_dated(attempt, attempts=2, timeout_s=10.0)
         if reply.server_time_ms:
             self._learn_clock(reply.server_time_ms, sent_s)
+        reply.reason = plain(reply.reason, _MOST_REASON_CHARS)
         return reply
 
     async def dial_back(self, ports: Iterable[int]) -> api.DialBackReply:

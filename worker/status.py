@@ -93,6 +93,12 @@ class Board:
         """Nothing is being done, for exactly this reason."""
         self.phase, self.reason = phase, reason
 
+    def take_up(self, assignment_id: str) -> None:
+        """Begin with a unit, perhaps with one that was given up and has been given out again."""
+        self.assignment_id = assignment_id
+        if self.given_up == assignment_id:
+            self.given_up = ""
+
     @property
     def eta_s(self) -> float | None:
         """Seconds until the unit is trained; None when none is or its speed is not known yet."""
@@ -116,7 +122,8 @@ class Board:
     def told(self) -> tuple[Phase, str]:
         """What is so, and the one reason if nothing is done."""
         phase, reason = self.phase, self.reason
-        if self.frozen or self.asleep or (self.because and phase == Phase.WAITING):
+        stands = (self.frozen and phase == Phase.TRAINING) or self.asleep
+        if stands or (self.because and phase == Phase.WAITING):
             return Phase.PAUSED, self.because_reason or reason
         if self.away and phase not in _WITHOUT_COORDINATOR:
             return Phase.WAITING, AWAY

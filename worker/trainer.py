@@ -66,10 +66,12 @@ class Trainer:
     threads: int
     nice: int = 0  # at least; what the daemon itself has is taken over
     memory_mib: int = 0  # most that it may take; 0: no limit
+    share: process_share.Share = process_share.WHOLE
     progress: Progress = field(default_factory=Progress)
     device_name: str = ""  # known once it is warm
     _process: asyncio.subprocess.Process | None = None
     _ready: bool = False  # it may be stopped
+    _most_threads: int = 0  # that a unit of this process may have
     _warm: bool = False
     _outdated: bool = False  # what it was started with cannot be changed any more
     _ends_s: float | None = None  # when the unit under way must be ready, steady
@@ -95,7 +97,7 @@ class Trainer:
             await self._reap()
             # -P: never import from the folder that the volunteer happens to be in.
             command = [sys.executable, "-P", "-m", "worker.trainer_process", str(self.nice)]
-            self._ready = False
+            self._ready, self._most_threads = False, self.threads
             process = self._process = await asyncio.create_subprocess_exec(
                 *leashed(command, end=signal.SIGKILL),
                 stdin=asyncio.subprocess.PIPE,
@@ -280,11 +282,13 @@ class Trainer:
         The number of threads decides the bits of a unit, so the one under way keeps it and runs
         on fewer processors.
         """
-        if self.pid is not None and not self._outdated:
-            process_share.restrict(self.pid, threads)
+        if self.pid is not None:
+            self._most_threads = max(self._most_threads, threads)
+            processors = threads if threads < self._most_threads else None
+            process_share.restrict(self.pid, processors, self.share)
             niced = process_share.renice(self.pid, nice)
             # What it may take is settled when it starts.
-            self._outdated = not niced or memory_mib != self.memory_mib
+            self._outdated |= not niced or memory_mib != self.memory_mib
         self.threads, self.nice, self.memory_mib = threads, nice, memory_mib
 
     async def close(self) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
@@ -32,6 +32,8 @@ log = structlog.get_logger()
 
 Found = TypeVar("Found")
 _KEPT_ROUNDS = 2
+_MOST_KEPT = 64  # rosters, and inclusion sets, whatever rounds and attempts they claim to be of
+_MOST_EVIDENCE = 4  # records are large: more of them would only fill the log
 
 RECONNECT_S = 3.0
 """Longest wait between two attempts to reach a coordinator that is away: well within a round's
@@ -49,6 +51,7 @@ class Watch:
         self._inclusions: dict[bytes, Signed[wire.InclusionSet]] = {}
         self._wanted = api.ResultsWanted()
         self.head: Signed[wire.RunHead] | None = session.greeting.run_head
+        self._evidence_told = 0
         self.phase = ""
         self.round = 0
         self.phase_deadline_ms = 0
@@ -124,7 +127,7 @@ class Watch:
                 return
             if head.record.round == self.head.record.round:
                 if head.record.state_digest != self.head.record.state_digest:
-                    _equivocation("head", self.head, head)
+                    self._equivocation("head", self.head, head)
                 return
         self.head = head
         self._forget_before(head.record.round)
@@ -134,16 +137,18 @@ class Watch:
         roster = self._session.open_round_record(envelope, wire.Roster)
         key = (roster.record.round, roster.record.attempt)
         known = self._rosters.setdefault(key, roster)
+        _keep_newest(self._rosters)
         if known.digest != roster.digest:
-            _equivocation("roster", known, roster)
+            self._equivocation("roster", known, roster)
         elif known is roster:
             self.notify()
 
     def offer_inclusion(self, envelope: wire.Envelope) -> None:
         inclusion = self._session.open_round_record(envelope, wire.InclusionSet)
         known = self._inclusions.setdefault(inclusion.record.group_id, inclusion)
+        _keep_newest(self._inclusions)
         if known.digest != inclusion.digest:
-            _equivocation("inclusion set", known, inclusion)
+            self._equivocation("inclusion set", known, inclusion)
         elif known is inclusion:
             self.notify()
 
@@ -233,10 +238,18 @@ class Watch:
         except (TransientError, PeerFault, UsageError) as error:
             self.problem = str(error)
 
+    def _equivocation(self, what: str, first: Signed, second: Signed) -> None:  # type: ignore[type-arg]
+        if self._evidence_told == _MOST_EVIDENCE:
+            return
+        self._evidence_told += 1
+        log.error(
+            f"the run's key signed two different records for one {what}: the first one counts",
+            first=first.envelope.SerializeToString().hex(),
+            second=second.envelope.SerializeToString().hex(),
+        )
 
-def _equivocation(what: str, first: Signed, second: Signed) -> None:  # type: ignore[type-arg]
-    log.error(
-        f"the run's key signed two different records for one {what}: the first one counts",
-        first=first.envelope.SerializeToString().hex(),
-        second=second.envelope.SerializeToString().hex(),
-    )
+
+def _keep_newest(found: dict[Any, Any]) -> None:
+    """Of those that came; a coordinator may send any number of them."""
+    while len(found) > _MOST_KEPT:
+        del found[next(iter(found))]

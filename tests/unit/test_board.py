@@ -26,6 +26,7 @@ def board(verdict: Verdict = WORKS, **fields: object) -> Board:
         (BUSY, {"phase": Phase.TRAINING, "reason": "", "frozen": True}, "paused", BUSY.reason),
         # Nothing more is trained, but what was is still seen through.
         (BUSY, {"phase": Phase.COMMITTING, "reason": ""}, "committing", ""),
+        (BUSY, {"phase": Phase.REDUCING, "reason": "", "frozen": True}, "reducing", ""),
         (BUSY, {"phase": Phase.WAITING, "reason": "the round"}, "paused", BUSY.reason),
         (BUSY, {"phase": Phase.WAITING, "away": True}, "paused", BUSY.reason),
         (BUSY, {"asleep": True, "away": True}, "paused", BUSY.reason),
@@ -46,6 +47,14 @@ def test_who_stands_still_has_no_eta() -> None:
     assert made.snapshot()["eta_s"] == 5.0
     made.frozen = True
     assert made.snapshot()["eta_s"] is None
+
+
+def test_a_unit_that_is_taken_up_again_is_not_given_up_any_more() -> None:
+    made = board(given_up="aa")
+    made.take_up("bb")
+    assert (made.assignment_id, made.given_up) == ("bb", "aa")
+    made.take_up("aa")
+    assert (made.assignment_id, made.given_up) == ("aa", "")
 
 
 def test_parts_of_the_worker_have_blocks_of_their_own() -> None:

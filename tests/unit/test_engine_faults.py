@@ -186,6 +186,11 @@ async def test_a_unit_that_is_given_up_frees_its_data_and_nobody_waits_for_it(bo
     await bob.beat(given_up=b"another one")
     await rig.pass_time(1.0)
     assert rig.phase() == "TRAINING"
+    # Given up and, before that was heeded, taken up again.
+    await bob.beat(given_up=bob.assignment.assignment_id)
+    await bob.beat(assignment_id=bob.assignment.assignment_id)
+    await rig.pass_time(1.0)
+    assert rig.phase() == "TRAINING"
     await bob.beat(given_up=bob.assignment.assignment_id)
     await rig.pass_time(1.0)
     assert rig.phase() == "GATHER"

@@ -400,8 +400,14 @@ async def test_settings_that_cannot_be_divided_change_nothing(yard: Yard) -> Non
     async with yard.running():
         await yard.up(1, 1)
         config(limits=Limits(threads=1)).save(yard.home.config)
-        yard.fleet.handle("reload", {})
-        await yard.until(lambda: "reload" in yard.said("cpu-0"))
+        with pytest.raises(UsageError, match="thread"):  # the owner is told
+            await asyncio.to_thread(ask, yard.home, "reload")
+        yard.home.config.write_text("spoilt")
+        with pytest.raises(UsageError, match="damaged"):
+            await asyncio.to_thread(ask, yard.home, "reload")
+        await asyncio.to_thread(ask, yard.home, "resume")  # which goes by the settings, too
+        await yard.until(lambda: "resume" in yard.said("cpu-0"))
+        assert "reload" not in yard.said("cpu-0")
         assert WorkerConfig.load(yard.members[0].home.config).limits.threads == 2
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
 import socket
 import stat
 import time
@@ -11,6 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from worker.limits import Limits
 from worker.meter import NetworkBudget
@@ -140,3 +143,24 @@ async def test_closing_ends_what_is_under_way(tmp_path: Path) -> None:
     path.write_text("")  # left by a kill -9
     async with line_to(address, path, budget):
         assert stat.S_ISSOCK(path.stat().st_mode)
+
+
+async def test_descriptors_that_run_out_for_a_while_cost_no_more_than_that(tmp_path: Path) -> None:
+    budget, path = NetworkBudget(), tmp_path / "line.sock"
+    _, most = before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with far_end(KIB) as (address, _came), line_to(address, path, budget):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client, capture_logs() as logs:
+            client.setblocking(False)
+            free = os.dup(0)
+            os.close(free)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free, most))
+            try:
+                client.connect(str(path))
+                async with asyncio.timeout(60):
+                    while not logs:  # noqa: ASYNC110 - what it says is all that is seen of it
+                        await asyncio.sleep(0.01)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, before)
+            assert logs[0]["event"] == "line cannot accept"
+            async with asyncio.timeout(60):
+                assert await asyncio.get_running_loop().sock_recv(client, KIB)

@@ -8,9 +8,11 @@ import sys
 import time
 
 import psutil
+import pytest
 
 from protocol.leash import leashed
 from worker import process_share
+from worker.process_share import Share
 from worker.trainer import Trainer
 
 _PATIENCE_S = 60.0
@@ -69,6 +71,31 @@ async def test_frozen_it_stands_still_and_thawed_it_goes_on() -> None:
         assert trainer.ending
         trainer.go_on()
         assert not trainer.ending
+
+
+async def test_it_has_all_processors_again_as_soon_as_it_may() -> None:
+    ours = psutil.Process().cpu_affinity()
+    async with Trainer(2) as trainer:
+        await trainer.start()
+        process = psutil.Process(trainer.pid)
+        trainer.change(threads=2, nice=0, memory_mib=0)  # nothing that concerns processors
+        assert process.cpu_affinity() == ours
+        trainer.change(threads=2, nice=0, memory_mib=9000)  # it has to begin anew for that
+        trainer.change(threads=1, nice=0, memory_mib=9000)  # which is no reason to wait with this
+        assert len(process.cpu_affinity()) == 1
+        trainer.change(threads=3, nice=0, memory_mib=9000)
+        assert process.cpu_affinity() == ours
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_daemons_of_one_machine_take_processors_of_their_own(count: int) -> None:
+    ours = list(range(8))
+    shares = [Share(index, count).processors(ours, 8 // count) for index in range(count)]
+    assert sorted(one for share in shares for one in share) == ours
+    assert all(len(Share(index, count).processors(ours, 1)) == 1 for index in range(count))
+    # More threads than its part has processors: it is kept to none of them.
+    assert Share(1, count).processors(ours, 5) == ours
+    assert Share().processors(ours, 3) == [5, 6, 7]
 
 
 def test_every_thread_steps_back() -> None:

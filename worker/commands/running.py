@@ -62,7 +62,7 @@ def run(
     json_logs = json_logs or bool(environment.json_logs)
     log_level = log_level or environment.log_level
     log_to_stderr(json_logs, log_level, member)
-    from worker.running import goes_on
+    from worker.running import goes_on, settled
     from worker.running import run as live
 
     # A worker that falls asleep begins again: what was changed meanwhile holds.
@@ -72,14 +72,14 @@ def run(
     def load() -> WorkerConfig:
         return WorkerConfig.load(home.config).with_limits(**given_limits(limits))
 
-    config = load()
+    config = settled(load, os.environ)
     if config.devices:
         options = ["--json-logs"] * json_logs + ["--until-finished"] * until_finished
         options += ["--log-level", log_level] if log_level else []
         _run_fleet(home, load, options, metrics_port)
         return
     limit_threads(config.limits.cpu_threads)
-    live(home, load, until_finished=until_finished, metrics_port=metrics_port or 0)
+    live(home, load, config, until_finished=until_finished, metrics_port=metrics_port or 0)
 
 
 def _run_fleet(
