@@ -3,7 +3,8 @@
 A whole run on loopback (coordinator, anchor, one worker, a Llama of four million parameters), and
 beside it the same model, batches, threads and niceness in plain PyTorch. The two take turns of some
 seconds: while one runs the other is stopped. Speed is of processor time, as in ``bench.train``,
-and over whole rounds: encoding, snapshots and loading the weights are in the worker's.
+and over whole units: snapshots, encoding and loading the weights are in the worker's. What a unit
+costs beside its steps is also told apart: these units are of a minute, real ones of many.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from typing import Any
 
 import psutil
 
+from bench.daemon_turns import Turn, Work, fixed_cpu_s, ratios, total, units
 from bench.report import Row, write_report
 from worker.config import Home
 from worker.control import ask
@@ -36,10 +39,11 @@ SEQUENCE_LENGTH, SEQUENCES_PER_BATCH = 128, 8
 _TOKENS_PER_STEP = SEQUENCE_LENGTH * SEQUENCES_PER_BATCH
 MIB = 1 << 20
 NOTE = (
-    "one worker on loopback; speed by processor time, worker and bare loop in turns; memory is the "
-    "most resident at the end of a turn; load on this machine {load:.1f} of {cores} cores"
+    "one worker on loopback, units of {unit_s:.0f} s; speed by processor time, worker and bare "
+    "loop in turns, median (least to most); memory is the most resident at the end of a turn; "
+    "load on this machine before: {load:.1f} of {cores} cores"
 )
-_PATIENCE_S = 600.0
+_PATIENCE_S, _LOOK_S = 600.0, 0.02
 
 RUN_TOML = """\
 [run]
@@ -81,13 +85,13 @@ class _Size:
     intermediate: int
     layers: int
     round_s: float
-    turns: int
+    units: int
     turn_s: float
     paused_s: float
 
 
-_WHOLE = _Size(256, 688, 5, round_s=60.0, turns=16, turn_s=6.0, paused_s=20.0)
-_QUICK = _Size(64, 172, 2, round_s=6.0, turns=4, turn_s=2.0, paused_s=5.0)
+_WHOLE = _Size(256, 688, 5, round_s=60.0, units=3, turn_s=5.0, paused_s=20.0)
+_QUICK = _Size(64, 172, 2, round_s=6.0, units=2, turn_s=1.0, paused_s=5.0)
 
 
 def run(quick: bool) -> list[Row]:
@@ -98,7 +102,7 @@ def run(quick: bool) -> list[Row]:
         with _bare_loop(worker) as bare:
             rows = _working(worker, bare, size)
         rows += _paused(worker, size)
-    note = NOTE.format(load=load, cores=os.cpu_count())
+    note = NOTE.format(unit_s=size.round_s, load=load, cores=os.cpu_count())
     write_report("daemon-quick" if quick else "daemon", rows, note=note)
     return rows
 
@@ -114,11 +118,23 @@ class _Worker:
         found: dict[str, Any] = ask(self.home, "status")["status"]
         return found
 
-    def tokens(self) -> int:
-        """Trained so far: of units that are committed, and of the one under way."""
-        now = self.status()
-        under_way = int(now["steps_done"]) if now["phase"] == "training" else 0
-        return int(now["tokens_committed"]) + under_way * _TOKENS_PER_STEP
+    def stop_after_a_step(self) -> tuple[Work, int]:
+        """Suspend the trainer just after one.
+
+        Returns:
+            What it has done in all, and how many units are committed.
+        """
+        before, until_s = self.status(), time.monotonic() + _PATIENCE_S
+        while True:
+            now = self.status()
+            steps, committed = int(now["steps_done"]), int(now["units_committed"])
+            as_before = (steps, committed) == (before["steps_done"], before["units_committed"])
+            if now["phase"] == "training" and steps and not as_before:
+                self.trainer.suspend()
+                tokens = int(now["tokens_committed"]) + steps * _TOKENS_PER_STEP
+                return Work(tokens, _cpu_s(self.trainer)), committed
+            assert time.monotonic() < until_s, "it does not train"
+            time.sleep(_LOOK_S)
 
     def child(self, name: str) -> psutil.Process | None:
         for process in self.daemon.children(recursive=True):
@@ -192,27 +208,47 @@ def _bare_loop(worker: _Worker) -> Iterator[_Bare]:
 
 
 def _working(worker: _Worker, bare: _Bare, size: _Size) -> list[Row]:
-    ours, theirs, beside_s = _Rate(), _Rate(), 0.0
+    turns: list[Turn] = []
+    shares: list[float] = []
     resident: dict[str, float] = {}
-    worker.trainer.suspend()
-    begun_at = worker.tokens()
-    for _ in range(size.turns):
-        cpu_s, others_s = _cpu_s(worker.trainer), _cpu_s(worker.daemon, worker.p2pd)
+    before, committed = worker.stop_after_a_step()
+    # From the end of one unit to that of another: one more end than there are units.
+    while sum(turn.units_ended for turn in turns) <= size.units:
+        others_s, own_s = _cpu_s(worker.daemon, worker.p2pd), _cpu_s(worker.trainer)
         worker.trainer.resume()
         time.sleep(size.turn_s)
-        worker.trainer.suspend()
-        ours.cpu_s += _cpu_s(worker.trainer) - cpu_s
-        beside_s += _cpu_s(worker.daemon, worker.p2pd) - others_s
-        _turn_of(bare, size.turn_s, theirs)
+        # Before we ask it anything: the answers are not its work.
+        others_s = _cpu_s(worker.daemon, worker.p2pd) - others_s
+        shares.append(others_s / max(_cpu_s(worker.trainer) - own_s, 1e-6))
+        now, committed_now = worker.stop_after_a_step()
+        turns.append(Turn(now - before, _turn_of(bare, size.turn_s), committed_now - committed))
+        before, committed = now, committed_now
         _note_resident(resident, worker, bare)
-    ours.tokens = worker.tokens() - begun_at
     worker.trainer.resume()
+    return [
+        *_speed_rows(turns),
+        _row("daemon and p2pd, cpu s per cpu s", round(statistics.median(shares), 4), "<= 0.03"),
+        _row("sequences at a time", worker.status()["parts"]["tuning"]["micro_batch_sequences"]),
+        *_memory_rows(resident),
+    ]
+
+
+def _speed_rows(turns: Sequence[Turn]) -> list[Row]:
+    whole, steady = list(units(turns)), [turn for turn in turns if not turn.units_ended]
+    per_unit_s = total(turn.ours for turn in whole).cpu_s / sum(one.units_ended for one in whole)
+    return [
+        _row("worker, tokens per cpu s", round(total(one.ours for one in whole).per_s)),
+        _row("bare loop, tokens per cpu s", round(total(one.bare for one in whole).per_s)),
+        _ratio_row("worker / bare loop, whole units", whole, ">= 0.97"),
+        _ratio_row("worker / bare loop, steps alone", steady),
+        _row("cpu s of a unit", round(per_unit_s, 1)),
+        _row("cpu s of a unit beside its steps", round(fixed_cpu_s(turns), 2)),
+    ]
+
+
+def _memory_rows(resident: Mapping[str, float]) -> list[Row]:
     above = resident["trainer"] - resident["bare loop"]
     return [
-        _row("worker, tokens per cpu s", round(ours.per_s)),
-        _row("bare loop, tokens per cpu s", round(theirs.per_s)),
-        _row("worker / bare loop", round(ours.per_s / theirs.per_s, 3), ">= 0.97"),
-        _row("daemon and p2pd, cpu s per cpu s", round(beside_s / ours.cpu_s, 4), "<= 0.03"),
         _row("daemon, MiB resident", round(resident["daemon"]), "<= 400"),
         _row("p2pd, MiB resident", round(resident["p2pd"]), "<= 100"),
         _row("trainer, MiB resident", round(resident["trainer"])),
@@ -221,24 +257,17 @@ def _working(worker: _Worker, bare: _Bare, size: _Size) -> list[Row]:
     ]
 
 
-def _turn_of(bare: _Bare, seconds: float, rate: _Rate) -> None:
+def _turn_of(bare: _Bare, seconds: float) -> Work:
     before = bare.now()
     bare.process.send_signal(signal.SIGCONT)
     time.sleep(seconds)
+    until_s = time.monotonic() + _PATIENCE_S
+    while (after := bare.now())["steps"] == before["steps"]:  # a busy machine
+        assert time.monotonic() < until_s, "the bare loop stands still"
+        time.sleep(_LOOK_S)
     bare.process.send_signal(signal.SIGSTOP)
-    after = bare.now()
-    rate.tokens += (after["steps"] - before["steps"]) * _TOKENS_PER_STEP
-    rate.cpu_s += after["cpu_s"] - before["cpu_s"]
-
-
-@dataclass
-class _Rate:
-    tokens: int = 0
-    cpu_s: float = 0.0
-
-    @property
-    def per_s(self) -> float:
-        return self.tokens / max(self.cpu_s, 1e-6)
+    steps = after["steps"] - before["steps"]
+    return Work(steps * _TOKENS_PER_STEP, after["cpu_s"] - before["cpu_s"])
 
 
 def _note_resident(most: dict[str, float], worker: _Worker, bare: _Bare) -> None:
@@ -275,6 +304,12 @@ def _paused(worker: _Worker, size: _Size) -> list[Row]:
 def _cpu_s(*processes: psutil.Process) -> float:
     times = [process.cpu_times() for process in processes]
     return float(sum(one.user + one.system for one in times))
+
+
+def _ratio_row(what: str, turns: Sequence[Turn], goal: str = "") -> Row:
+    median, least, most = ratios(turns)
+    spread = f" ({least:.3f} to {most:.3f}, {len(turns)} of them)"
+    return _row(what + spread, round(median, 3), goal)
 
 
 def _row(what: str, value: float, goal: str = "") -> Row:

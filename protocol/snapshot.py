@@ -14,15 +14,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor, nn
 
 _DIGEST_BYTES = 32
+_TYPES = {torch.float32: "F32", torch.uint8: "U8"}
+"""Of all there is in a snapshot: float32 training, and the random state."""
+
 _PARAMETER, _OPTIMIZER, _RANDOM = "parameter", "optimizer", "random"
 
 
@@ -90,15 +94,37 @@ def write(path: Path, snapshot: Snapshot, of: str) -> int:
         OSError: the disk is full, or failed.
     """
     losses = json.dumps([loss.hex() for loss in snapshot.losses])
-    data = save(snapshot.tensors, {"of": of, "losses": losses})
     temporary = path.with_name(path.name + ".new")
+    digest = hashlib.sha256()
     with temporary.open("wb") as file:
-        file.write(hashlib.sha256(data).digest())
-        file.write(data)
+        file.write(bytes(_DIGEST_BYTES))
+        for part in _safetensors(snapshot.tensors, {"of": of, "losses": losses}):
+            digest.update(part)
+            file.write(part)
+        size_bytes = file.tell()
+        file.seek(0)
+        file.write(digest.digest())
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    return _DIGEST_BYTES + len(data)
+    return size_bytes
+
+
+def _safetensors(
+    tensors: Mapping[str, Tensor], about: dict[str, str]
+) -> Iterator[bytes | memoryview]:
+    """A file of that format, piece by piece: the library makes two more copies of it all."""
+    header: dict[str, Any] = {"__metadata__": about}
+    end = 0
+    for name, value in tensors.items():
+        start, end = end, end + value.nbytes
+        kind, shape = _TYPES[value.dtype], list(value.shape)
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
+    encoded = json.dumps(header).encode()
+    yield len(encoded).to_bytes(8, "little")
+    yield encoded
+    for value in tensors.values():
+        yield value.reshape(-1).view(torch.uint8).numpy().data
 
 
 def read(path: Path, of: str) -> Snapshot | None:

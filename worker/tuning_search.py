@@ -4,7 +4,8 @@ Invariants:
 
 * Sizes go up, so that what may not fit comes last; what plainly will not fit is not tried.
 * Nothing is tried twice, nor is anything that takes more than what did not fit.
-* Of ways that are as fast as each other, the one that takes least memory is taken.
+* Of ways that are as fast as each other, the largest is taken, unless it takes much more memory:
+  a smaller one is as fast by chance, a larger one by its nature.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ BUDGET_S = 20.0
 
 AS_FAST = 0.97
 """Nobody notices the rest, and another run of the same measurement may not find it again."""
+
+_CHEAP_BYTES = 256 << 20
+"""Memory that a larger size may take though it is no faster."""
 
 MOST_TOKENS_PER_S = 1e12
 """A file that says more is damaged."""
@@ -95,11 +99,13 @@ def best(tried: Sequence[Tried]) -> Choice | None:
     if not working:
         return None
     enough = AS_FAST * max(one.tokens_per_s for one in working)
-    good = [one.choice for one in working if one.tokens_per_s >= enough]
-    least = good[0]
-    for choice in good[1:]:
-        least = choice if choice.takes_less_than(least) else least
-    return least
+    good = [one for one in working if one.tokens_per_s >= enough]
+    most_bytes = min(one.peak_bytes for one in good) + _CHEAP_BYTES
+    best = good[0].choice
+    for one in good[1:]:
+        if one.peak_bytes <= most_bytes and best.takes_less_than(one.choice):
+            best = one.choice
+    return best
 
 
 def worth_compiling(plain: Choice, tried: Sequence[Tried], *, unit_s: float) -> Choice | None:

@@ -6,7 +6,8 @@ Invariants:
   to since: else training begins anew.
 * A snapshot that cannot be written, or for which the owner allows no disk, costs nothing but the
   snapshot.
-* Little of the time and of the disk's life goes into them: large models get few or none.
+* Little of the time, the processor's work and the disk's life goes into them: large models get few
+  or none, and so does a trainer to which other programs leave little of the processor.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ BYTES_PER_S = 2 << 20
 """Written at most, on average: 180 GB in a day of nothing but training."""
 
 _TIME_SHARE = 0.02  # of the training time, at most
+_CPU_SHARE = 0.01  # of this process's processor time, at most
 _DISK_AGAIN_S = 60.0
 
 _DECIDES = (
@@ -48,7 +50,7 @@ class UnitSnapshots:
         self._about = {name: job.get(name) for name in _DECIDES}
         read = (job["weights"], *job["shards"].values())
         self._about["read"] = {path: _stamp(path) for path in read}
-        self._next_s = time.monotonic() + LEAST_S
+        self._next_s, self._next_cpu_s = time.monotonic() + LEAST_S, 0.0
 
     @property
     def _of(self) -> str:
@@ -64,8 +66,8 @@ class UnitSnapshots:
 
     def keep(self, take: Callable[[], Snapshot]) -> None:
         """Take one and write it, if it is time to."""
-        begun_s = time.monotonic()
-        if not self._keeps or begun_s < self._next_s:
+        begun_s, begun_cpu_s = time.monotonic(), time.process_time()
+        if not self._keeps or begun_s < self._next_s or begun_cpu_s < self._next_cpu_s:
             return
         try:
             size_bytes = snapshot.write(self._path, take(), self._of)
@@ -76,6 +78,8 @@ class UnitSnapshots:
         now_s = time.monotonic()
         pause_s = max(LEAST_S, size_bytes / BYTES_PER_S, (now_s - begun_s) / _TIME_SHARE)
         self._next_s = now_s + pause_s
+        now_cpu_s = time.process_time()
+        self._next_cpu_s = now_cpu_s + (now_cpu_s - begun_cpu_s) / _CPU_SHARE
 
 
 def _stamp(path: str) -> list[int]:

@@ -54,11 +54,28 @@ def test_lighter_is_a_half_down_to_one_then_computed_twice_then_nothing() -> Non
     ]
 
 
-def test_the_fastest_is_taken_and_of_equals_the_smallest() -> None:
-    speeds = {1: 100.0, 2: 197.0, 4: 200.0, 8: 199.0}
-    tried = walk(8, lambda choice: Tried(choice, speeds[choice.micro_batch_sequences]))
+@pytest.mark.parametrize(
+    ("speeds", "bytes_each", "size"),
+    [
+        ((100.0, 197.0, 200.0, 199.0), 0, 8),  # equals: the whole batch
+        ((100.0, 197.0, 200.0, 195.0), 0, 8),  # what 4 was faster by is noise
+        ((100.0, 180.0, 200.0, 190.0), 0, 4),  # and this is not
+        ((100.0, 197.0, 200.0, 199.0), 64 << 20, 4),  # 8 takes 384 MiB more than 2, for nothing
+        ((100.0, 197.0, 200.0, 199.0), GIB, 2),
+        ((100.0, 180.0, 200.0, 300.0), GIB, 8),  # for something
+    ],
+)
+def test_the_fastest_is_taken_and_of_equals_the_largest_that_is_cheap(
+    speeds: tuple[float, ...], bytes_each: int, size: int
+) -> None:
+    def measure(choice: Choice) -> Tried:
+        count = choice.micro_batch_sequences
+        speed = speeds[count.bit_length() - 1]
+        return Tried(choice, speed, peak_bytes=count * bytes_each)
+
+    tried = walk(8, measure)
     assert len(tried) == 4
-    assert search.best(tried) == Choice(2)
+    assert search.best(tried) == Choice(size)
 
 
 def test_nothing_larger_is_tried_when_two_sizes_were_no_faster() -> None:

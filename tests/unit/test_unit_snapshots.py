@@ -163,12 +163,15 @@ def test_little_is_written(
     work: Callable[..., UnitResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun = after(work, 2)
-    now_s = 100
+    now_s, cpu_s, taking_cpu_s = 100, 7.0, 0.0
     monkeypatch.setattr(unit_snapshots.time, "monotonic", lambda: now_s)
+    monkeypatch.setattr(unit_snapshots.time, "process_time", lambda: cpu_s)
     taken: list[int] = []
 
     def take() -> Snapshot:
+        nonlocal cpu_s
         taken.append(now_s)
+        cpu_s += taking_cpu_s
         return begun
 
     kept = UnitSnapshots(job(tmp_path))
@@ -185,6 +188,15 @@ def test_little_is_written(
         now_s += 1
         kept.keep(take)
     assert taken == [161, 181, 201]  # a large model: every twenty seconds
+
+    monkeypatch.setattr(unit_snapshots, "BYTES_PER_S", size_bytes)
+    taking_cpu_s = 0.125
+    taken.clear()
+    kept = UnitSnapshots(job(tmp_path))
+    for _ in range(60):
+        now_s, cpu_s = now_s + 1, cpu_s + 0.5  # other programs have the other half
+        kept.keep(take)
+    assert taken == [221, 246, 271]  # 12.5 s of the processor between them: a hundredth
 
 
 def test_a_full_disk_costs_the_snapshot_only(
