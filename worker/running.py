@@ -61,7 +61,10 @@ _BEFORE = "BARNRAISE_BEFORE"
 """In the environment of a program that goes on from the one before it: what that one knew."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_COUNTED = ("units_committed", "tokens_committed", "started_at_s", "round", "settled_rounds")
+_KNOWN = (
+    *("units_committed", "tokens_committed", "started_at_s", "round", "settled_rounds"),
+    "public_url",
+)
 _DOWNLOAD_KEPT_S = 24 * 3600  # the state or shard that it was of is hardly wanted later
 
 
@@ -323,8 +326,8 @@ class Life:
 
     def remember(self) -> dict[str, Any]:
         """What the next program needs, as JSON."""
-        counted = {name: getattr(self.board, name) for name in _COUNTED}
-        return {"governor": self.governor.remember(), "board": counted}
+        known = {name: getattr(self.board, name) for name in _KNOWN}
+        return {"governor": self.governor.remember(), "board": known}
 
     def _recall(self) -> None:
         """Go on from what the program before remembered, or else from the journal."""
