@@ -27,11 +27,9 @@ from google.protobuf.message import Message
 from protocol.certificate import delegation_in
 from protocol.channel import (
     CALL_TIMEOUT_S,
-    CHANNEL_LEFT,
     call,
-    channel_was_left,
     open_channel,
-    translate,
+    received,
     trusted_certificate,
 )
 from protocol.envelope import Signed, open_envelope, seal
@@ -376,7 +374,7 @@ class Session:
             run_id=self.link.run_id, worker=self.identity.peer_id, freshness=self.freshness()
         )
         # No deadline: the stream is meant to stay. Keepalive pings notice a dead way.
-        return _received(lambda: self._stub.Watch(seal(request, self.identity)))
+        return received(lambda: self._stub.Watch(seal(request, self.identity)))
 
     # ---- blobs -------------------------------------------------------------------------
 
@@ -388,20 +386,4 @@ class Session:
             NotFound: it does not have it (any more).
         """
         request = api.GetShardRequest(run_id=self.link.run_id, sha256=sha256, offset=offset)
-        return _received(lambda: self._bulk.GetShard(request, timeout=_STREAM_TIMEOUT_S))
-
-
-async def _received(begin: Callable[[], grpc.aio.UnaryStreamCall]) -> AsyncGenerator[Any]:
-    """What a stream brings until it ends or breaks; it is closed with this generator."""
-    stream = begin()
-    try:
-        async for message in stream:
-            yield message
-    except grpc.aio.AioRpcError as error:
-        raise translate(error) from error
-    except asyncio.CancelledError as error:
-        if not channel_was_left():
-            raise
-        raise TransientError(CHANNEL_LEFT) from error
-    finally:
-        stream.cancel()
+        return received(lambda: self._bulk.GetShard(request, timeout=_STREAM_TIMEOUT_S))
