@@ -16,8 +16,8 @@ import asyncio
 import random
 import ssl
 import time
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -206,6 +206,22 @@ async def call(
             hint_s = None
         await asyncio.sleep((hint_s or 0.0) + backoff_s(number, base_s=base_delay_s))
     raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+async def received(begin: Callable[[], grpc.aio.UnaryStreamCall]) -> AsyncGenerator[Any]:
+    """What a stream brings until it ends or breaks; it is closed with this generator."""
+    stream = begin()
+    try:
+        async for message in stream:
+            yield message
+    except grpc.aio.AioRpcError as error:
+        raise translate(error) from error
+    except asyncio.CancelledError as error:
+        if not channel_was_left():
+            raise
+        raise TransientError(CHANNEL_LEFT) from error
+    finally:
+        stream.cancel()
 
 
 def hinted_s(problem: ProtocolError) -> float | None:

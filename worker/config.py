@@ -22,6 +22,7 @@ from protocol.limits import MAX_DISPLAY_NAME_CHARS, MAX_MULTIADDR_CHARS, MAX_MUL
 from protocol.link import JoinLink
 from worker.devices import CHOICES, DEVICES, MAX_MEMBERS, is_device_choice
 from worker.limits import Limits
+from worker.small_file import replace_text
 
 HOME_VARIABLE = "BARNRAISE_HOME"
 ClientMode = Literal["auto"] | bool
@@ -219,10 +220,7 @@ class WorkerConfig:
             "[limits]",
             *_as_toml(limits),
         ]
-        temporary = path.with_suffix(".new")
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        temporary.chmod(0o600)
-        temporary.replace(path)
+        replace_text(path, "\n".join(lines) + "\n", durable=True)
 
     @classmethod
     def load(cls, path: Path) -> WorkerConfig:

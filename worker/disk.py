@@ -23,6 +23,7 @@ from typing import Any
 
 from protocol.errors import TransientError, UsageError
 from worker.limits import Limits
+from worker.sizes import size_text
 
 _MIB = 1 << 20
 _STEP_MIB = 100  # to which a proposed limit is rounded up
@@ -87,8 +88,8 @@ class DiskQuota:
         """
         if least_bytes > self._limit_bytes():
             raise UsageError(
-                f"{what} needs {size(least_bytes)} of disk, your limit is "
-                f"{size(self._limit_bytes())}: {_advice(least_bytes)}"
+                f"{what} needs {size_text(least_bytes)} of disk, your limit is "
+                f"{size_text(self._limit_bytes())}: {_advice(least_bytes)}"
             )
 
     def reserve(self, path: Path, total_bytes: int, what: str, *, guess: bool = False) -> None:
@@ -114,15 +115,16 @@ class DiskQuota:
             if over > 0:
                 used = self._used()
                 raise NoRoom(
-                    f"no room for {what} of {size(total_bytes)}: your limit is "
-                    f"{size(self._limit_bytes())}, and {size(used)} of it is in use: "
+                    f"no room for {what} of {size_text(total_bytes)}: your limit is "
+                    f"{size_text(self._limit_bytes())}, and {size_text(used)} of it is in use: "
                     f"{_advice(used + more)}"
                 )
             if short > 0:
                 raise NoRoom(
-                    f"no room for {what} of {size(total_bytes)}: {size(self._free(self._folder))} "
-                    f"of the disk is free, and {self._limits.free_disk_mib} MiB of it stay free "
-                    "for others (free_disk_mib): free some disk"
+                    f"no room for {what} of {size_text(total_bytes)}: "
+                    f"{size_text(self._free(self._folder))} of the disk is free, and "
+                    f"{self._limits.free_disk_mib} MiB of it stay free for others "
+                    "(free_disk_mib): free some disk"
                 )
             self._coming[path] = max(total_bytes, self._coming.get(path, 0))
 
@@ -192,16 +194,6 @@ class DiskQuota:
 
     def _limit_bytes(self) -> int:
         return self._limits.disk_mib * _MIB or 1 << 62
-
-
-def size(count: int) -> str:
-    """Bytes for a person."""
-    value, unit = float(count), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
-            break
-        value /= 1000
-    return f"{value:.3g} {unit}"
 
 
 def _advice(needed_bytes: int) -> str:

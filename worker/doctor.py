@@ -27,7 +27,9 @@ from worker.devices import pick_device
 from worker.reachability import BY_CHOICE, Mode, measure, ports_of
 from worker.sensors.machine import Sensors
 from worker.session import Session
+from worker.sizes import size_text
 from worker.swarm import Swarm
+from worker.view import headline
 
 _MAX_CLOCK_ERROR_S = 60.0
 _MIN_FREE_BYTES = 1 << 30
@@ -134,7 +136,7 @@ async def _pinned(config: WorkerConfig) -> Check:
 
 
 def _clock(session: Session) -> Check:
-    error_s = session.clock_error_s
+    error_s = session.clock.error_s
     detail = f"{error_s:+.1f} s against the coordinator"
     fix = "switch on network time (timedatectl set-ntp true)"
     return Check("clock", abs(error_s) <= _MAX_CLOCK_ERROR_S, detail, fix)
@@ -144,9 +146,8 @@ async def _network(
     home: Home, config: WorkerConfig, identity: Identity, session: Session
 ) -> AsyncIterator[Check]:
     anchors = list(session.greeting.anchors)
-    # A worker that runs holds its own port.
-    running = await asyncio.to_thread(_running, home)
-    listen = ("/ip4/0.0.0.0/tcp/0",) if running.detail != _NOT_RUNNING else config.listen
+    # A worker that works holds its own port.
+    listen = ("/ip4/0.0.0.0/tcp/0",) if await _ports_held(home) else config.listen
     with tempfile.TemporaryDirectory(prefix="barnraise-doctor-") as folder:
         path = Path(folder) / "doctor.key"
         identity.save(path)
@@ -191,11 +192,10 @@ async def _anchor(swarm: Swarm, anchors: list[str]) -> Check:
 
 
 async def _reach(home: Home, config: WorkerConfig, session: Session, addresses: list[str]) -> Check:
-    """Direct or client mode: measured on the port of the worker that runs, else on our own."""
+    """Direct or client mode: measured on the port of the worker that works, else on our own."""
     if config.client_mode is True:
         return Check("reachable", True, f"{Mode.CLIENT}: {BY_CHOICE.why}")
-    status = await asyncio.to_thread(_status, home)
-    ports = status["ports"] if status else ports_of(addresses)
+    ports = await _ports_held(home) or ports_of(addresses)
     reach = await measure(session, ports)
     detail = f"{reach.mode}: {reach.why}"
     if reach.direct:
@@ -240,7 +240,7 @@ def _disk(home: Home) -> Check:
     folder = home.path if home.path.exists() else home.path.parent
     free = shutil.disk_usage(folder).free
     fix = f"free some disk, or move the folder {home.path} (--home)"
-    return Check("disk", free >= _MIN_FREE_BYTES, f"{free / 1e9:.1f} GB free", fix)
+    return Check("disk", free >= _MIN_FREE_BYTES, f"{size_text(free)} free", fix)
 
 
 def _limits(home: Home, config: WorkerConfig) -> Check:
@@ -283,11 +283,17 @@ def _gigaflops(device: str, threads: int) -> float:
     return products * 2 * _SPEED_SIZE**3 / elapsed_s / 1e9
 
 
+async def _ports_held(home: Home) -> list[int]:
+    """TCP ports on which the worker of this folder listens: none while it sleeps."""
+    status = await asyncio.to_thread(_status, home)
+    return status["ports"] if status else []
+
+
 def _running(home: Home) -> Check:
     status = _status(home)
     if status is None:
         return Check("daemon", True, _NOT_RUNNING)
-    return Check("daemon", True, f"running: {status['phase']} {status['reason']}".rstrip())
+    return Check("daemon", True, f"running: {headline(status, time.time())}")
 
 
 def _status(home: Home) -> dict[str, Any] | None:

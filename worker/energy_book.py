@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from worker.journal import StoredReceipt
+from worker.small_file import replace_text
 
 MOST_OPEN = 1024
 """Units without a verified receipt that are remembered; the oldest are given up."""
@@ -69,9 +70,7 @@ class EnergyBook:
         Raises:
             OSError: the disk failed.
         """
-        temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps(self.__dict__), encoding="utf-8")
-        temporary.replace(path)
+        replace_text(path, json.dumps(self.__dict__))
 
     @classmethod
     def load(cls, path: Path) -> EnergyBook:

@@ -15,7 +15,10 @@ _PART_SUMS = {
     "network": (
         *("up_bytes_today", "down_bytes_today", "up_kbit_s", "down_kbit_s", "quota_left_bytes"),
     ),
-    "cache": ("bytes", "files"),
+    "cache": (
+        *("bytes", "files", "limit_bytes"),
+        *("shards_found", "shards_fetched", "shards_ahead"),
+    ),
     "credit": ("verified_microcredits", "rejected_units"),
 }
 

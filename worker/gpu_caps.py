@@ -13,12 +13,12 @@ Invariants:
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from worker.sensors.gpu import Gpu, Nvml
+from worker.small_file import replace_text
 
 _NOTE = "gpu-power-limit.json"
 
@@ -116,9 +116,4 @@ class GpuPowerCap:
             return None  # damaged: nothing can be told from it
 
     def _write(self, note: Note) -> None:
-        temporary = self._path.with_suffix(".new")
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(asdict(note), file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path)
+        replace_text(self._path, json.dumps(asdict(note)), durable=True)

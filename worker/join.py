@@ -52,7 +52,7 @@ async def look_at_run(home: Home, config: WorkerConfig) -> Offer:
             greeting.manifest,
             identity.peer_id,
             config,
-            session.clock_error_s,
+            session.clock.error_s,
             greeting.public_url,
         )
     finally:

@@ -15,6 +15,8 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
+from worker.small_file import replace_text
+
 _MOST_BYTES = 8 << 20
 _SPARE_LINES = 256
 _LINE = re.compile(rb"[0-9a-f]{64}")
@@ -78,7 +80,5 @@ class LastUses:
             self._lines += 1
             return
         in_order = sorted(self._order, key=self._order.__getitem__)
-        temporary = self._path.with_suffix(".new")
-        temporary.write_text("".join(f"{blob.hex()}\n" for blob in in_order), "ascii")
-        temporary.replace(self._path)
+        replace_text(self._path, "".join(f"{blob.hex()}\n" for blob in in_order))
         self._lines = len(in_order)

@@ -30,9 +30,10 @@ from protocol.identity import PublicKey
 from protocol.wire import records_pb2 as wire
 from worker.dht_records import Records, RunRecords
 from worker.p2pd import HowToStart, P2pd
+from worker.p2pd_requests import passing_failures
 from worker.race import unless
 from worker.round_service import GroupBook
-from worker.streams import BoundedP2P, passing_failures
+from worker.streams import BoundedP2P
 
 log = structlog.get_logger()
 

@@ -74,7 +74,6 @@ _PARTS = (
     ("cache", "shards_found", "cache_shards_found", "Shards that units found here.", 1.0),
     ("cache", "shards_fetched", "cache_shards_fetched", "Shards that units waited for.", 1.0),
     ("cache", "shards_ahead", "cache_shards_ahead", "Shards fetched ahead.", 1.0),
-    ("credit", "pending_microcredits", "credit_pending", "Credit that is not final.", _MICRO),
     ("credit", "verified_microcredits", "credit_verified", "Credit in verified receipts.", _MICRO),
 )
 

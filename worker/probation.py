@@ -157,6 +157,7 @@ class Probation:
             return
         record = unit.record
         await asyncio.to_thread(self._delivered, unit)
+        self._runner.board.committed(record.tokens)
         log.info("committed on probation", round=record.round, steps=record.steps)
 
     def _delivered(self, unit: _Unit) -> None:

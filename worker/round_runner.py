@@ -349,8 +349,7 @@ class RoundRunner:
         log.info(
             "committed", round=lease.round, steps=contribution.steps, tokens=contribution.tokens
         )
-        self.board.units_committed += 1
-        self.board.tokens_committed += contribution.tokens
+        self.board.committed(contribution.tokens)
         return update
 
     async def _deliver(self, lease: Lease) -> str:

@@ -4,8 +4,8 @@ Invariants:
 
 * Requests that change state are signed; what the coordinator signs is checked against the
   keys that the link's root key delegated before anybody sees it.
-* Deadlines of the run are on the coordinator's clock; :meth:`Session.now_ms` follows it by a
-  clock that nobody sets and that goes on while the machine sleeps.
+* Deadlines of the run are on the coordinator's clock, which :meth:`Session.now_ms` follows
+  (:mod:`worker.run_clock`).
 * A request whose date the coordinator does not believe is dated and signed anew, once, after a
   Hello that tells its clock.
 * Blobs come as they are sent: who fetches them checks them (:mod:`worker.blob_fetch`).
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -28,11 +27,9 @@ from google.protobuf.message import Message
 from protocol.certificate import delegation_in
 from protocol.channel import (
     CALL_TIMEOUT_S,
-    CHANNEL_LEFT,
     call,
-    channel_was_left,
     open_channel,
-    translate,
+    received,
     trusted_certificate,
 )
 from protocol.envelope import Signed, open_envelope, seal
@@ -47,6 +44,7 @@ from protocol.wire import service_pb2 as api
 from protocol.wire.service_pb2_grpc import CoordinatorStub
 from worker.clock import steady_s
 from worker.plain import plain
+from worker.run_clock import RunClock
 
 log = structlog.get_logger()
 
@@ -81,8 +79,7 @@ class Session:
         self._through = through
         self.trust = TrustStore(link.run_id, link.root)
         self._use(pem)
-        self._clock_offset_s = time.time() - steady_s()
-        self.clock_error_s = 0.0
+        self.clock = RunClock()
         self.greeting: Greeting
 
     @classmethod
@@ -149,19 +146,13 @@ class Session:
 
     def now_ms(self) -> int:
         """Now, on the coordinator's clock, milliseconds."""
-        return int((steady_s() + self._clock_offset_s) * 1000)
+        return int(self.clock.now_s() * 1000)
 
     def now_s(self) -> float:
         return self.now_ms() / 1000
 
     def seconds_until(self, deadline_ms: int) -> float:
         return max(0.0, (deadline_ms - self.now_ms()) / 1000)
-
-    def _learn_clock(self, server_time_ms: int, sent_s: float) -> None:
-        # The server read its clock somewhere between our sending and now: take the middle.
-        middle_s = (sent_s + steady_s()) / 2
-        self._clock_offset_s = server_time_ms / 1000 - middle_s
-        self.clock_error_s = time.time() - (steady_s() + self._clock_offset_s)
 
     # ---- calls -------------------------------------------------------------------------
 
@@ -171,7 +162,7 @@ class Session:
         request = api.HelloRequest(client_version=client_version(), run_id=self.link.run_id)
         reply = await call(lambda timeout: self._stub.Hello(request, timeout=timeout))
         manifest = check_hello(reply, self.link, self.trust)
-        self._learn_clock(reply.server_time_ms, sent_s)  # first: keys are valid for a time only
+        self.clock.learn(reply.server_time_ms, sent_s)  # first: keys are valid for a time only
         head = None
         if reply.HasField("run_head") and reply.run_head.payload:
             head = self.open_round_record(reply.run_head, wire.RunHead)
@@ -345,7 +336,7 @@ class Session:
 
         reply: api.HeartbeatReply = await self._call_dated(attempt, attempts=2, timeout_s=10.0)
         if reply.server_time_ms:
-            self._learn_clock(reply.server_time_ms, sent_s)
+            self.clock.learn(reply.server_time_ms, sent_s)
         reply.reason = plain(reply.reason, _MOST_REASON_CHARS)
         return reply
 
@@ -389,7 +380,7 @@ class Session:
             run_id=self.link.run_id, worker=self.identity.peer_id, freshness=self.freshness()
         )
         # No deadline: the stream is meant to stay. Keepalive pings notice a dead way.
-        return _received(lambda: self._stub.Watch(seal(request, self.identity)))
+        return received(lambda: self._stub.Watch(seal(request, self.identity)))
 
     # ---- blobs -------------------------------------------------------------------------
 
@@ -401,20 +392,4 @@ class Session:
             NotFound: it does not have it (any more).
         """
         request = api.GetShardRequest(run_id=self.link.run_id, sha256=sha256, offset=offset)
-        return _received(lambda: self._bulk.GetShard(request, timeout=_STREAM_TIMEOUT_S))
-
-
-async def _received(begin: Callable[[], grpc.aio.UnaryStreamCall]) -> AsyncGenerator[Any]:
-    """What a stream brings until it ends or breaks; it is closed with this generator."""
-    stream = begin()
-    try:
-        async for message in stream:
-            yield message
-    except grpc.aio.AioRpcError as error:
-        raise translate(error) from error
-    except asyncio.CancelledError as error:
-        if not channel_was_left():
-            raise
-        raise TransientError(CHANNEL_LEFT) from error
-    finally:
-        stream.cancel()
+        return received(lambda: self._bulk.GetShard(request, timeout=_STREAM_TIMEOUT_S))

@@ -109,6 +109,11 @@ class Board:
     #: Measured by the daemon from the trainer's progress.
     steps_per_s: float = 0.0
 
+    def committed(self, tokens: int) -> None:
+        """One more unit of work is with the coordinator."""
+        self.units_committed += 1
+        self.tokens_committed += tokens
+
     def heard_of_coordinator(self, answers: bool) -> None:
         """Whether it has answered just now."""
         self.connected, self.away = answers, not answers

@@ -22,8 +22,8 @@ import asyncio
 import re
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,6 +47,13 @@ from worker.answering import answer_stream
 from worker.callers import Callers
 from worker.messages import Stream
 from worker.meter import FREE, NetworkBudget, Toll
+from worker.p2pd_requests import (
+    connect_request,
+    disconnect_request,
+    host_of,
+    passing_failures,
+    stream_request,
+)
 from worker.pacing import Rank
 
 log = structlog.get_logger()
@@ -233,7 +240,7 @@ class BoundedP2P(P2P):  # type: ignore[misc]
         try:
             async with asyncio.timeout(DIAL_TIMEOUT_S):
                 await self._leave_stale(peer_id, addresses)
-                _, writer = await self._ask(_connect_request(peer_id, addresses))
+                _, writer = await self._ask(connect_request(peer_id, addresses))
                 writer.close()
         except (P2PDaemonError, OSError, asyncio.IncompleteReadError, TimeoutError) as error:
             raise TransientError(f"cannot connect to {peer_id}: {error}") from error
@@ -249,19 +256,16 @@ class BoundedP2P(P2P):  # type: ignore[misc]
     async def _leave_stale(self, peer_id: str, addresses: Sequence[Multiaddr]) -> None:
         """Hang up on a peer that has moved: it is told of elsewhere, and the daemon would use the
         old connection, where nobody is, for most of a minute."""
-        told = {_host(address) for address in addresses}
+        told = {host_of(address) for address in addresses}
         if not told or "" in told:
             return
         for peer in await self.list_peers():
-            hosts = {_host(address) for address in peer.addrs} - {"127.0.0.1", "::1"}
+            hosts = {host_of(address) for address in peer.addrs} - {"127.0.0.1", "::1"}
             if str(peer.peer_id) == peer_id and not hosts <= told:
                 await self._hang_up(peer.peer_id)
 
     async def _hang_up(self, peer: PeerID) -> None:
-        leaving = p2pd_pb2.DisconnectRequest(peer=peer.to_bytes())
-        _, writer = await self._ask(
-            p2pd_pb2.Request(type=p2pd_pb2.Request.DISCONNECT, disconnect=leaving)
-        )
+        _, writer = await self._ask(disconnect_request(peer))
         writer.close()
 
     @asynccontextmanager
@@ -275,7 +279,8 @@ class BoundedP2P(P2P):  # type: ignore[misc]
         """
         try:
             async with asyncio.timeout(DIAL_TIMEOUT_S):
-                reader, writer = await self._open(PeerID.from_base58(peer_id), handle)
+                opening = stream_request(PeerID.from_base58(peer_id), handle)
+                reader, writer = await self._ask(opening)
         except (P2PDaemonError, OSError, asyncio.IncompleteReadError, TimeoutError) as error:
             raise TransientError(f"cannot open a stream to {peer_id}: {error}") from error
         try:
@@ -285,14 +290,6 @@ class BoundedP2P(P2P):  # type: ignore[misc]
             raise TransientError(f"the stream to {peer_id} broke: {error!r}") from error
         finally:
             writer.close()
-
-    async def _open(
-        self, peer: PeerID, handle: str
-    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        opening = p2pd_pb2.StreamOpenRequest(peer=peer.to_bytes(), proto=[handle])
-        return await self._ask(
-            p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_OPEN, streamOpen=opening)
-        )
 
     async def _ask(
         self, request: p2pd_pb2.Request
@@ -379,25 +376,3 @@ class BoundedP2P(P2P):  # type: ignore[misc]
 
 def _rank(handle: str) -> Rank:
     return Rank.BLOBS if "BlobService" in handle else Rank.REDUCE
-
-
-@contextmanager
-def passing_failures() -> Iterator[None]:
-    """The daemon's own failures as what they are to us: passing ones."""
-    try:
-        yield
-    except (P2PDaemonError, OSError, asyncio.IncompleteReadError) as error:
-        raise TransientError(f"the peer-to-peer daemon does not answer: {error!r}") from error
-
-
-def _host(address: Multiaddr) -> str:
-    """``/ip4/10.0.0.1/tcp/4001`` -> ``10.0.0.1``; empty for a name."""
-    _, kind, host, *_ = str(address).split("/")
-    return host if kind in ("ip4", "ip6") else ""
-
-
-def _connect_request(peer_id: str, addresses: list[Multiaddr]) -> p2pd_pb2.Request:
-    connect = p2pd_pb2.ConnectRequest(
-        peer=PeerID.from_base58(peer_id).to_bytes(), addrs=[a.to_bytes() for a in addresses]
-    )
-    return p2pd_pb2.Request(type=p2pd_pb2.Request.CONNECT, connect=connect)

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from worker.clock import steady_s
+from worker.small_file import replace_text
 
 LONGEST_DAY_S = 26 * 3600  # an hour more when the clocks go back
 _MAX_FILE_BYTES = 4096
@@ -94,9 +95,7 @@ class TrafficDay:
         Raises:
             OSError: the disk is full or refuses.
         """
-        temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        replace_text(path, json.dumps(asdict(self)) + "\n")
 
 
 def _read(path: Path) -> TrafficDay | None:

@@ -13,12 +13,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from protocol.manifest import RunManifest
 from worker.choice import Choice
+from worker.small_file import replace_text
 from worker.tuning_search import MOST_TOKENS_PER_S, Tried
 
 _FORMAT = "barnraise-tuning/1"
@@ -105,12 +107,8 @@ class TuningFile:
 
     def write(self, key: TuningKey, record: TuningRecord) -> None:
         """Replace the file; a disk that is full costs the next start some seconds, no more."""
-        temporary = self.path.with_suffix(".new")
-        try:
-            temporary.write_text(json.dumps(_dump(key, record), indent=1) + "\n", encoding="utf-8")
-            temporary.replace(self.path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            replace_text(self.path, json.dumps(_dump(key, record), indent=1) + "\n")
 
     def forget(self) -> None:
         """Whoever looks next measures anew."""

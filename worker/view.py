@@ -26,6 +26,7 @@ from worker.durations import moment_text, span_text
 from worker.limit_texts import LIMITS, in_words, limit_text
 from worker.limits import Limits
 from worker.plain import plain
+from worker.sizes import size_text
 
 Status = Mapping[str, Any]
 Row = tuple[str, Text]
@@ -90,8 +91,7 @@ def rows(status: Status, now_s: float) -> list[Row]:
         ("round", Text(f"{_count(status, 'round')} ({_count(status, 'settled_rounds')} settled)")),
         _unit(status),
         _ready(status, now_s),
-        ("speed", Text(f"{_count(status, 'tokens_per_s'):,} tokens/s")),
-        ("peers", _peers(status)),
+        *_working(status),
         _network(status),
         (
             "given",
@@ -105,7 +105,7 @@ def rows(status: Status, now_s: float) -> list[Row]:
         _cache(status),
         _limits(status),
         _reachable(status),
-        ("coordinator", Text("connected" if status.get("connected") else "not reachable")),
+        ("coordinator", _coordinator(status)),
         *_devices(status),
         *_donor(status, now_s),
         _dropped(status),
@@ -152,18 +152,31 @@ def _unit(status: Status) -> Row | None:
 
 
 def _ready(status: Status, now_s: float) -> Row | None:
+    """When the unit under way is trained, and when it has to be."""
+    if not _count(status, "steps"):
+        return None
     eta_s, deadline_s = status.get("eta_s"), _number(status, "deadline_in_s")
-    said = []
-    if isinstance(eta_s, int | float):
-        said.append(f"in {span_text(eta_s)}, at {moment_text(now_s + eta_s, now_s)}")
-    if deadline_s > 0:
-        said.append(f"deadline in {span_text(deadline_s)}")
-    return ("ready", Text("; ".join(said))) if said else None
+    until_deadline = f"in {span_text(deadline_s)}" if deadline_s > 0 else ""
+    if not isinstance(eta_s, int | float):
+        return ("deadline", Text(until_deadline)) if until_deadline else None
+    said = f"in {span_text(eta_s)}, at {moment_text(now_s + eta_s, now_s)}"
+    return "ready", Text(said + (f"; deadline {until_deadline}" if until_deadline else ""))
 
 
-def _peers(status: Status) -> Text:
+def _working(status: Status) -> Iterable[Row]:
+    """How fast it goes, and with whom: nothing of the kind while it sleeps."""
+    if status.get("asleep"):
+        return
+    yield "speed", Text(f"{_count(status, 'tokens_per_s'):,} tokens/s")
     problem = _text(status, "swarm_problem")
-    return Text(problem or f"{_count(status, 'peers')} in the last reduce")
+    yield "peers", Text(problem or f"{_count(status, 'peers')} in the last reduce")
+
+
+def _coordinator(status: Status) -> Text:
+    """Who has not been asked is not unreachable: so it is in a quota's rest, or before 'resume'."""
+    if status.get("connected"):
+        return Text("connected")
+    return Text("does not answer" if status.get("away") else "not connected")
 
 
 def _network(status: Status) -> Row | None:
@@ -173,7 +186,7 @@ def _network(status: Status) -> Row | None:
     rates = f"{_count(part, 'up_kbit_s')} up, {_count(part, 'down_kbit_s')} down kbit/s"
     today = f"today {_size(part, 'up_bytes_today')} up, {_size(part, 'down_bytes_today')} down"
     quota = part.get("quota_left_bytes")
-    left = f", {_bytes(quota)} left" if isinstance(quota, int | float) else ""
+    left = f", {size_text(quota)} left" if isinstance(quota, int | float) else ""
     return "network", Text(f"{rates}; {today}{left}")
 
 
@@ -200,7 +213,8 @@ def _cache(status: Status) -> Row | None:
     part = _part(status, "cache")
     if not part:
         return None
-    return "disk", Text(f"{_size(part, 'bytes')} in {_count(part, 'files')} file(s)")
+    limit = f", {_size(part, 'limit_bytes')} at most" if _count(part, "limit_bytes") else ""
+    return "disk", Text(f"{_size(part, 'bytes')} in {_count(part, 'files')} file(s){limit}")
 
 
 def _limits(status: Status) -> Row | None:
@@ -275,7 +289,8 @@ def _stopped(facts: Status, now_s: float) -> str:
     if not facts.get("because"):
         return "No limit keeps it from working now."
     until = _until(facts, now_s)
-    said = f"Not working: {_text(facts, 'reason') or facts['because']}"
+    reason = _text(facts, "reason") or str(facts["because"])
+    said = f"Not working: {reason.rstrip('.')}."
     return said + (f" Until {_moment(until, now_s)}." if until else "")
 
 
@@ -319,12 +334,4 @@ def _count(status: Status, key: str) -> int:
 
 
 def _size(status: Status, key: str) -> str:
-    return _bytes(_number(status, key))
-
-
-def _bytes(number: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(number) < 1024:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1024
-    return f"{number:.1f} TiB"
+    return size_text(_number(status, key))

@@ -62,6 +62,10 @@ def test_a_new_key_works_once_its_first_unit_has_passed(rig: Any, worker_rig: Mo
     bob.wait_for("the first unit passed its audit")
     bob.wait_for('"event": "committed"')
 
+    # What was done on probation is among what it has given since its start.
+    asked = ("worker", "status", "--home", str(rig.home("bob")), "--json")
+    given = json.loads(worker_rig.barnraise(*asked).stdout)
+    assert given["units_committed"] == 1 + len(events(bob.text(), "committed"))
     for process in (ada, bob):
         process.interrupt_group()
     assert (ada.wait(), bob.wait()) == (0, 0)

@@ -255,7 +255,7 @@ def test_what_can_never_fit_says_which_limit_would_do(home: Home) -> None:
     quota.require(1000 * MIB, "a unit of this run")
     with pytest.raises(
         UsageError,
-        match=r"a unit of this run needs 2\.1 GB of disk, your limit is 1\.05 GB: "
+        match=r"a unit of this run needs 2\.0 GiB of disk, your limit is 1000\.0 MiB: "
         r"'barnraise worker limits disk_mib 2500' allows it",
     ):
         quota.require(2_100_000_000, "a unit of this run")
@@ -367,7 +367,7 @@ async def test_room_is_made_before_the_first_byte_is_asked_for(home: Home) -> No
     feed = Feed(new)
     fetcher = BlobFetcher(store, feed)  # type: ignore[arg-type]
     sha256 = hashlib.sha256(new).digest()
-    with pytest.raises(NoRoom, match=r"a shard of 4\.19 MB"):
+    with pytest.raises(NoRoom, match=r"a shard of 4\.0 MiB"):
         await fetcher.fetch(Wanted(sha256, 4 * MIB, "a shard"))
     assert feed.asked == 0
     assert store.find(hashlib.sha256(old).digest()) is not None

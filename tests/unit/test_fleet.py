@@ -252,6 +252,12 @@ def test_sums_are_of_those_that_tell() -> None:
     assert merged["parts"]["network"]["up_kbit_s"] is None
 
 
+def test_the_disk_of_a_machine_is_that_of_all_its_devices() -> None:
+    half = {"cache": {"bytes": 3, "files": 1, "limit_bytes": 10, "shards_found": 2}}
+    merged = merge_status([board("a", parts=half), board("b", parts=half)])["parts"]["cache"]
+    assert (merged["bytes"], merged["limit_bytes"], merged["shards_found"]) == (6, 20, 4)
+
+
 def test_what_a_person_sees_of_several_devices() -> None:
     shown = {
         label: text.plain

@@ -22,6 +22,7 @@ from protocol.leash import leashed
 from worker.config import Home, WorkerConfig
 from worker.control import ask, is_held
 from worker.delegation import ENROLLED_FOR
+from worker.doctor import examine
 from worker.journal import Journal
 from worker.limits import Limits
 from worker.pause import Pause, keep_pause, kept_pause
@@ -113,6 +114,14 @@ def test_a_pause_outlasts_the_process_and_ends_by_itself(home: Home) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(_PATIENCE_S) == 0
     assert kept_pause(home) is None
+
+
+async def test_the_doctor_says_once_what_a_sleeping_worker_does(home: Home) -> None:
+    settle(home, confirmed=False)
+    with running(home):
+        reason = (await asyncio.to_thread(status_when, home, asleep=True))["reason"]
+        checks = {one.name: one async for one in examine(home, WorkerConfig.load(home.config))}
+    assert checks["daemon"].detail == f"running: paused: {reason}"
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ CALLS: dict[str, Callable[[Session], Awaitable[Any]]] = {
 
 
 def off_by(session: Session, seconds: float) -> None:
-    session._clock_offset_s += seconds
+    session.clock.offset_s += seconds
 
 
 @pytest.mark.parametrize("skew_s", [-HOUR_S, HOUR_S])

@@ -86,6 +86,33 @@ def test_everything_that_is_known_is_shown() -> None:
     assert shown["reachable"] == "direct"
 
 
+def test_while_it_sleeps_nothing_is_said_of_what_it_would_do_awake() -> None:
+    board = Board("12D3KooWKsShz9wdaTcaawvSYuv5CDkKr9HpqYWai6ZVMNgVUEDD", "ea5c19d13ad3e108")
+    board.asleep, board.deadline_in_s = True, 30.0
+    shown = facts(board.snapshot())
+    assert not {"speed", "peers", "ready", "deadline"} & set(shown)
+    assert shown["unit"] == "none"
+
+
+def test_a_unit_whose_speed_is_not_known_yet_has_a_deadline_alone() -> None:
+    assert facts(full() | {"eta_s": None})["deadline"] == "in 5 min"
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"), [(True, "connected"), (False, "does not answer"), (None, "not connected")]
+)
+def test_who_was_not_asked_is_not_said_to_be_silent(answers: bool | None, said: str) -> None:
+    board = Board("12D3KooWKsShz9wdaTcaawvSYuv5CDkKr9HpqYWai6ZVMNgVUEDD", "ea5c19d13ad3e108")
+    if answers is not None:
+        board.heard_of_coordinator(answers)
+    assert facts(board.snapshot())["coordinator"] == said
+
+
+def test_a_limit_of_the_disk_stands_beside_what_is_used() -> None:
+    cache = {"bytes": 3 << 20, "files": 7, "limit_bytes": 1 << 30}
+    assert facts(full() | {"cache": cache})["disk"] == "3.0 MiB in 7 file(s), 1.0 GiB at most"
+
+
 def test_parts_may_lie_in_one_place() -> None:
     status = full()
     parts = {name: status.pop(name) for name in ("network", "energy", "cache", "credit")}

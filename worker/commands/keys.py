@@ -44,6 +44,8 @@ def export_key(file: Path | None, home: Home, to_stdout: bool, as_json: bool) ->
         raise UsageError("give a FILE to write the key to, or --stdout")
     if not file.absolute().parent.is_dir():
         raise UsageError(f"there is no folder {file.absolute().parent}: make it first")
+    if file.exists():
+        raise UsageError(f"{file} is there already, and nothing is overwritten: give another name")
     identity.save(file)
     text = (
         f"Wrote the key of {identity.peer_id} to {file}: keep it secret.\n"
