@@ -222,7 +222,8 @@ def main() -> None:
             page = record(Volunteer(folder, link))
     finally:
         shutil.rmtree(folder)
-    target.write_text(page.replace(str(folder), "~"), encoding="utf-8")
+    lines = (line.rstrip() for line in page.replace(str(folder), "~").splitlines())
+    target.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"wrote {target}")
 
 
