@@ -42,6 +42,7 @@ from protocol.trust import TrustStore
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2 as api
 from protocol.wire.service_pb2_grpc import CoordinatorStub
+from worker.bulk_line import BulkLine
 from worker.clock import steady_s
 from worker.plain import plain
 from worker.run_clock import RunClock
@@ -81,6 +82,7 @@ class Session:
         self._use(pem)
         self.clock = RunClock()
         self.greeting: Greeting
+        self._beat: wire.Heartbeat | None = None  # the last that was taken
 
     @classmethod
     async def connect(cls, link: JoinLink, identity: Identity, through: str = "") -> Self:
@@ -134,7 +136,8 @@ class Session:
         self._pem = pem
         # On one connection a heartbeat would wait behind a blob: 10 s of it on a slow line.
         self._channels = [open_channel(self.link, pem, self._through) for _ in ("small", "bulk")]
-        self._stub, self._bulk = map(CoordinatorStub, self._channels)
+        self._stub, bulk = map(CoordinatorStub, self._channels)
+        self._bulk = BulkLine(bulk, self._sign_beat)
 
     @staticmethod
     async def _leave(channels: Iterable[grpc.aio.Channel], grace_s: float | None) -> None:
@@ -262,11 +265,12 @@ class Session:
     async def submit_results(self, pieces: Iterable[api.ResultPiece]) -> api.SubmitResultsReply:
         held = list(pieces)
 
-        def attempt(timeout: float) -> grpc.aio.StreamUnaryCall:
-            return self._bulk.SubmitResults(iter(held), timeout=timeout)
+        async def attempt(timeout: float) -> api.SubmitResultsReply:
+            stub = await self._bulk.proven(self._beat)
+            reply: api.SubmitResultsReply = await stub.SubmitResults(iter(held), timeout=timeout)
+            return reply
 
-        reply: api.SubmitResultsReply = await call(attempt, timeout_s=120.0)
-        return reply
+        return await call(attempt, timeout_s=120.0)
 
     async def answer_challenge(self, request: api.AnswerChallengeRequest) -> bool:
         """Show what an audit asked for.
@@ -274,10 +278,13 @@ class Session:
         Returns:
             Whether it proves what it should.
         """
-        reply: api.ChallengeReply = await call(
-            lambda t: self._bulk.AnswerChallenge(request, timeout=t), timeout_s=_ANSWER_TIMEOUT_S
-        )
-        return reply.valid
+
+        async def attempt(timeout: float) -> bool:
+            stub = await self._bulk.proven(self._beat)
+            reply: api.ChallengeReply = await stub.AnswerChallenge(request, timeout=timeout)
+            return reply.valid
+
+        return await call(attempt, timeout_s=_ANSWER_TIMEOUT_S)
 
     async def submit_screening(self, envelope: wire.Envelope) -> None:
         """Tell what was measured of the members' inputs; tried once: nobody waits for it."""
@@ -331,14 +338,18 @@ class Session:
         def attempt(timeout: float) -> grpc.aio.UnaryUnaryCall:
             nonlocal sent_s
             sent_s = steady_s()
-            beat.freshness.CopyFrom(self.freshness())
-            return self._stub.Heartbeat(seal(beat, self.identity), timeout=timeout)
+            return self._stub.Heartbeat(self._sign_beat(beat), timeout=timeout)
 
         reply: api.HeartbeatReply = await self._call_dated(attempt, attempts=2, timeout_s=10.0)
         if reply.server_time_ms:
             self.clock.learn(reply.server_time_ms, sent_s)
         reply.reason = plain(reply.reason, _MOST_REASON_CHARS)
+        self._beat = beat
         return reply
+
+    def _sign_beat(self, beat: wire.Heartbeat) -> wire.Envelope:
+        beat.freshness.CopyFrom(self.freshness())
+        return seal(beat, self.identity)
 
     async def dial_back(self, ports: Iterable[int]) -> api.DialBackReply:
         """Have the coordinator dial TCP ports of this machine; tried once: it may be refused.
@@ -384,7 +395,7 @@ class Session:
 
     # ---- blobs -------------------------------------------------------------------------
 
-    def blob_pieces(self, sha256: bytes, offset: int) -> AsyncGenerator[api.Piece]:
+    async def blob_pieces(self, sha256: bytes, offset: int) -> AsyncGenerator[api.Piece]:
         """A public blob of the run (state, shard, dataset manifest) from ``offset`` on, unchecked.
 
         Raises:
@@ -392,4 +403,8 @@ class Session:
             NotFound: it does not have it (any more).
         """
         request = api.GetShardRequest(run_id=self.link.run_id, sha256=sha256, offset=offset)
-        return received(lambda: self._bulk.GetShard(request, timeout=_STREAM_TIMEOUT_S))
+        stub = await self._bulk.proven(self._beat)
+        pieces = received(lambda: stub.GetShard(request, timeout=_STREAM_TIMEOUT_S))
+        async with aclosing(pieces):
+            async for piece in pieces:
+                yield piece
