@@ -28,7 +28,7 @@ def rig(worker_rig: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any
         monkeypatch.setitem(
             worker_rig.ENVIRONMENT, "BARNRAISE_DONOR_HOME", str(Path(folder) / "donor")
         )
-        with worker_rig.open_rig(Path(folder) / "run") as opened:
+        with worker_rig.open_rig(Path(folder)) as opened:
             yield opened
 
 
