@@ -137,6 +137,8 @@ class Session:
         # On one connection a heartbeat would wait behind a blob: 10 s of it on a slow line.
         self._channels = [open_channel(self.link, pem, self._through) for _ in ("small", "bulk")]
         self._stub, bulk = map(CoordinatorStub, self._channels)
+        # At once: what has to wait for a handshake under a flood is what a round waits for.
+        self._channels[1].get_state(try_to_connect=True)
         self._bulk = BulkLine(bulk, self._sign_beat)
 
     @staticmethod

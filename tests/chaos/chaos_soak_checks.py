@@ -24,9 +24,7 @@ from protocol.link import JoinLink
 LEAST_GOODPUT = 0.9
 LOSS_TOLERANCE = 0.03
 _MEMORY_SHARE, _MEMORY_FLOOR_MIB = 0.10, 12.0
-# A worker's way to the coordinator takes three a connection, past its meter, and a second one opens
-# with the first blob: measured 22 at the start, 25 at work, 28 with it, and never more.
-_DESCRIPTORS_SHARE, _DESCRIPTORS_FLOOR = 0.25, 8.0
+_DESCRIPTORS_SHARE, _DESCRIPTORS_FLOOR = 0.25, 4.0
 _WARM_UP_S = 60.0
 """Programs fill their caches within it; a shorter life says nothing of a leak."""
 
