@@ -175,6 +175,8 @@ class Governor:
             "because": self.because,
             "pause": None if pause is None else {"until_s": pause.until_s},
             "holds": {name: hold.remember() for name, hold in self._holds().items()},
+            "told": {str(rule.because): rule.remember() for rule in self._rules},
+            "opens": [self._closed_s, self._opening_s],
         }
 
     def recall(self, kept: dict[str, Any]) -> None:
@@ -188,10 +190,20 @@ class Governor:
         for name, hold in self._holds().items():
             with suppress(KeyError, TypeError, ValueError):
                 hold.recall(kept["holds"][name])
+        for rule in self._rules:
+            with suppress(KeyError, TypeError, ValueError):
+                rule.recall(kept["told"][str(rule.because)])
+        with suppress(KeyError, TypeError, ValueError):
+            closed_s, opening_s = kept["opens"]
+            self._closed_s, self._opening_s = _seconds(closed_s), _seconds(opening_s)
 
     def _holds(self) -> dict[str, Hold]:
         sensed = {str(rule.because): rule.hold for rule in self._rules}
         return {str(Because.QUOTA): self._quota, str(Because.SCHEDULE): self._hours, **sensed}
+
+
+def _seconds(kept: float | None) -> float | None:
+    return None if kept is None else float(kept)
 
 
 def _some(periods: tuple[str, ...]) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from worker.hysteresis import Hold
 from worker.limits import Limits
@@ -63,6 +64,19 @@ class Rule:
         """Its limit is another one now."""
         self.hold.rule_changed()
         self.reason = ""
+
+    def remember(self) -> dict[str, Any]:
+        """What it tells, so that a process that takes over tells the same; as JSON."""
+        return {"reason": self.reason, "until_s": self.until_s}
+
+    def recall(self, kept: dict[str, Any]) -> None:
+        """Tell on what another process told.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is of another version; nothing was taken over.
+        """
+        until_s = None if kept["until_s"] is None else float(kept["until_s"])
+        self.reason, self.until_s = str(kept["reason"]), until_s
 
     @property
     def _calming(self) -> str:

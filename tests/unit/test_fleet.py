@@ -284,12 +284,17 @@ class Yard:
 
     def __init__(self, home: Home, config: WorkerConfig) -> None:
         self.home = home
+        self._there = set(psutil.Process().children())  # others' in this process, as a tracker
         config.save(home.config)
         self.members = write_members(home, config)
         self.fleet = Fleet(home, lambda: WorkerConfig.load(home.config), (), ("-P", str(MEMBER)))
 
     def path(self, name: str, file: str) -> Path:
         return self.home.path / "devices" / name / file
+
+    def processes(self) -> list[psutil.Process]:
+        """The fleet's, while it runs in this process."""
+        return [child for child in psutil.Process().children() if child not in self._there]
 
     def plan(self, name: str, *ends: int) -> None:
         """How each life of a member ends: by an exit code at once; after these it stays."""
@@ -328,8 +333,9 @@ class Yard:
 def yard(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[Yard]:
     monkeypatch.setattr(fleet, "backoff_s", lambda *_args, **_options: 0.01)
     monkeypatch.setattr(fleet, "_LOOK_S", 0.05)
-    yield Yard(home, config())
-    assert not psutil.Process().children(), "members are left"
+    yard = Yard(home, config())
+    yield yard
+    assert not yard.processes(), "members are left"
 
 
 async def test_finish_reaches_all_and_the_fleet_ends_with_them(yard: Yard) -> None:
@@ -420,7 +426,7 @@ async def test_settings_that_cannot_be_divided_change_nothing(yard: Yard) -> Non
 async def test_the_members_of_a_fleet_that_is_cancelled_end_too(yard: Yard) -> None:
     async with yard.running() as task:
         await yard.up(1, 1)
-        children = psutil.Process().children()
+        children = yard.processes()
         assert len(children) == 2
         task.cancel()
         await asyncio.wait([task])

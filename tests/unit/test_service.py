@@ -27,6 +27,7 @@ from ledger.schema import Profile
 from protocol.certificate import TLS_NAME
 from protocol.envelope import open_envelope, seal
 from protocol.errors import BadSignature, UsageError
+from protocol.hello import UPGRADE_COMMAND
 from protocol.identity import Identity
 from protocol.limits import MAX_PIECE_BYTES
 from protocol.trust import TrustStore
@@ -71,7 +72,7 @@ async def test_hello_to_an_old_client_says_what_to_do(client: Any) -> None:
         api.HelloRequest(client_version="0.0.9", run_id=client.link.run_id)
     )
     assert not reply.client_supported
-    assert "pip install --upgrade" in reply.advice
+    assert reply.advice == f"run '{UPGRADE_COMMAND}'"
 
 
 async def test_another_run_is_not_found(client: Any, refused: Any) -> None:
