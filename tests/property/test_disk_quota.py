@@ -129,6 +129,7 @@ class Cache(RuleBasedStateMachine):
         self.store.pin("unit", [self.digests[name] for name in self.pinned])
         self.store.spare_recent()
         self.recent = set()
+        self.tidy()  # as the worker does every few seconds: what was over the limit for its use
 
     @rule(name=NAMES)
     def drop(self, name: int) -> None:
@@ -142,6 +143,9 @@ class Cache(RuleBasedStateMachine):
     def change(self, mib: int) -> None:
         self.mib = mib
         self.quota.change(Limits(disk_mib=mib, free_disk_mib=0))
+        self.tidy()
+
+    def tidy(self) -> None:
         self.quota.tidy()
         spare = [name for name in self.model if name not in self.pinned]
         while spare and sum(self.model.values()) > self.units:
