@@ -16,6 +16,8 @@ from ledger.leaderboard.donor import donor_page
 from ledger.leaderboard.donor_check import donor_check
 from ledger.leaderboard.donors import donors, place_of
 from ledger.leaderboard.pages import page as fill
+from ledger.leaderboard.pictures.gallery import gallery_of
+from ledger.leaderboard.pictures.table import table_of
 from ledger.leaderboard.reader import Reading
 from ledger.leaderboard.record import reader_of
 from ledger.leaderboard.snapshot import BoardName, Sort
@@ -74,6 +76,8 @@ def one_donor_page(request: Request, donor: str, page: Page = 1) -> Response:
         team = found.donor.team
         team_name = None if team is None else reading.names.team(team)
         check = donor_check(reading, found.donor.donor)
+        history = gallery_of(request).history(reading, donor)
+    assert history is not None
     return fill(
         "donor.html",
         request,
@@ -82,6 +86,8 @@ def one_donor_page(request: Request, donor: str, page: Page = 1) -> Response:
         receipts=receipts,
         team_name=team_name,
         check=check,
+        history=history,
+        history_table=table_of(history),
         page=page,
         pages=max(1, -(-total // _PER_PAGE)),
     )

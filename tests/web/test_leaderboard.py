@@ -405,6 +405,7 @@ def test_api_is_described_and_open_to_other_sites(client: TestClient) -> None:
         "/api/v1/donors/{donor}",
         "/api/v1/donors/{donor}/verdicts",
         "/api/v1/donors/{donor}/leaves",
+        "/api/v1/donors/{donor}/series/history",
         "/api/v1/rounds",
         "/api/v1/rounds/{number}",
         "/api/v1/audits",

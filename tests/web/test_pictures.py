@@ -117,6 +117,50 @@ def test_compute_adds_up_over_time_and_sums_whoever_is_not_among_the_first(
     assert all(a < b for a, b in pairwise(stack["x"]))
 
 
+def test_a_donors_history_ends_at_what_it_has_now(audited: Any, client: TestClient) -> None:
+    rows = client.get("/api/v1/donors").json()["donors"]
+    assert len(rows) > 1
+    for row in rows:
+        key = row["donor"]
+        series = client.get(f"/api/v1/donors/{key}/series/history").json()
+        ends = {line["label"]: line["values"][-1] for line in series["lines"]}
+        assert ends.get("verified", 0) == row["final_microcredits"]
+        assert ends.get("pending", 0) == row["pending_microcredits"]
+        for line in series["lines"]:
+            assert len(line["values"]) == len(series["x"])
+            assert all(a <= b for a, b in pairwise(line["values"]))
+        page = client.get(f"/donor/{key}").text
+        assert (f'src="/pictures/donors/{key}.svg"' in page) == bool(series["lines"])
+        for form in ("svg", "png"):
+            picture = client.get(f"/pictures/donors/{key}.{form}?theme=dark&shape=narrow")
+            assert picture.status_code == 200
+        _check_inside(client.get(f"/pictures/donors/{key}.svg").text)
+
+
+def test_the_browser_knows_each_colour_that_it_draws(client: TestClient) -> None:
+    style = client.get("/static/site.css").text
+    for palette in PALETTES.values():
+        for tone in set(palette.tones) - {"pledged"}:  # only of a bar, which is not drawn again
+            assert f"--tone-{tone}: {palette.tones[tone]};" in style
+
+
+def test_a_history_goes_on_with_the_record_and_knows_only_donors(
+    history: Any, client: TestClient
+) -> None:
+    worker = history.enrol("grace", display_name="Grace")
+    history.settle({worker: 3})
+    (row,) = client.get("/api/v1/donors?q=Grace").json()["donors"]
+    path = f"/api/v1/donors/{row['donor']}/series/history"
+    before = client.get(path).json()
+    history.settle({worker: 4})
+    after = client.get(path).json()
+    assert after["size"] > before["size"]
+    assert after["lines"][0]["values"][-1] > before["lines"][0]["values"][-1]
+    for unknown in ("/api/v1/donors/nobody/series/history", "/pictures/donors/nobody.svg"):
+        assert client.get(unknown).status_code == 404
+    assert client.get("/api/v1/series/history").status_code == 422
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_picture_in_every_form(hostile: Any, audited: Any, client: TestClient, name: str):
     drawn = set()

@@ -5,6 +5,7 @@ Invariants:
 * Each form of a picture is drawn once for the numbers and names in it; one thread draws at a time.
 * The pass over all credit is made once for each snapshot; of a record that
   :mod:`~ledger.leaderboard.reader` calls large only now and then, and it says as of which leaf.
+* A person's history is added up once for each snapshot, whoever asks for it.
 * No name outlives its erasure: it is asked for every time, and a drawing is found by all it shows.
 """
 
@@ -21,15 +22,18 @@ from starlette.requests import Request
 
 from ledger.leaderboard.pictures import facts
 from ledger.leaderboard.pictures.draw import Shape, draw
+from ledger.leaderboard.pictures.history import history
 from ledger.leaderboard.pictures.paper import Theme
 from ledger.leaderboard.pictures.png import to_png
 from ledger.leaderboard.pictures.series import Name, Series
 from ledger.leaderboard.pictures.work import Work, audits, compute
 from ledger.leaderboard.reader import SMALL_LEAVES, Reading
+from protocol.identity import PeerId
 
 Form = Literal["svg", "png"]
 
-_MOST_KEPT = 64  # five pictures in two colours, shapes and forms are 40
+_MOST_KEPT = 96  # five pictures of the run in two colours, shapes and forms are 40
+_MOST_HISTORIES = 256
 _SHARE = 30
 """Of a large record's time, one part in so many may go into passes over its credit."""
 
@@ -51,6 +55,7 @@ class Gallery:
         self._kept: OrderedDict[tuple[str, Theme, Shape, Form], bytes] = OrderedDict()
         self._now_s = now_s
         self._made: _Made | None = None
+        self._histories: dict[PeerId, tuple[int, Series]] = {}  # by person, as of a snapshot
 
     def series(self, reading: Reading, name: Name) -> Series:
         """The numbers of a picture. Call it inside the reading."""
@@ -64,6 +69,18 @@ class Gallery:
         if name == "audits":
             return audits(self._work_of(reading))
         return compute(self._work_of(reading), reading.names)
+
+    def history(self, reading: Reading, donor: PeerId) -> Series | None:
+        """The numbers of one person's picture, by any of its keys; None: nobody has that key."""
+        owner, serial = reading.snapshot.owner(donor), reading.snapshot.serial
+        if owner is None:
+            return None
+        kept = self._histories.get(owner)
+        if kept is None or kept[0] != serial:
+            kept = self._histories[owner] = (serial, history(reading, owner))
+            while len(self._histories) > _MOST_HISTORIES:
+                self._histories.pop(next(iter(self._histories)), None)
+        return kept[1]
 
     def picture(self, series: Series, form: Form, theme: Theme, shape: Shape) -> bytes:
         """A picture in one of its forms, from the shelf if it hangs there."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
+from starlette.exceptions import HTTPException
 
 from ledger.leaderboard.pages import page
 from ledger.leaderboard.pictures.draw import Shape
@@ -19,6 +20,7 @@ router = APIRouter()
 _MEDIA_TYPES = {"svg": "image/svg+xml", "png": "image/png"}
 _ALL: tuple[Name, ...] = ("goal", "loss", "compute", "members", "audits")
 
+Key = Annotated[str, Path(max_length=64)]
 Wanted = Annotated[Name, Path(description="which picture")]
 
 
@@ -38,6 +40,12 @@ def series(request: Request, name: Wanted) -> Series:
         return gallery_of(request).series(reading, name)
 
 
+@router.get("/api/v1/donors/{donor}/series/history", tags=["v1"])
+def donor_series(request: Request, donor: Key) -> Series:
+    """What one donor's devices were credited over time, in numbers."""
+    return _history(request, donor)
+
+
 @router.get("/pictures/{name}.{form}", include_in_schema=False)
 def picture(
     request: Request,
@@ -50,6 +58,30 @@ def picture(
     gallery = gallery_of(request)
     with reader_of(request).read() as reading:
         numbers = gallery.series(reading, name)
-    body = gallery.picture(numbers, form, theme, shape)
+    return _file(gallery.picture(numbers, form, theme, shape), name, form)
+
+
+@router.get("/pictures/donors/{donor}.{form}", include_in_schema=False)
+def donor_picture(
+    request: Request,
+    donor: Key,
+    form: Form,
+    theme: Annotated[Theme, Query()] = "light",
+    shape: Annotated[Shape, Query()] = "wide",
+) -> Response:
+    """One donor's picture as a file."""
+    numbers = _history(request, donor)
+    return _file(gallery_of(request).picture(numbers, form, theme, shape), "history", form)
+
+
+def _history(request: Request, donor: str) -> Series:
+    with reader_of(request).read() as reading:
+        numbers = gallery_of(request).history(reading, donor)
+    if numbers is None:
+        raise HTTPException(404, "The record knows no such donor.")
+    return numbers
+
+
+def _file(body: bytes, name: str, form: Form) -> Response:
     headers = {"Content-Disposition": f'inline; filename="{name}.{form}"'}
     return Response(body, media_type=_MEDIA_TYPES[form], headers=headers)

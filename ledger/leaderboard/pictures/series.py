@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 Name = Literal["loss", "compute", "members", "goal", "audits"]
+"""Of the run as a whole."""
+
 Unit = Literal[
     "tokens", "unix_seconds", "round", "micronats", "microcredits", "members", "permille"
 ]
@@ -34,7 +36,7 @@ class Mark(BaseModel):
 class Series(BaseModel):
     """A picture in numbers, as of ``size`` leaves."""
 
-    name: Name
+    name: Name | Literal["history"] = Field(description="history: of one donor")
     size: int = Field(description="leaves under the signed head that these numbers are folded from")
     title: str
     summary: str = Field(description="in words, for who cannot see the picture")

@@ -210,7 +210,7 @@
   }
 
   async function load(figure) {
-    const answer = await fetch(`/api/v1/series/${figure.dataset.series}`).catch(() => null);
+    const answer = await fetch(figure.dataset.series).catch(() => null);
     if (!answer?.ok) return; // the picture stays
     const series = await answer.json();
     const known = plots.get(figure);
