@@ -26,6 +26,9 @@ from protocol.update import ChunkLayout, decode_chunk
 
 FloatVector = NDArray[np.float32]
 
+_BLOCK_ELEMENTS = 1 << 14
+"""Large ones are mapped anew each time; these stay in the allocator's hands and in the cache."""
+
 MeanOfChunk = Callable[[int], FloatVector]
 """The decoded mean of a chunk, by its number; called from several threads."""
 
@@ -77,20 +80,25 @@ def step_state(
     Raises:
         BadRecord: what ``mean`` raises.
     """
-    next_weights, next_momentum = np.empty_like(weights), np.empty_like(momentum)
+    after = np.empty_like(weights), np.empty_like(momentum)
     roots = [[b""] * layout.count, [b""] * layout.count]
     finite = [False] * layout.count
 
     def step(chunk: int) -> None:
-        where = slice(*layout.bounds(chunk))
-        with np.errstate(over="ignore", invalid="ignore"):  # of this thread
-            stepped = outer_step(weights[where], momentum[where], mean(chunk), spec)
-        for new, out, leaves in zip(stepped, (next_weights, next_momentum), roots, strict=True):
-            out[where] = new
-            leaves[chunk] = leaf_of(new)
-        finite[chunk] = all(bool(np.isfinite(new).all()) for new in stepped)
+        start, end = layout.bounds(chunk)
+        values = mean(chunk)
+        for low in range(start, end, _BLOCK_ELEMENTS):
+            where = slice(low, min(low + _BLOCK_ELEMENTS, end))
+            mean_update = values[low - start : where.stop - start]
+            with np.errstate(over="ignore", invalid="ignore"):  # of this thread
+                stepped = outer_step(weights[where], momentum[where], mean_update, spec)
+            for out, new in zip(after, stepped, strict=True):
+                out[where] = new
+        for out, leaves in zip(after, roots, strict=True):
+            leaves[chunk] = leaf_of(out[start:end])
+        finite[chunk] = all(bool(np.isfinite(out[start:end]).all()) for out in after)
 
     for_each(step, layout.count)
     if not all(finite):
         return None
-    return NextState(next_weights, next_momentum, *map(merkle.root, roots))
+    return NextState(*after, *map(merkle.root, roots))
