@@ -10,6 +10,7 @@ BENCHES = (
     "train",
     "data",
     "settling",
+    "validation",
     "allreduce",
     "ledger",
     "leaderboard",

@@ -56,7 +56,9 @@ def run(quick: bool) -> list[Row]:
             _compare("tokenise, all cores", corpus, turns, _plain_tokens, _our_tokens),
             _compare("whole build, all cores", corpus, turns, _plain_build, _our_build),
         ]
-    note = NOTE.format(mb=corpus.bytes / 1e6, words=VOCABULARY, cores=os.cpu_count(), turns=turns)
+    note = NOTE.format(
+        mb=corpus.size_bytes / 1e6, words=VOCABULARY, cores=os.cpu_count(), turns=turns
+    )
     write_report("data-quick" if quick else "data", rows, note=note)
     return rows
 
@@ -68,7 +70,7 @@ class _Corpus:
     folder: Path
     options: BuildOptions
     files: list[InputFile]
-    bytes: int
+    size_bytes: int
     tokenizer: bytes
     eos: int
 
@@ -117,8 +119,8 @@ def _compare(
     ratios = [turn[0] / turn[1] for turn in found]
     return {
         "what": what,
-        "plain_MB_per_s": round(corpus.bytes / 1e6 / plain_s, 2),
-        "ours_MB_per_s": round(corpus.bytes / 1e6 / ours_s, 2),
+        "plain_MB_per_s": round(corpus.size_bytes / 1e6 / plain_s, 2),
+        "ours_MB_per_s": round(corpus.size_bytes / 1e6 / ours_s, 2),
         "plain_tokens_per_s": round(len(tokens) / plain_s),
         "ours_tokens_per_s": round(len(tokens) / ours_s),
         "ratio": round(statistics.median(ratios), 2),
@@ -144,7 +146,7 @@ def _our_tokens_alone(corpus: _Corpus) -> Tokens:
 
 def _our_tokens(corpus: _Corpus) -> Tokens:
     units = read_units(corpus.options, corpus.files, Cursor())
-    workers = corpus.options.worker_count(corpus.bytes)
+    workers = corpus.options.worker_count(corpus.size_bytes)
     encoded = encode_units(units, workers, corpus.tokenizer, corpus.eos, "uint16")
     return _joined([data for _, data in encoded])
 

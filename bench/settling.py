@@ -32,9 +32,9 @@ from protocol.manifest import RunManifest
 from protocol.model import ParameterSpec, element_count, parameter_spec, slices
 from protocol.outer import outer_step
 from protocol.state import StateDescriptor, read_vector, vector_root, write_vector
-from protocol.state_step import NextState, decoding, slicing, step_state
+from protocol.state_step import MeanOfChunk, NextState, decoding, slicing, step_state
 from protocol.threads import for_each
-from protocol.update import ChunkLayout, decode_update, encode_update
+from protocol.update import MEAN_SOURCE, ChunkLayout, decode_update, encode_update
 
 FloatVector = NDArray[np.float32]
 Digests = tuple[bytes, ...]
@@ -72,7 +72,7 @@ class _Round:
     @classmethod
     def of(cls, size: tuple[int, int, int]) -> _Round:
         hidden, layers, words = size
-        config = {
+        config: dict[str, object] = {
             "model_type": "gpt2",
             "n_embd": hidden,
             "n_layer": layers,
@@ -90,9 +90,11 @@ class _Round:
             generator.standard_normal(element_count(spec), dtype=np.float32) for _ in range(3)
         )
         layout = ChunkLayout(len(weights), manifest.update.chunk_elements)
-        names = {"run_id": manifest.run_id, "round_": 1, "worker": "mean"}
-        chunks = encode_update(update, layout, manifest.update.codec, **names).chunks
-        mean = decode_update(chunks, layout, manifest.update.codec)
+        codec = manifest.update.codec
+        chunks = encode_update(
+            update, layout, codec, run_id=manifest.run_id, round_=1, worker=MEAN_SOURCE
+        ).chunks
+        mean = decode_update(chunks, layout, codec)
         return cls(manifest, spec, layout, weights, momentum, chunks, mean)
 
 
@@ -167,15 +169,16 @@ def _member(round_: _Round, folder: Path) -> Digests:
     before = [read_vector(folder / name, round_.spec) for name in ("weights", "momentum")]
     for vector in before:
         vector_root(vector, round_.layout.chunk_elements)
-    after = _step(round_, *before, slicing(round_.mean, round_.layout))
+    after = _step(round_, before[0], before[1], slicing(round_.mean, round_.layout))
     parts = (("new weights", after.weights), ("new momentum", after.momentum))
     files = for_each(lambda n: write_vector(folder / parts[n][0], parts[n][1], round_.spec), 2)
     return after.weights_root, after.momentum_root, *(file.sha256 for file in files)
 
 
-def _step(round_: _Round, weights: FloatVector, momentum: FloatVector, mean: object) -> NextState:
-    outer = round_.manifest.outer
-    after = step_state(weights, momentum, mean, round_.layout, outer)  # type: ignore[arg-type]
+def _step(
+    round_: _Round, weights: FloatVector, momentum: FloatVector, mean: MeanOfChunk
+) -> NextState:
+    after = step_state(weights, momentum, mean, round_.layout, round_.manifest.outer)
     assert after is not None
     return after
 
@@ -200,7 +203,7 @@ def _member_plainly(round_: _Round, folder: Path) -> Digests:
         assert np.isfinite(vector).all()
         _root_plainly(vector, round_)
         before.append(vector)
-    return _onwards_plainly(round_, *before, round_.mean, folder)
+    return _onwards_plainly(round_, before[0], before[1], round_.mean, folder)
 
 
 def _onwards_plainly(
