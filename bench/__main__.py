@@ -8,6 +8,9 @@ from importlib.util import find_spec
 
 BENCHES = (
     "train",
+    "data",
+    "settling",
+    "validation",
     "allreduce",
     "ledger",
     "leaderboard",

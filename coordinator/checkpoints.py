@@ -29,6 +29,7 @@ from protocol.errors import BadDigest, TransientError
 from protocol.manifest import RunManifest
 from protocol.model import ParameterSpec, element_count, parameter_spec
 from protocol.state import StateDescriptor, read_vector, write_vector
+from protocol.threads import for_each
 
 Vector = npt.NDArray[np.float32]
 
@@ -92,9 +93,9 @@ class CheckpointStore:
             TransientError: the store refused (disk full, network): nothing is half-written.
         """
         with self._explained(f"save the state after round {descriptor.round} to"):
-            weights_sha256, weights_bytes = self._put(WEIGHTS, weights)
-            momentum_sha256, momentum_bytes = self._put(MOMENTUM, momentum)
-        return SavedState(weights_sha256, weights_bytes, momentum_sha256, momentum_bytes)
+            parts = ((WEIGHTS, weights), (MOMENTUM, momentum))
+            saved = for_each(lambda part: self._put(*parts[part]), len(parts))
+        return SavedState(*saved[0], *saved[1])
 
     def save_weights(self, weights: Vector) -> bytes:
         """Store weights alone, rebuilt for an audit; returns the file's SHA-256.

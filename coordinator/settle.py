@@ -40,9 +40,8 @@ from coordinator.schema import (
 )
 from coordinator.turn import Turn, current_roster
 from protocol import merkle
-from protocol.outer import outer_step
-from protocol.state import StateDescriptor, describe
-from protocol.update import decode_update
+from protocol.state import StateDescriptor
+from protocol.state_step import decoding, step_state
 
 Vector = NDArray[np.float32]
 
@@ -91,21 +90,19 @@ def compute(context: RunContext, before: ModelState, inputs: SettleInputs) -> Mo
         None if the step leaves the finite numbers: no machine could train from such a state, nor
         load it again.
     """
-    mean = decode_update(inputs.chunks, context.layout, context.manifest.update.codec)
-    with np.errstate(over="ignore", invalid="ignore"):
-        weights, momentum = outer_step(
-            before.weights, before.momentum, mean, context.manifest.outer
-        )
-    if not (np.isfinite(weights).all() and np.isfinite(momentum).all()):
-        return None
-    descriptor = describe(
-        weights,
-        momentum,
-        round_=before.descriptor.round + 1,
-        merged_tokens=before.descriptor.merged_tokens + inputs.tokens,
-        chunk_elements=context.layout.chunk_elements,
+    mean = decoding(inputs.chunks, context.layout, context.manifest.update.codec)
+    after = step_state(
+        before.weights, before.momentum, mean, context.layout, context.manifest.outer
     )
-    return ModelState(descriptor, weights, momentum)
+    if after is None:
+        return None
+    descriptor = StateDescriptor(
+        before.descriptor.round + 1,
+        before.descriptor.merged_tokens + inputs.tokens,
+        after.weights_root,
+        after.momentum_root,
+    )
+    return ModelState(descriptor, after.weights, after.momentum)
 
 
 def refuse(turn: Turn) -> None:

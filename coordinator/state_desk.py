@@ -88,11 +88,13 @@ class StateDesk:
         if after is None:
             await self._turn(settle.refuse)
             return False
-        saved = await asyncio.to_thread(
-            self._checkpoints.save, after.weights, after.momentum, after.descriptor
-        )
         manifest = self._context.manifest
-        await asyncio.to_thread(base_weights.keep_mean, self._checkpoints, manifest, inputs.chunks)
+        saved, _ = await asyncio.gather(
+            asyncio.to_thread(
+                self._checkpoints.save, after.weights, after.momentum, after.descriptor
+            ),
+            asyncio.to_thread(base_weights.keep_mean, self._checkpoints, manifest, inputs.chunks),
+        )
         self._states[after.descriptor.round] = after
         while len(self._states) > _KEPT_STATES:
             del self._states[min(self._states)]

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from numpy.typing import NDArray
+from torch.overrides import TorchFunctionMode
 
 from protocol.errors import UsageError
 from protocol.manifest import InitSeed, RunManifest
@@ -90,6 +91,39 @@ def _refuse_dropout(settings: dict[str, Any]) -> None:
         dropout = ("dropout" in name or name.endswith("pdrop")) and not name.startswith("summary_")
         if dropout and value:
             raise ValueError(f"{name} is {value}: set it to 0, a unit of work is a pure function")
+
+
+def model_with(config_json: dict[str, Any], flat: FloatVector) -> torch.nn.Module:
+    """Build a model with the weights of a flat vector; what would be drawn at random is not.
+
+    Raises:
+        UsageError: as :func:`build_model`.
+        ValueError: the vector is not of the model's size.
+    """
+    with _NothingDrawn():
+        model = build_model(config_json)
+    load_flat(model, flat)
+    return model
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves parameters as they are in memory: drawing them takes most of building a model."""
+
+    _DRAWING = frozenset({"normal_", "uniform_", "kaiming_uniform_", "trunc_normal_"})
+    """Methods of tensors, and functions of torch.nn.init; what is drawn by another one is loaded
+    over, too."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        target = args[0] if args else kwargs.get("tensor")
+        if (
+            isinstance(target, torch.nn.Parameter)
+            and getattr(func, "__name__", "") in self._DRAWING
+        ):
+            return target
+        return func(*args, **kwargs)
 
 
 def parameter_spec(config_json: dict[str, Any]) -> ParameterSpec:

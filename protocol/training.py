@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from protocol.errors import Diverged
 from protocol.manifest import InnerSpec, RunManifest
 from protocol.memory import ran_out
-from protocol.model import build_model, flatten, load_flat
+from protocol.model import flatten, model_with
 from protocol.snapshot import Snapshot, restore, take
 
 FloatVector = NDArray[np.float32]
@@ -353,9 +353,7 @@ def _predictions(batch: NDArray[np.int64]) -> int:
 
 
 def _load(manifest: RunManifest, weights: FloatVector, device: Device) -> nn.Module:
-    model = build_model(manifest.model_config_json)
-    load_flat(model, weights)
-    return model.to(device)
+    return model_with(manifest.model_config_json, weights).to(device)
 
 
 def _precision(execution: Execution) -> contextlib.AbstractContextManager[object]:

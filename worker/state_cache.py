@@ -27,8 +27,10 @@ from numpy.typing import NDArray
 from protocol.envelope import Signed
 from protocol.errors import BadRecord, TransientError
 from protocol.manifest import RunManifest
-from protocol.outer import outer_step
-from protocol.state import StateDescriptor, describe, read_vector, vector_root, write_vector
+from protocol.state import StateDescriptor, read_vector, vector_root, write_vector
+from protocol.state_step import slicing, step_state
+from protocol.threads import for_each
+from protocol.update import ChunkLayout
 from protocol.wire import records_pb2 as wire
 from worker.blob_fetch import BlobFetcher, Wanted
 from worker.journal import CachedState, Journal
@@ -133,6 +135,7 @@ class StateCache:
 
         Raises:
             TransientError: no source had the head's state, or the disk failed.
+            BadRecord: the step leaves the finite numbers.
         """
         for _ in range(_STEP_TRIES):
             await self.file(head, "weights")
@@ -208,24 +211,25 @@ class StateCache:
     ) -> StateDescriptor:
         for part in ("weights", "momentum"):
             self._blobs.pin(f"next {part}", [])  # what an earlier attempt came to
-        weights, momentum = outer_step(
+        layout = ChunkLayout(len(mean_update), self._manifest.update.chunk_elements)
+        after = step_state(
             self._values(_part_of(head, "weights")),
             self._values(_part_of(head, "momentum")),
-            mean_update,
+            slicing(mean_update, layout),
+            layout,
             self._manifest.outer,
         )
-        descriptor = describe(
-            weights,
-            momentum,
-            round_=head.settled_rounds + 1,
-            merged_tokens=merged_tokens,
-            chunk_elements=self._manifest.update.chunk_elements,
+        if after is None:
+            raise BadRecord("the step leads out of the finite numbers")
+        descriptor = StateDescriptor(
+            head.settled_rounds + 1, merged_tokens, after.weights_root, after.momentum_root
         )
-        weights_sha256 = self._write(weights, "weights", descriptor.weights_root, head)
-        momentum_sha256 = self._write(momentum, "momentum", descriptor.momentum_root, head)
-        self._journal.keep_state(
-            CachedState(descriptor.digest, descriptor.round, weights_sha256, momentum_sha256)
+        parts: tuple[tuple[FloatVector, Part, bytes], ...] = (
+            (after.weights, "weights", after.weights_root),
+            (after.momentum, "momentum", after.momentum_root),
         )
+        files = for_each(lambda part: self._write(*parts[part], head), len(parts))
+        self._journal.keep_state(CachedState(descriptor.digest, descriptor.round, *files))
         self._prune(descriptor.digest)
         return descriptor
 

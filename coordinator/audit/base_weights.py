@@ -37,9 +37,8 @@ from protocol import merkle
 from protocol.audit_policy import Verdict
 from protocol.errors import BadDigest, NotFound
 from protocol.manifest import RunManifest
-from protocol.outer import outer_step
-from protocol.state import vector_root
-from protocol.update import ChunkLayout, decode_update
+from protocol.state_step import MeanOfChunk, decoding, step_state
+from protocol.update import ChunkLayout
 
 STRIDE = 32
 """Every so many states both files stay: a rebuild takes fewer outer steps than that."""
@@ -89,7 +88,7 @@ class MeanStore:
             TransientError: it cannot be reached or written.
         """
         self._files = FileStore(checkpoints.url, "means")
-        self._layout = ChunkLayout(checkpoints.elements, manifest.update.chunk_elements)
+        self.layout = ChunkLayout(checkpoints.elements, manifest.update.chunk_elements)
         self._codec = manifest.update.codec
 
     def save(self, chunks: Sequence[bytes]) -> None:
@@ -105,8 +104,8 @@ class MeanStore:
         """Whether a mean is here; raises TransientError when the store cannot be read."""
         return self._files.size(_name(result_digest)) is not None
 
-    def load(self, result_digest: bytes) -> Vector:
-        """The decoded mean.
+    def load(self, result_digest: bytes) -> MeanOfChunk:
+        """A mean, whose chunks are decoded when they are wanted.
 
         Raises:
             NotFound: it is kept no more.
@@ -114,13 +113,13 @@ class MeanStore:
             TransientError: the store cannot be read.
         """
         chunks, start = [], 0
-        for chunk in range(self._layout.count):
-            end = start + self._layout.encoded_bytes(self._codec, chunk)
+        for chunk in range(self.layout.count):
+            end = start + self.layout.encoded_bytes(self._codec, chunk)
             chunks.append(self._files.read(_name(result_digest), start, end))
             start = end
         if merkle.root([merkle.leaf_hash(chunk) for chunk in chunks]) != result_digest:
             raise BadDigest(f"the stored mean {result_digest.hex()[:16]} is damaged")
-        return decode_update(tuple(chunks), self._layout, self._codec)
+        return decoding(chunks, self.layout, self._codec)
 
     def prune(self, keep: Collection[bytes]) -> None:
         """Delete every mean that is not in ``keep``.
@@ -169,19 +168,21 @@ class BaseWeights:
 
     def _rebuilt(self, plan: Plan) -> Vector:
         weights, momentum, steps = self._start(plan)
+        root, layout, outer = b"", self._means.layout, self._manifest.outer
+        elsewhere = f"what is stored does not lead to the weights of state {plan.settled_rounds}"
         for step in steps:
-            mean = self._mean(step)
-            weights, momentum = outer_step(weights, momentum, mean, self._manifest.outer)
-        if vector_root(weights, self._manifest.update.chunk_elements) != plan.weights_root:
-            raise NotFound(
-                f"what is stored does not lead to the weights of state {plan.settled_rounds}"
-            )
+            after = step_state(weights, momentum, self._mean(step), layout, outer)
+            if after is None:
+                raise NotFound(elsewhere)
+            weights, momentum, root = after.weights, after.momentum, after.weights_root
+        if root != plan.weights_root:
+            raise NotFound(elsewhere)
         if self._checkpoints.save_weights(weights) != plan.weights_sha256:
             raise NotFound(f"the weights of state {plan.settled_rounds} have another file digest")
         _log.info("base_weights_rebuilt", settled_rounds=plan.settled_rounds, steps=len(steps))
         return weights
 
-    def _mean(self, step: Ancestor) -> Vector:
+    def _mean(self, step: Ancestor) -> MeanOfChunk:
         try:
             return self._means.load(step.result_digest)
         except BadDigest as error:

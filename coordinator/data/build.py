@@ -149,11 +149,11 @@ class _Build:
         try:
             if tokenizers_of_ours.requested_vocab(options.tokenizer) is None:
                 data = tokenizers_of_ours.read_given(Path(options.tokenizer))
-            elif options.worker_count == 1:
+            elif (workers := options.worker_count(total)) == 1:
                 data = tokenizers_of_ours.train(options, self._files)
             else:
                 data = in_own_process(
-                    tokenizers_of_ours.train, options, self._files, threads=options.worker_count
+                    tokenizers_of_ours.train, options, self._files, threads=workers
                 )
             tokenizers_of_ours.inspect(tokenizers_of_ours.load(data), options.eos)
         except UsageError:
@@ -169,7 +169,11 @@ class _Build:
             self._options, self._files, Cursor(journal.next_file, journal.next_fragment)
         )
         encoded = encode_units(
-            units, self._options.worker_count, tokenizer_json, facts.eos_token_id, facts.dtype
+            units,
+            self._options.worker_count(sum(file.bytes for file in self._files)),
+            tokenizer_json,
+            facts.eos_token_id,
+            facts.dtype,
         )
         with (
             Spool(self._work.tokens, journal.tokens_bytes) as tokens,

@@ -70,7 +70,12 @@ def cli() -> None:
     show_default=True,
     help="Memory for the shuffle; the rest goes through the disk.",
 )
-@click.option("--workers", type=int, default=0, help="Tokenising processes; default: one per core.")
+@click.option(
+    "--workers",
+    type=int,
+    default=0,
+    help="Tokenising processes; default: one per core, fewer for little text.",
+)
 @click.option(
     "--licence", multiple=True, metavar="TEXT", help="Of the inputs: one for all, or one each."
 )

@@ -22,6 +22,8 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 
 MIN_BUFFER_BYTES = 4 << 20
 MIN_SHARD_BYTES = 4 << 10
+_BYTES_PER_WORKER = 8 << 20
+"""Tokenised in about the time that a process takes to start."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class BuildOptions:
     separator: str | None = None  # between documents in a text file; default: one per file
     encoding: str = "utf-8"
     buffer_bytes: int = 256 << 20
-    workers: int = 0  # 0: one per available core
+    workers: int = 0  # 0: one per available core, fewer for little text
     force: bool = False
     restart: bool = False
     checkpoint_s: float = 2.0
@@ -81,10 +83,10 @@ class BuildOptions:
             f"--encoding {self.encoding} is not known; try utf-8, latin-1 or utf-16",
         )
 
-    @property
-    def worker_count(self) -> int:
-        """Tokenising processes; 1 means none besides this one."""
-        return self.workers or len(os.sched_getaffinity(0))
+    def worker_count(self, text_bytes: int) -> int:
+        """Tokenising processes for so much text; 1 means none besides this one."""
+        worth_it = max(1, text_bytes // _BYTES_PER_WORKER)
+        return self.workers or min(len(os.sched_getaffinity(0)), worth_it)
 
     def result_key(self) -> dict[str, object]:
         """The options that decide the result, as JSON values."""

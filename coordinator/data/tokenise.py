@@ -27,6 +27,7 @@ import numpy as np
 from coordinator.data.inputs import InputFile
 from coordinator.data.options import BuildOptions
 from coordinator.data.readers import Fragment, read_fragments
+from coordinator.data.word_encoder import WordEncoder, can_be_cut
 from protocol.digest import file_sha256
 from protocol.errors import TransientError, UsageError
 
@@ -113,19 +114,26 @@ class Encoder:
         from coordinator.data.tokenizer import load
 
         self._tokenizer = load(tokenizer_json)
-        self._eos = eos_token_id
         self._dtype = np.dtype(dtype).newbyteorder("<")
+        self._eos = np.array(eos_token_id, self._dtype).tobytes()
+        self._words = (
+            WordEncoder(self._tokenizer, self._dtype) if can_be_cut(self._tokenizer) else None
+        )
 
     def encode(self, fragments: list[Fragment]) -> bytes:
-        texts = [fragment.text for fragment in fragments]
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         parts = []
-        for fragment, encoding in zip(fragments, encodings, strict=True):
-            ids = encoding.ids
+        for fragment, tokens in zip(fragments, self._tokens(fragments), strict=True):
+            parts.append(tokens)
             if fragment.ends_document:
-                ids.append(self._eos)
-            parts.append(np.array(ids, dtype=self._dtype).tobytes())
+                parts.append(self._eos)
         return b"".join(parts)
+
+    def _tokens(self, fragments: list[Fragment]) -> list[bytes]:
+        texts = [fragment.text for fragment in fragments]
+        if self._words is not None:
+            return [self._words.encode(text) for text in texts]
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, self._dtype).tobytes() for encoding in encodings]
 
 
 def encode_units(

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import random
 import signal
 import subprocess
@@ -52,6 +53,13 @@ def options_for(tmp_path: Path, pattern: str, **changes: Any) -> BuildOptions:
         workers=1,
     )
     return dataclasses.replace(base, **changes)
+
+
+def test_processes_are_started_for_much_text_only(tmp_path: Path) -> None:
+    options = options_for(tmp_path, "x", workers=0)
+    cores = len(os.sched_getaffinity(0))
+    assert [options.worker_count(text_bytes) for text_bytes in (1, 1 << 40)] == [1, cores]
+    assert dataclasses.replace(options, workers=3).worker_count(1) == 3
 
 
 # --- what is built ---------------------------------------------------------------------------

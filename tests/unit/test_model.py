@@ -18,6 +18,7 @@ from protocol.model import (
     flatten,
     initial_weights,
     load_flat,
+    model_with,
     parameter_spec,
     slices,
 )
@@ -91,6 +92,36 @@ def test_flatten_copies() -> None:
     copy = before.copy()
     load_flat(model, np.zeros_like(before))
     assert np.array_equal(before, copy)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_with_given_weights_is_the_one_that_they_are_loaded_into(
+    kind: str, tied: bool
+) -> None:
+    config = {**CONFIGS[kind], "tie_word_embeddings": tied}
+    drawn = build_model(config)
+    flat = np.arange(len(flatten(drawn)), dtype=np.float32)
+    load_flat(drawn, flat)
+    random_state = torch.get_rng_state()
+    model = model_with(config, flat)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert str(model) == str(drawn)
+    assert [name for name, _ in model.named_parameters()] == [
+        n for n, _ in drawn.named_parameters()
+    ]
+    for (name, value), expected in zip(
+        (*model.named_parameters(), *model.named_buffers()),
+        (*drawn.parameters(), *drawn.buffers()),
+        strict=True,
+    ):
+        assert torch.equal(value, expected), name
+
+
+def test_weights_are_drawn_again_afterwards() -> None:
+    model_with(CONFIGS["gpt2"], flatten(build_model(CONFIGS["gpt2"])))
+    embedding = torch.nn.Embedding(50, 50)
+    assert 0.5 < float(embedding.weight.detach().std()) < 2
 
 
 def test_wrong_size_is_our_bug() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import safetensors.numpy
 import safetensors.torch
 from numpy.typing import NDArray
 
-from protocol import merkle
+from protocol import merkle, state
 from protocol.errors import BadRecord
 from protocol.model import ParameterSpec, build_model, flatten, load_flat, parameter_spec
 from protocol.state import StateDescriptor, describe, read_vector, vector_root, write_vector
@@ -115,6 +117,24 @@ def test_failure_leaves_nothing_behind(tmp_path: Path, flat: NDArray[np.float32]
     with pytest.raises(OSError, match="directory"):
         write_vector(tmp_path / "taken", flat, SPEC)
     assert [entry.name for entry in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_flush_that_fails_on_the_way_is_not_forgotten(
+    tmp_path: Path, flat: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushes: list[int] = []
+
+    def fail_once(descriptor: int) -> None:
+        flushes.append(descriptor)
+        if len(flushes) == 1:  # the kernel tells of a lost write once
+            raise OSError(errno.EIO, "the disk failed")
+
+    monkeypatch.setattr(state, "_PIECE_BYTES", 4)
+    monkeypatch.setattr(state, "_FLUSH_BYTES", 4)
+    monkeypatch.setattr(os, "fsync", fail_once)
+    with pytest.raises(OSError, match="the disk failed"):
+        write_vector(tmp_path / "x", flat, SPEC)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_wrong_vectors_are_our_bug(tmp_path: Path, flat: NDArray[np.float32]) -> None:
