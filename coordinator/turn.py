@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import TypeVar
 
 import structlog
 from sqlalchemy import func, select, update
@@ -41,8 +43,12 @@ from coordinator.schema import (
     StateRow,
     WorkerRow,
 )
+from protocol.errors import ProtocolError
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
+
+Q = TypeVar("Q")
+T = TypeVar("T")
 
 GROUP_ID_BYTES = 20
 
@@ -57,6 +63,10 @@ def running_round(session: Session) -> RoundRow:
 def newest_state(session: Session) -> StateRow:
     """The state that the running round starts from."""
     return session.scalars(select(StateRow).order_by(StateRow.settled_rounds.desc()).limit(1)).one()
+
+
+_load = lru_cache(maxsize=4)(round_state.load)
+"""A round of thousands is read from the same text at every turn, and frozen."""
 
 
 def current_roster(session: Session, machine: Round) -> RosterRow | None:
@@ -80,7 +90,9 @@ class Turn:
         self.is_absent = is_absent
         self.row = running_round(session)
         self.head = b""  # of the running round, once the work is done
-        self.machine = round_state.load(self.row.machine)
+        self.machine = _load(self.row.machine)
+        self._stored = self.machine
+        self._together = False
         self.events: list[service_pb2.RunEvent] = []
         self.settle_due = False
         self.leaves_added = False
@@ -89,7 +101,8 @@ class Turn:
         """Feed one event to the state machine and carry out what it asks for."""
         before = self.machine
         self.machine, effects = tick(before, event, self.now_s)
-        self._store()
+        if effects or not self._together:
+            self._store()
         if self.machine.phase is not before.phase:
             self._announce_phase()
         suspensions.take_note(self.session, before, self.machine)
@@ -97,6 +110,35 @@ class Turn:
             self._carry_out(effect)
         if self.machine.ended and self.row.ended_at_s is None:
             self._end()
+
+    def each(
+        self, requests: Iterable[Q], work: Callable[[Turn, Q], T | ProtocolError]
+    ) -> list[T | ProtocolError]:
+        """Do a batch's requests in their order, the effects of each or none of them.
+
+        The round is stored once, after the last, and whenever something follows from it.
+
+        Returns:
+            For each what ``work`` returned, or the error of ours that it raised.
+        """
+        self._together = True
+        outcomes = [self._attempt(request, work) for request in requests]
+        self._together = False
+        self._store()
+        return outcomes
+
+    def _attempt(
+        self, request: Q, work: Callable[[Turn, Q], T | ProtocolError]
+    ) -> T | ProtocolError:
+        before = (self.row, self.machine, self._stored, self.settle_due, self.leaves_added)
+        said = len(self.events)
+        try:
+            with self.session.begin_nested():
+                return work(self, request)
+        except ProtocolError as error:
+            self.row, self.machine, self._stored, self.settle_due, self.leaves_added = before
+            del self.events[said:]
+            return error
 
     def expire(self, worker: str) -> None:
         """Give up the open lease of a worker that left or fell silent."""
@@ -327,6 +369,9 @@ class Turn:
     # ---- from round to round ----
 
     def _store(self) -> None:
+        if self.machine is self._stored:
+            return
+        self._stored = self.machine
         self.row.machine = round_state.dump(self.machine)
         self.row.phase = self.machine.phase.value
 
@@ -352,7 +397,7 @@ class Turn:
         )
         self.leaves_added |= log_ended_rounds(self.context, self.session, self.now_s)
         self.row = open_round(self.context, self.session, self.machine.number + 1, self.now_s)
-        self.machine = round_state.load(self.row.machine)
+        self.machine = self._stored = _load(self.row.machine)
         self.say(service_pb2.RunEvent(run_head=wire.Envelope.FromString(self.row.head)))
 
 
