@@ -205,8 +205,15 @@ def _play(server: Server, manifest: Path, scale: Scale) -> Iterator[tuple[dict[s
             seen = json.loads(line)
             now = _Spent.of(process)
             wall_s = max(1e-3, now.at_s - before.at_s)
-            cpu = round((now.cpu_s - before.cpu_s) / wall_s, 2)
-            yield seen, {"server_cores": cpu, "server_peak_mib": server.peak_rss_bytes // MIB}
+            cpu_s = now.cpu_s - before.cpu_s
+            yield (
+                seen,
+                {
+                    "server_cpu_s": round(cpu_s, 1),
+                    "server_cores": round(cpu_s / wall_s, 2),
+                    "server_peak_mib": server.peak_rss_bytes // MIB,
+                },
+            )
             before = now
 
 

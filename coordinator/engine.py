@@ -42,7 +42,6 @@ from coordinator.probation_commits import accept_units
 from coordinator.queries import read_receipt
 from coordinator.reports import accept_reducer_report, accept_report
 from coordinator.results import CheckedPiece, bounded, check_piece, keep_pieces, missing_chunks
-from coordinator.schema import ControlRow
 from coordinator.state_desk import StateDesk
 from coordinator.troubles import DATABASE, Troubles
 from coordinator.turn import Turn
@@ -59,7 +58,6 @@ from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
 
 _PIECES_PER_TURN = 16
-_REQUESTS_PER_TURN = 64  # of one kind: others wait for these
 _ALIVE_EVERY_S = 2.0  # how often the time is noted, to know for how long we were away
 _ABSENT_AFTER_S = 5.0  # without a tick: the server was stopped, or without its database
 _QUIET_S = 5.0  # without a failure: a full disk may have room for one write and not for another
@@ -121,19 +119,17 @@ class Engine:
             self._attendance, self.context.options, lambda: self._audits.retain_from_round
         )
         self._heartbeats = self._in_batches(beats.answer)
-        self._work_requests = self._in_batches(grant_works)
+        self._work_requests = self._in_batches(grant_works, most=24)  # each some statements
         self._doors = self._in_batches(welcome_devices)
         self._commits = self._in_batches(accept_units)
         key = campaign_key or (lambda: keys.crowd.get(wire.KEY_PURPOSE_CAMPAIGN))
         self._acts = ActDesk(self.context, database, self._turn, clock, key)
 
     def _in_batches(
-        self, answer: Callable[[Turn, Sequence[Q]], list[A | ProtocolError]]
+        self, answer: Callable[[Turn, Sequence[Q]], list[A | ProtocolError]], most: int = 64
     ) -> Batches[Q, A]:
-        """Requests of one kind, each batch in one turn."""
-        return Batches(
-            lambda requests: self._turn(lambda turn: answer(turn, requests)), _REQUESTS_PER_TURN
-        )
+        """Requests of one kind, each batch in one turn; every other kind waits for it."""
+        return Batches(lambda requests: self._turn(lambda turn: answer(turn, requests)), most)
 
     # ---- life ----
 
@@ -192,7 +188,7 @@ class Engine:
         unwritten = self._attendance.take()
 
         def pass_time(turn: Turn) -> None:
-            control = turn.session.get_one(ControlRow, 1)
+            control = turn.control
             if abs(turn.now_s - control.alive_at_s) >= _ALIVE_EVERY_S:
                 control.alive_at_s = turn.now_s
             turn.leaves_added |= self.context.log.behind(turn.session)
@@ -338,7 +334,7 @@ class Engine:
         """No new leases, or leases again: as by ``control.paused``, which a tick takes note of."""
 
         def write(turn: Turn) -> None:
-            turn.session.get_one(ControlRow, 1).paused = paused
+            turn.control.paused = paused
             if turn.machine.paused is not paused:
                 turn.apply(round_state.Paused() if paused else round_state.Resumed())
 

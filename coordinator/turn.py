@@ -13,18 +13,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
-from functools import lru_cache
+from collections.abc import Callable, Sequence, Sized
+from functools import cached_property, lru_cache
 from typing import TypeVar
 
 import structlog
-from sqlalchemy import func, select, update
+from sqlalchemy import event, func, select, update
 from sqlalchemy.orm import Session
 
 from coordinator import leases, round_state, suspensions
+from coordinator.audit.schema import TrustRow
 from coordinator.audit.trust import best_passes, passes_of
 from coordinator.blocks import welcome
 from coordinator.context import RunContext, to_ms
+from coordinator.lookups import fetch
 from coordinator.record import log_ended_rounds
 from coordinator.roster import Candidate, Claim, choose_reducers, member_weights
 from coordinator.round import tick
@@ -74,6 +76,10 @@ def current_roster(session: Session, machine: Round) -> RosterRow | None:
     return session.get(RosterRow, (machine.number, machine.attempt)) if machine.reducers else None
 
 
+class HalfDoneError(RuntimeError):
+    """A request of a batch failed when it had begun to write: the others must not keep that."""
+
+
 class Turn:
     """The running round within one transaction."""
 
@@ -93,14 +99,27 @@ class Turn:
         self.machine = _load(self.row.machine)
         self._stored = self.machine
         self._together = False
+        self._state: StateRow | None = None
         self.events: list[service_pb2.RunEvent] = []
         self.settle_due = False
         self.leaves_added = False
 
-    def apply(self, event: Event) -> None:
+    @cached_property
+    def control(self) -> ControlRow:
+        """What the organiser wants of the run."""
+        return self.session.get_one(ControlRow, 1)
+
+    @property
+    def state(self) -> StateRow:
+        """What the running round starts from."""
+        if self._state is None or self._state.settled_rounds != self.row.settled_rounds:
+            self._state = self.session.get_one(StateRow, self.row.settled_rounds)
+        return self._state
+
+    def apply(self, what: Event) -> None:
         """Feed one event to the state machine and carry out what it asks for."""
         before = self.machine
-        self.machine, effects = tick(before, event, self.now_s)
+        self.machine, effects = tick(before, what, self.now_s)
         if effects or not self._together:
             self._store()
         if self.machine.phase is not before.phase:
@@ -112,33 +131,40 @@ class Turn:
             self._end()
 
     def each(
-        self, requests: Iterable[Q], work: Callable[[Turn, Q], T | ProtocolError]
+        self, requests: Sequence[Q], work: Callable[[Turn, Q], T | ProtocolError]
     ) -> list[T | ProtocolError]:
-        """Do a batch's requests in their order, the effects of each or none of them.
+        """Do a batch's requests in their order; what they write is flushed together.
 
         The round is stored once, after the last, and whenever something follows from it.
 
         Returns:
             For each what ``work`` returned, or the error of ours that it raised.
+
+        Raises:
+            HalfDoneError: one of several raised when it had begun to write: undo them all.
         """
+        if len(requests) == 1:
+            return [work(self, requests[0])]
+        flushes: list[object] = []
+        event.listen(self.session, "after_flush", lambda _, context: flushes.append(context))
         self._together = True
-        outcomes = [self._attempt(request, work) for request in requests]
+        outcomes = list[T | ProtocolError]()
+        for request in requests:
+            before = self._written(flushes)
+            try:
+                outcomes.append(work(self, request))
+            except ProtocolError as error:
+                if self._written(flushes) != before:
+                    raise HalfDoneError from error
+                outcomes.append(error)
         self._together = False
         self._store()
         return outcomes
 
-    def _attempt(
-        self, request: Q, work: Callable[[Turn, Q], T | ProtocolError]
-    ) -> T | ProtocolError:
-        before = (self.row, self.machine, self._stored, self.settle_due, self.leaves_added)
-        said = len(self.events)
-        try:
-            with self.session.begin_nested():
-                return work(self, request)
-        except ProtocolError as error:
-            self.row, self.machine, self._stored, self.settle_due, self.leaves_added = before
-            del self.events[said:]
-            return error
+    def _written(self, flushes: Sized) -> tuple[object, ...]:
+        session = self.session
+        waiting = len(session.new), len(session.dirty), len(session.deleted)
+        return id(self.machine), len(self.events), len(flushes), *waiting
 
     def expire(self, worker: str) -> None:
         """Give up the open lease of a worker that left or fell silent."""
@@ -151,10 +177,10 @@ class Turn:
         leases.release(self.session, row.assignment_id)
         self.apply(round_state.Abandoned(worker))
 
-    def say(self, event: service_pb2.RunEvent) -> None:
+    def say(self, news: service_pb2.RunEvent) -> None:
         """Queue an event of the running round for everybody who watches."""
-        event.MergeFrom(self.describe_phase())
-        self.events.append(event)
+        news.MergeFrom(self.describe_phase())
+        self.events.append(news)
 
     def describe_phase(self) -> service_pb2.RunEvent:
         """An event without content: phase, round, and the times that go with them."""
@@ -292,6 +318,7 @@ class Turn:
             .where(WorkerRow.anchor | WorkerRow.worker.in_(members))
             .order_by(WorkerRow.worker)
         ).all()
+        fetch(self.session, TrustRow.worker, [row.worker for row in rows])
         suspended = suspensions.suspended(self.session, self.machine.number, members)
         since_s = self.now_s - self.context.options.silent_after_s
         heard: list[Candidate] = []

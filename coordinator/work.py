@@ -33,10 +33,9 @@ from coordinator.schema import (
     COMMITTED,
     TRAINING,
     AssignmentRow,
-    ControlRow,
     WorkerRow,
 )
-from coordinator.turn import Turn, newest_state
+from coordinator.turn import Turn
 from coordinator.versions import too_old
 from protocol.errors import NotEnrolled, ProtocolError, UsageError
 from protocol.wire import records_pb2 as wire
@@ -57,13 +56,25 @@ class _Refusal:
 def grant_works(
     turn: Turn, batch: Sequence[wire.WorkRequest]
 ) -> list[service_pb2.WorkReply | ProtocolError]:
-    """Answer requests that came at about the same time; see :func:`grant_work`."""
-    fetch_devices(turn.session, [request.worker for request in batch])
-    return turn.each(batch, grant_work)
+    """Answer requests that came at about the same time; see the module."""
+    workers = [request.worker for request in batch]
+    fetch_devices(turn.session, workers)
+    found = select(AssignmentRow).where(
+        AssignmentRow.round == turn.machine.number, AssignmentRow.worker.in_(workers)
+    )
+    held = {row.worker: row for row in turn.session.scalars(found)}
+    return turn.each(batch, lambda turn, request: _grant_work(turn, request, held))
 
 
-def grant_work(turn: Turn, request: wire.WorkRequest) -> service_pb2.WorkReply:
+def _grant_work(
+    turn: Turn, request: wire.WorkRequest, held: dict[str, AssignmentRow]
+) -> service_pb2.WorkReply:
     """Answer a RequestWork whose signature was checked.
+
+    Args:
+        turn: of the running round.
+        request: for work in it.
+        held: assignments of the round by worker; a new one is added.
 
     Raises:
         NotEnrolled: the device is not known.
@@ -74,11 +85,7 @@ def grant_work(turn: Turn, request: wire.WorkRequest) -> service_pb2.WorkReply:
     refusal = _refuse_all(turn) or _refuse_old(turn, worker)
     if refusal is None and needs_probation(turn, worker):
         return grant_probation(turn, worker, request)
-    row = turn.session.scalars(
-        select(AssignmentRow).where(
-            AssignmentRow.round == turn.machine.number, AssignmentRow.worker == worker.worker
-        )
-    ).one_or_none()
+    row = held.get(worker.worker)
     if row is not None and row.status == TRAINING:
         envelope = wire.Envelope.FromString(row.envelope)
         return service_pb2.WorkReply(assignment=envelope, run_head=head)
@@ -90,7 +97,8 @@ def grant_work(turn: Turn, request: wire.WorkRequest) -> service_pb2.WorkReply:
             refusal = _Refusal("round_closing", "too little time is left in this round")
     if refusal is not None:
         return service_pb2.WorkReply(wait=_wait(turn, refusal), run_head=head)
-    return service_pb2.WorkReply(assignment=_assign(turn, worker, steps), run_head=head)
+    envelope, held[worker.worker] = _assign(turn, worker, steps)
+    return service_pb2.WorkReply(assignment=envelope, run_head=head)
 
 
 def welcome_devices(turn: Turn, workers: Sequence[str]) -> list[bool | ProtocolError]:
@@ -153,7 +161,7 @@ def kept_out(session: Session, row: WorkerRow) -> str | None:
 
 def _refuse_all(turn: Turn) -> _Refusal | None:
     """What holds for everybody, whoever asks."""
-    control = turn.session.get_one(ControlRow, 1)
+    control = turn.control
     if control.finished:
         return _Refusal("finished", "the run is complete: thank you")
     if control.paused:
@@ -213,11 +221,12 @@ def _steps(turn: Turn, worker: WorkerRow, request: wire.WorkRequest) -> int:
     return steps or int(time_left_s > duration_s / 2)
 
 
-def _assign(turn: Turn, worker: WorkerRow, steps: int) -> wire.Envelope:
+def _assign(turn: Turn, worker: WorkerRow, steps: int) -> tuple[wire.Envelope, AssignmentRow]:
     context, number = turn.context, turn.machine.number
-    state = newest_state(turn.session)
+    state = turn.state
     assignment_id, seed = secrets.token_bytes(16), secrets.randbits(leases.SEED_BITS)
-    lease = leases.take(turn.session, assignment_id, steps, context.batches_per_epoch)
+    with turn.session.no_autoflush:  # it reads and writes intervals only
+        lease = leases.take(turn.session, assignment_id, steps, context.batches_per_epoch)
     turn.apply(Leased(worker.worker))
     assert turn.machine.deadline_s is not None
     batch = context.manifest.inner.sequences_per_batch
@@ -237,19 +246,18 @@ def _assign(turn: Turn, worker: WorkerRow, steps: int) -> wire.Envelope:
             deadline_ms=to_ms(turn.machine.deadline_s),
         )
     )
-    turn.session.add(
-        AssignmentRow(
-            assignment_id=assignment_id,
-            round=number,
-            worker=worker.worker,
-            epoch=lease.epoch,
-            start_batch=lease.start,
-            stop_batch=lease.stop,
-            seed=seed,
-            status=TRAINING,
-            leased_at_s=turn.now_s,
-            envelope=envelope.SerializeToString(),
-        )
+    row = AssignmentRow(
+        assignment_id=assignment_id,
+        round=number,
+        worker=worker.worker,
+        epoch=lease.epoch,
+        start_batch=lease.start,
+        stop_batch=lease.stop,
+        seed=seed,
+        status=TRAINING,
+        leased_at_s=turn.now_s,
+        envelope=envelope.SerializeToString(),
     )
-    _log.info("leased", round=number, worker=worker.worker, steps=lease.steps, epoch=lease.epoch)
-    return envelope
+    turn.session.add(row)
+    _log.debug("leased", round=number, worker=worker.worker, steps=lease.steps, epoch=lease.epoch)
+    return envelope, row
