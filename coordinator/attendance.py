@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session
 from coordinator.audit.schema import ISSUED, LAPSED, ProbationRow
 from coordinator.context import EngineOptions
 from coordinator.lookups import find
-from coordinator.schema import COMMITTED, MERGED, TRAINING, AssignmentRow, WorkerRow
+from coordinator.schema import COMMITTED, MERGED, TRAINING, AssignmentRow, ControlRow, WorkerRow
 from coordinator.turn import Turn
 from coordinator.versions import too_old
 from ledger.schema import Base
@@ -223,7 +223,7 @@ def decide_action(
         if row.status not in (TRAINING, COMMITTED):
             return service_pb2.ACTION_ABANDON, "the lease was given up after a long silence"
         return service_pb2.ACTION_KEEP, ""
-    if turn.control.paused:
+    if turn.session.get_one(ControlRow, 1).paused:
         return service_pb2.ACTION_PAUSE, "the organiser has paused the run"
     upgrade = too_old(turn, known)
     if upgrade is not None:

@@ -1,4 +1,4 @@
-"""The engine: requests in, one transaction each, replies and events out.
+"""The engine: requests in, one transaction for each batch of them, replies and events out.
 
 Invariants:
 
@@ -42,6 +42,7 @@ from coordinator.probation_commits import accept_units
 from coordinator.queries import read_receipt
 from coordinator.reports import accept_reducer_report, accept_report
 from coordinator.results import CheckedPiece, bounded, check_piece, keep_pieces, missing_chunks
+from coordinator.schema import ControlRow
 from coordinator.state_desk import StateDesk
 from coordinator.troubles import DATABASE, Troubles
 from coordinator.turn import Turn
@@ -188,7 +189,7 @@ class Engine:
         unwritten = self._attendance.take()
 
         def pass_time(turn: Turn) -> None:
-            control = turn.control
+            control = turn.session.get_one(ControlRow, 1)
             if abs(turn.now_s - control.alive_at_s) >= _ALIVE_EVERY_S:
                 control.alive_at_s = turn.now_s
             turn.leaves_added |= self.context.log.behind(turn.session)
@@ -334,7 +335,7 @@ class Engine:
         """No new leases, or leases again: as by ``control.paused``, which a tick takes note of."""
 
         def write(turn: Turn) -> None:
-            turn.control.paused = paused
+            turn.session.get_one(ControlRow, 1).paused = paused
             if turn.machine.paused is not paused:
                 turn.apply(round_state.Paused() if paused else round_state.Resumed())
 

@@ -13,20 +13,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence, Sized
-from functools import cached_property, lru_cache
-from typing import TypeVar
+from collections.abc import Callable
 
 import structlog
-from sqlalchemy import event, func, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from coordinator import leases, round_state, suspensions
-from coordinator.audit.schema import TrustRow
 from coordinator.audit.trust import best_passes, passes_of
 from coordinator.blocks import welcome
 from coordinator.context import RunContext, to_ms
-from coordinator.lookups import fetch
 from coordinator.record import log_ended_rounds
 from coordinator.roster import Candidate, Claim, choose_reducers, member_weights
 from coordinator.round import tick
@@ -45,12 +41,8 @@ from coordinator.schema import (
     StateRow,
     WorkerRow,
 )
-from protocol.errors import ProtocolError
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
-
-Q = TypeVar("Q")
-T = TypeVar("T")
 
 GROUP_ID_BYTES = 20
 
@@ -67,17 +59,9 @@ def newest_state(session: Session) -> StateRow:
     return session.scalars(select(StateRow).order_by(StateRow.settled_rounds.desc()).limit(1)).one()
 
 
-_load = lru_cache(maxsize=4)(round_state.load)
-"""A round of thousands is read from the same text at every turn, and frozen."""
-
-
 def current_roster(session: Session, machine: Round) -> RosterRow | None:
     """The roster of the running attempt, once it is signed."""
     return session.get(RosterRow, (machine.number, machine.attempt)) if machine.reducers else None
-
-
-class HalfDoneError(RuntimeError):
-    """A request of a batch failed when it had begun to write: the others must not keep that."""
 
 
 class Turn:
@@ -96,32 +80,18 @@ class Turn:
         self.is_absent = is_absent
         self.row = running_round(session)
         self.head = b""  # of the running round, once the work is done
-        self.machine = _load(self.row.machine)
-        self._stored = self.machine
-        self._together = False
-        self._state: StateRow | None = None
+        self.machine = self._stored = round_state.load(self.row.machine)
+        self.storing = True  # the round at each event, or once at the end of a batch
         self.events: list[service_pb2.RunEvent] = []
         self.settle_due = False
         self.leaves_added = False
 
-    @cached_property
-    def control(self) -> ControlRow:
-        """What the organiser wants of the run."""
-        return self.session.get_one(ControlRow, 1)
-
-    @property
-    def state(self) -> StateRow:
-        """What the running round starts from."""
-        if self._state is None or self._state.settled_rounds != self.row.settled_rounds:
-            self._state = self.session.get_one(StateRow, self.row.settled_rounds)
-        return self._state
-
-    def apply(self, what: Event) -> None:
+    def apply(self, event: Event) -> None:
         """Feed one event to the state machine and carry out what it asks for."""
         before = self.machine
-        self.machine, effects = tick(before, what, self.now_s)
-        if effects or not self._together:
-            self._store()
+        self.machine, effects = tick(before, event, self.now_s)
+        if effects or self.storing:
+            self.store()
         if self.machine.phase is not before.phase:
             self._announce_phase()
         suspensions.take_note(self.session, before, self.machine)
@@ -129,42 +99,6 @@ class Turn:
             self._carry_out(effect)
         if self.machine.ended and self.row.ended_at_s is None:
             self._end()
-
-    def each(
-        self, requests: Sequence[Q], work: Callable[[Turn, Q], T | ProtocolError]
-    ) -> list[T | ProtocolError]:
-        """Do a batch's requests in their order; what they write is flushed together.
-
-        The round is stored once, after the last, and whenever something follows from it.
-
-        Returns:
-            For each what ``work`` returned, or the error of ours that it raised.
-
-        Raises:
-            HalfDoneError: one of several raised when it had begun to write: undo them all.
-        """
-        if len(requests) == 1:
-            return [work(self, requests[0])]
-        flushes: list[object] = []
-        event.listen(self.session, "after_flush", lambda _, context: flushes.append(context))
-        self._together = True
-        outcomes = list[T | ProtocolError]()
-        for request in requests:
-            before = self._written(flushes)
-            try:
-                outcomes.append(work(self, request))
-            except ProtocolError as error:
-                if self._written(flushes) != before:
-                    raise HalfDoneError from error
-                outcomes.append(error)
-        self._together = False
-        self._store()
-        return outcomes
-
-    def _written(self, flushes: Sized) -> tuple[object, ...]:
-        session = self.session
-        waiting = len(session.new), len(session.dirty), len(session.deleted)
-        return id(self.machine), len(self.events), len(flushes), *waiting
 
     def expire(self, worker: str) -> None:
         """Give up the open lease of a worker that left or fell silent."""
@@ -177,10 +111,10 @@ class Turn:
         leases.release(self.session, row.assignment_id)
         self.apply(round_state.Abandoned(worker))
 
-    def say(self, news: service_pb2.RunEvent) -> None:
+    def say(self, event: service_pb2.RunEvent) -> None:
         """Queue an event of the running round for everybody who watches."""
-        news.MergeFrom(self.describe_phase())
-        self.events.append(news)
+        event.MergeFrom(self.describe_phase())
+        self.events.append(event)
 
     def describe_phase(self) -> service_pb2.RunEvent:
         """An event without content: phase, round, and the times that go with them."""
@@ -318,7 +252,6 @@ class Turn:
             .where(WorkerRow.anchor | WorkerRow.worker.in_(members))
             .order_by(WorkerRow.worker)
         ).all()
-        fetch(self.session, TrustRow.worker, [row.worker for row in rows])
         suspended = suspensions.suspended(self.session, self.machine.number, members)
         since_s = self.now_s - self.context.options.silent_after_s
         heard: list[Candidate] = []
@@ -395,12 +328,12 @@ class Turn:
 
     # ---- from round to round ----
 
-    def _store(self) -> None:
-        if self.machine is self._stored:
-            return
-        self._stored = self.machine
-        self.row.machine = round_state.dump(self.machine)
-        self.row.phase = self.machine.phase.value
+    def store(self) -> None:
+        """Write the round down, if it has changed."""
+        if self.machine is not self._stored:
+            self._stored = self.machine
+            self.row.machine = round_state.dump(self.machine)
+            self.row.phase = self.machine.phase.value
 
     def _announce_phase(self) -> None:
         """Phases that come with no record of their own."""
@@ -424,7 +357,7 @@ class Turn:
         )
         self.leaves_added |= log_ended_rounds(self.context, self.session, self.now_s)
         self.row = open_round(self.context, self.session, self.machine.number + 1, self.now_s)
-        self.machine = self._stored = _load(self.row.machine)
+        self.machine = self._stored = round_state.load(self.row.machine)
         self.say(service_pb2.RunEvent(run_head=wire.Envelope.FromString(self.row.head)))
 
 

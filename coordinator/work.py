@@ -24,6 +24,7 @@ from coordinator.attendance import finite_speed
 from coordinator.audit.jobs import backlog
 from coordinator.audit.schema import BlockRow, TrustRow
 from coordinator.audit.trust import best_passes
+from coordinator.batches import each
 from coordinator.blocks import reason_for
 from coordinator.context import to_ms
 from coordinator.lookups import fetch, find, rows_by
@@ -33,9 +34,11 @@ from coordinator.schema import (
     COMMITTED,
     TRAINING,
     AssignmentRow,
+    ControlRow,
+    StateRow,
     WorkerRow,
 )
-from coordinator.turn import Turn
+from coordinator.turn import Turn, newest_state
 from coordinator.versions import too_old
 from protocol.errors import NotEnrolled, ProtocolError, UsageError
 from protocol.wire import records_pb2 as wire
@@ -62,8 +65,11 @@ def grant_works(
     found = select(AssignmentRow).where(
         AssignmentRow.round == turn.machine.number, AssignmentRow.worker.in_(workers)
     )
+    shared = turn.session.get_one(ControlRow, 1), newest_state(turn.session)
     held = {row.worker: row for row in turn.session.scalars(found)}
-    return turn.each(batch, lambda turn, request: _grant_work(turn, request, held))
+    replies = each(turn, batch, lambda turn, request: _grant_work(turn, request, held))
+    del shared  # the session forgets rows that nobody holds
+    return replies
 
 
 def _grant_work(
@@ -161,7 +167,7 @@ def kept_out(session: Session, row: WorkerRow) -> str | None:
 
 def _refuse_all(turn: Turn) -> _Refusal | None:
     """What holds for everybody, whoever asks."""
-    control = turn.control
+    control = turn.session.get_one(ControlRow, 1)
     if control.finished:
         return _Refusal("finished", "the run is complete: thank you")
     if control.paused:
@@ -223,7 +229,7 @@ def _steps(turn: Turn, worker: WorkerRow, request: wire.WorkRequest) -> int:
 
 def _assign(turn: Turn, worker: WorkerRow, steps: int) -> tuple[wire.Envelope, AssignmentRow]:
     context, number = turn.context, turn.machine.number
-    state = turn.state
+    state = turn.session.get_one(StateRow, turn.row.settled_rounds)
     assignment_id, seed = secrets.token_bytes(16), secrets.randbits(leases.SEED_BITS)
     with turn.session.no_autoflush:  # it reads and writes intervals only
         lease = leases.take(turn.session, assignment_id, steps, context.batches_per_epoch)

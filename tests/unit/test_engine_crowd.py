@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import func, select
 
 from coordinator.attendance import Attendance
+from coordinator.batches import each
 from coordinator.context import EngineOptions
 from coordinator.database import Database
 from coordinator.events import Hub, Subscription
@@ -126,7 +127,7 @@ async def test_who_fails_half_way_takes_nothing_of_the_others_along(boot: Any) -
             raise BadRecord("after it was written")
         return worker
 
-    desk = rig.engine._in_batches(lambda turn, batch: turn.each(batch, rename))
+    desk = rig.engine._in_batches(lambda turn, batch: each(turn, batch, rename))
     outcomes = await asyncio.gather(*map(desk.ask, names), return_exceptions=True)
     assert [outcomes[0], outcomes[2]] == [names[0], names[2]]
     assert isinstance(outcomes[1], BadRecord)
@@ -189,12 +190,13 @@ def test_who_was_told_to_beat_less_often_is_waited_for_longer() -> None:
     attendance, options = Attendance(0.0), EngineOptions(heartbeat_s=4.0)
     for name, told_s in (("ada", 4.0), ("bob", 20.0)):
         attendance.note(wire.Heartbeat(worker=name), 100.0, told_s)
-    for now_s, absent in (
-        (112.0, ()),
-        (113.0, ("ada",)),
-        (160.0, ("ada",)),
-        (161.0, ("ada", "bob")),
-    ):
+    gone: dict[float, list[str]] = {
+        112.0: [],
+        113.0: ["ada"],
+        160.0: ["ada"],
+        161.0: ["ada", "bob"],
+    }
+    for now_s, absent in gone.items():
         assert [n for n in ("ada", "bob") if attendance.is_absent(n, now_s, options)] == absent
     silent = [n for n in ("ada", "bob") if attendance.is_silent(n, 0.0, 131.0, options)]
     assert silent == attendance.doubtful(("ada", "bob"), 131.0, options) == ["ada"]
