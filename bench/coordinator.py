@@ -50,8 +50,8 @@ from protocol.envelope import open_envelope, seal
 from protocol.link import JoinLink
 from protocol.wire import records_pb2 as wire
 
-_TESTS = Path(__file__).parents[1] / "tests"
-sys.path.extend((str(_TESTS), str(_TESTS / "chaos")))
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "chaos"))
 
 from chaos_limits_rig import ENVIRONMENT, Server, serve
 from postgres_rig import postgres
