@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import func, select
 
 from coordinator.attendance import Attendance
-from coordinator.batches import each
+from coordinator.batches import Batches, each
 from coordinator.context import EngineOptions
 from coordinator.database import Database
 from coordinator.events import Hub, Subscription
@@ -127,7 +127,9 @@ async def test_who_fails_half_way_takes_nothing_of_the_others_along(boot: Any) -
             raise BadRecord("after it was written")
         return worker
 
-    desk = rig.engine._in_batches(lambda turn, batch: each(turn, batch, rename))
+    desk = Batches[str, str](
+        lambda batch: rig.engine._turn(lambda turn: each(turn, batch, rename)), 8
+    )
     outcomes = await asyncio.gather(*map(desk.ask, names), return_exceptions=True)
     assert [outcomes[0], outcomes[2]] == [names[0], names[2]]
     assert isinstance(outcomes[1], BadRecord)
