@@ -22,6 +22,7 @@ BENCHES = (
     "lost_reducer",
     "network_cap",
     "daemon",
+    "coordinator",
 )
 
 

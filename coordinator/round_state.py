@@ -10,6 +10,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 
 class Phase(StrEnum):
@@ -244,11 +245,14 @@ Effect = SignRoster | SignInclusion | AskHolders | Settle | FreeLeases | Skip
 
 def dump(state: Round) -> str:
     """JSON of a round: how it survives a restart (one column, because it is read only whole)."""
-    return json.dumps(dataclasses.asdict(state))
+    # Not asdict(): it copies each of what may be thousands of names.
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return json.dumps(fields | {"policy": dataclasses.asdict(state.policy)})
 
 
+@lru_cache(maxsize=4)
 def load(text: str) -> Round:
-    """Inverse of :func:`dump`."""
+    """Inverse of :func:`dump`; each turn loads what the one before stored."""
     raw = json.loads(text)
     raw["policy"] = Policy(**raw["policy"])
     raw["phase"] = Phase(raw["phase"])

@@ -80,7 +80,8 @@ class Turn:
         self.is_absent = is_absent
         self.row = running_round(session)
         self.head = b""  # of the running round, once the work is done
-        self.machine = round_state.load(self.row.machine)
+        self.machine = self._stored = round_state.load(self.row.machine)
+        self.storing = True  # the round at each event, or once at the end of a batch
         self.events: list[service_pb2.RunEvent] = []
         self.settle_due = False
         self.leaves_added = False
@@ -89,7 +90,8 @@ class Turn:
         """Feed one event to the state machine and carry out what it asks for."""
         before = self.machine
         self.machine, effects = tick(before, event, self.now_s)
-        self._store()
+        if effects or self.storing:
+            self.store()
         if self.machine.phase is not before.phase:
             self._announce_phase()
         suspensions.take_note(self.session, before, self.machine)
@@ -326,9 +328,12 @@ class Turn:
 
     # ---- from round to round ----
 
-    def _store(self) -> None:
-        self.row.machine = round_state.dump(self.machine)
-        self.row.phase = self.machine.phase.value
+    def store(self) -> None:
+        """Write the round down, if it has changed."""
+        if self.machine is not self._stored:
+            self._stored = self.machine
+            self.row.machine = round_state.dump(self.machine)
+            self.row.phase = self.machine.phase.value
 
     def _announce_phase(self) -> None:
         """Phases that come with no record of their own."""
@@ -352,7 +357,7 @@ class Turn:
         )
         self.leaves_added |= log_ended_rounds(self.context, self.session, self.now_s)
         self.row = open_round(self.context, self.session, self.machine.number + 1, self.now_s)
-        self.machine = round_state.load(self.row.machine)
+        self.machine = self._stored = round_state.load(self.row.machine)
         self.say(service_pb2.RunEvent(run_head=wire.Envelope.FromString(self.row.head)))
 
 

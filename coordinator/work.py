@@ -12,6 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import secrets
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -21,9 +22,12 @@ from sqlalchemy.orm import Session
 from coordinator import leases
 from coordinator.attendance import finite_speed
 from coordinator.audit.jobs import backlog
+from coordinator.audit.schema import BlockRow, TrustRow
 from coordinator.audit.trust import best_passes
+from coordinator.batches import each
 from coordinator.blocks import reason_for
 from coordinator.context import to_ms
+from coordinator.lookups import fetch, find, rows_by
 from coordinator.probation import grant_probation, needs_probation
 from coordinator.round_state import Leased, Phase
 from coordinator.schema import (
@@ -31,11 +35,12 @@ from coordinator.schema import (
     TRAINING,
     AssignmentRow,
     ControlRow,
+    StateRow,
     WorkerRow,
 )
 from coordinator.turn import Turn, newest_state
 from coordinator.versions import too_old
-from protocol.errors import NotEnrolled, UsageError
+from protocol.errors import NotEnrolled, ProtocolError, UsageError
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
 
@@ -51,8 +56,31 @@ class _Refusal:
     reason: str
 
 
-def grant_work(turn: Turn, request: wire.WorkRequest) -> service_pb2.WorkReply:
+def grant_works(
+    turn: Turn, batch: Sequence[wire.WorkRequest]
+) -> list[service_pb2.WorkReply | ProtocolError]:
+    """Answer requests that came at about the same time; see the module."""
+    workers = [request.worker for request in batch]
+    fetch_devices(turn.session, workers)
+    found = select(AssignmentRow).where(
+        AssignmentRow.round == turn.machine.number, AssignmentRow.worker.in_(workers)
+    )
+    shared = turn.session.get_one(ControlRow, 1), newest_state(turn.session)
+    held = {row.worker: row for row in turn.session.scalars(found)}
+    replies = each(turn, batch, lambda turn, request: _grant_work(turn, request, held))
+    del shared  # the session forgets rows that nobody holds
+    return replies
+
+
+def _grant_work(
+    turn: Turn, request: wire.WorkRequest, held: dict[str, AssignmentRow]
+) -> service_pb2.WorkReply:
     """Answer a RequestWork whose signature was checked.
+
+    Args:
+        turn: of the running round.
+        request: for work in it.
+        held: assignments of the round by worker; a new one is added.
 
     Raises:
         NotEnrolled: the device is not known.
@@ -63,11 +91,7 @@ def grant_work(turn: Turn, request: wire.WorkRequest) -> service_pb2.WorkReply:
     refusal = _refuse_all(turn) or _refuse_old(turn, worker)
     if refusal is None and needs_probation(turn, worker):
         return grant_probation(turn, worker, request)
-    row = turn.session.scalars(
-        select(AssignmentRow).where(
-            AssignmentRow.round == turn.machine.number, AssignmentRow.worker == worker.worker
-        )
-    ).one_or_none()
+    row = held.get(worker.worker)
     if row is not None and row.status == TRAINING:
         envelope = wire.Envelope.FromString(row.envelope)
         return service_pb2.WorkReply(assignment=envelope, run_head=head)
@@ -79,7 +103,30 @@ def grant_work(turn: Turn, request: wire.WorkRequest) -> service_pb2.WorkReply:
             refusal = _Refusal("round_closing", "too little time is left in this round")
     if refusal is not None:
         return service_pb2.WorkReply(wait=_wait(turn, refusal), run_head=head)
-    return service_pb2.WorkReply(assignment=_assign(turn, worker, steps), run_head=head)
+    envelope, held[worker.worker] = _assign(turn, worker, steps)
+    return service_pb2.WorkReply(assignment=envelope, run_head=head)
+
+
+def welcome_devices(turn: Turn, workers: Sequence[str]) -> list[bool | ProtocolError]:
+    """For each whether it may take part, or the error that says why not."""
+    fetch_devices(turn.session, workers)
+    return [_is_welcome(turn.session, worker) for worker in workers]
+
+
+def _is_welcome(session: Session, worker: str) -> bool | ProtocolError:
+    try:
+        enrolled(session, worker)
+    except (NotEnrolled, UsageError) as error:
+        return error
+    return True
+
+
+def fetch_devices(session: Session, workers: Collection[str]) -> None:
+    """Read at once what decides whether some devices may take part, and what they have passed."""
+    fetch(session, WorkerRow.worker, workers)
+    donors = {row.donor for worker in workers for row in rows_by(session, WorkerRow.worker, worker)}
+    fetch(session, BlockRow.key, {*workers, *donors})
+    fetch(session, TrustRow.worker, workers)
 
 
 def enrolled(session: Session, worker: str) -> WorkerRow:
@@ -102,7 +149,7 @@ def known(session: Session, worker: str) -> WorkerRow:
     Raises:
         NotEnrolled: it has not.
     """
-    row = session.get(WorkerRow, worker)
+    row = find(session, WorkerRow, worker)
     if row is None:
         raise NotEnrolled("this device is not enrolled in the run: enrol first")
     return row
@@ -180,11 +227,12 @@ def _steps(turn: Turn, worker: WorkerRow, request: wire.WorkRequest) -> int:
     return steps or int(time_left_s > duration_s / 2)
 
 
-def _assign(turn: Turn, worker: WorkerRow, steps: int) -> wire.Envelope:
+def _assign(turn: Turn, worker: WorkerRow, steps: int) -> tuple[wire.Envelope, AssignmentRow]:
     context, number = turn.context, turn.machine.number
-    state = newest_state(turn.session)
+    state = turn.session.get_one(StateRow, turn.row.settled_rounds)
     assignment_id, seed = secrets.token_bytes(16), secrets.randbits(leases.SEED_BITS)
-    lease = leases.take(turn.session, assignment_id, steps, context.batches_per_epoch)
+    with turn.session.no_autoflush:  # it reads and writes intervals only
+        lease = leases.take(turn.session, assignment_id, steps, context.batches_per_epoch)
     turn.apply(Leased(worker.worker))
     assert turn.machine.deadline_s is not None
     batch = context.manifest.inner.sequences_per_batch
@@ -204,19 +252,18 @@ def _assign(turn: Turn, worker: WorkerRow, steps: int) -> wire.Envelope:
             deadline_ms=to_ms(turn.machine.deadline_s),
         )
     )
-    turn.session.add(
-        AssignmentRow(
-            assignment_id=assignment_id,
-            round=number,
-            worker=worker.worker,
-            epoch=lease.epoch,
-            start_batch=lease.start,
-            stop_batch=lease.stop,
-            seed=seed,
-            status=TRAINING,
-            leased_at_s=turn.now_s,
-            envelope=envelope.SerializeToString(),
-        )
+    row = AssignmentRow(
+        assignment_id=assignment_id,
+        round=number,
+        worker=worker.worker,
+        epoch=lease.epoch,
+        start_batch=lease.start,
+        stop_batch=lease.stop,
+        seed=seed,
+        status=TRAINING,
+        leased_at_s=turn.now_s,
+        envelope=envelope.SerializeToString(),
     )
-    _log.info("leased", round=number, worker=worker.worker, steps=lease.steps, epoch=lease.epoch)
-    return envelope
+    turn.session.add(row)
+    _log.debug("leased", round=number, worker=worker.worker, steps=lease.steps, epoch=lease.epoch)
+    return envelope, row
