@@ -19,6 +19,8 @@ BENCHES = (
     "lost_reducer",
     "network_cap",
     "daemon",
+    "scale",
+    "scale_model",
 )
 
 

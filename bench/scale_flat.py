@@ -1,0 +1,108 @@
+"""A simulated round of one level: every member sends to every reducer, as the protocol has it.
+
+With all members that can be dialled as reducers it is the butterfly; with the organiser's anchors
+and some of the best connected it is the one with few reducers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from bench.scale_homes import Member
+from bench.scale_job import Job, Reporter, Round, Share, divide
+from bench.scale_network import Action, Server, Transfer
+from bench.scale_records import inclusion_bytes, roster_bytes
+
+
+def butterfly_shares(members: Sequence[Member], chunks: int) -> list[Share]:
+    """All that can be dialled reduce, in proportion to the slower side of their links."""
+    able = [i for i, member in enumerate(members) if member.reachable or member.anchor]
+    return _shares(members, able, chunks)
+
+
+def few_shares(members: Sequence[Member], chunks: int, most: int) -> list[Share]:
+    """The anchors, and the best connected of the others, ``most`` in all."""
+    able = [i for i, member in enumerate(members) if member.reachable or member.anchor]
+    able.sort(key=lambda i: (not members[i].anchor, -members[i].slower_bytes_s, i))
+    return _shares(members, able[:most], chunks)
+
+
+def _shares(members: Sequence[Member], able: Sequence[int], chunks: int) -> list[Share]:
+    best = sorted(able, key=lambda i: -members[i].slower_bytes_s)[:chunks]
+    counts = divide(chunks, [members[i].slower_bytes_s for i in best])
+    return [Share(i, count) for i, count in zip(best, counts, strict=True) if count]
+
+
+class FlatRound:
+    """Roster, GATHER, inclusion set, BROADCAST."""
+
+    def __init__(
+        self,
+        job: Job,
+        members: Sequence[Member],
+        shares: Sequence[Share],
+        shared_cpu: Server | None = None,
+    ) -> None:
+        self.round = Round.of(job, members, shared_cpu)
+        self._job, self._shares = job, shares
+        self._size = len(members)
+        self._held = [0] * self._size
+        self._whole = 0
+        self._reporters = {
+            share.member: Reporter(self.round, share.member, self._size, self._reported)
+            for share in shares
+        }
+
+    def run(self) -> Round:
+        """Until the last member has the mean."""
+        size = roster_bytes(self._size, len(self._shares), self._job.layout.count)
+        self.round.tell(0.0, [(i, size, self._gather_of(i)) for i in range(self._size)])
+        self.round.network.run()
+        return self.round
+
+    def _gather_of(self, member: int) -> Action:
+        def begin(now_s: float) -> None:
+            at_s = now_s + self.round.dialled_s(member)
+            self.round.network.send(at_s, member, self._streams_of(member))
+
+        return begin
+
+    def _streams_of(self, member: int) -> Iterator[Transfer]:
+        start = member * len(self._shares) // self._size  # each begins with another reducer
+        for share in (*self._shares[start:], *self._shares[:start]):
+            done = self._reporters[share.member].complete
+            leaves = self._job.layout.count
+            yield from self.round.stream(member, share, lambda _, d=done: d, leaves=leaves)  # type: ignore[misc]
+
+    def _reported(self, now_s: float) -> None:
+        self._whole += 1
+        if self._whole == len(self._shares):
+            self.round.gathered_at_s = now_s
+            size, shares = inclusion_bytes(self._size), {s.member: s for s in self._shares}
+            self.round.tell(
+                now_s, [(i, size, self._broadcast_of(shares.get(i))) for i in range(self._size)]
+            )
+
+    def _broadcast_of(self, share: Share | None) -> Action:
+        def begin(now_s: float) -> None:
+            if share is not None:
+                at_s = now_s + self.round.dialled_s(share.member)
+                self.round.network.send(at_s, share.member, self._results_of(share))
+
+        return begin
+
+    def _results_of(self, share: Share) -> Iterator[Transfer]:
+        for number, chunks in enumerate(self._job.pieces(share.chunks)):
+            for step in range(self._size):
+                to = (share.member + step) % self._size  # itself first, then each another one
+                inputs = self._size if step == 0 else 0
+                then = self._holds(to, chunks)
+                yield self.round.result(share.member, to, chunks, number == 0, inputs, then)
+
+    def _holds(self, member: int, chunks: int) -> Action:
+        def arrived(now_s: float) -> None:
+            self._held[member] += chunks
+            if self._held[member] == self._job.layout.count:
+                self.round.finished_at_s[member] = now_s
+
+        return arrived

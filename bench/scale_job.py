@@ -1,0 +1,209 @@
+"""What every simulated round shares: the vector, the network with its coordinator, the reports.
+
+The coordinator sends rosters and inclusion sets over one uplink, takes reports over one downlink,
+and verifies each statement once. A reducer reports as ours does (:mod:`worker.reducer`): 0.2 s
+after a member has completed, or at once when all have, each time with *all* outcomes so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from bench.scale_fit import Fits
+from bench.scale_homes import MBIT, Member
+from bench.scale_network import Action, Network, Node, Server, Transfer
+from bench.scale_records import report_bytes
+from protocol.manifest import Codec
+from protocol.update import ChunkLayout
+
+DIAL_ROUND_TRIPS = 5.0
+"""TCP, its encryption and multiplexing (libp2p), and the opening of a stream."""
+
+REPORT_BATCH_S = 0.2
+"""As in :mod:`worker.reducer`."""
+
+COORDINATOR = Member(
+    up_bytes_s=900 * MBIT,
+    down_bytes_s=900 * MBIT,
+    latency_s=0.005,
+    cores=2.0,
+    reachable=True,
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is reduced, and in how many pieces a range travels."""
+
+    layout: ChunkLayout
+    codec: Codec
+    fits: Fits
+    most_pieces: int = 2  # of a range on one stream: more are exacter and slower to simulate
+
+    @property
+    def chunk_bytes(self) -> int:
+        return self.layout.encoded_bytes(self.codec, 0)
+
+    @property
+    def vector_bytes(self) -> int:
+        return self.layout.count * self.chunk_bytes
+
+    def pieces(self, chunks: int) -> list[int]:
+        """Sizes of the pieces of a range, in chunks."""
+        count = min(chunks, self.most_pieces)
+        ends = [chunks * i // count for i in range(count + 1)] if count else []
+        return [end - first for first, end in pairwise(ends)]
+
+
+@dataclass(frozen=True)
+class Share:
+    """A reducer, by its number among the members, and how many chunks it reduces."""
+
+    member: int
+    chunks: int
+
+
+def divide(chunks: int, weights: Sequence[float]) -> list[int]:
+    """Chunks in proportion to weights: largest remainders, the sum exact."""
+    total = sum(weights)
+    exact = [chunks * weight / total for weight in weights]
+    counts = [int(part) for part in exact]
+    by_rest = sorted(range(len(exact)), key=lambda i: counts[i] - exact[i])
+    for i in by_rest[: chunks - sum(counts)]:
+        counts[i] += 1
+    return counts
+
+
+@dataclass
+class Load:
+    """What the coordinator had to do in a round."""
+
+    sent_bytes: float = 0.0
+    reports: int = 0
+    report_bytes: float = 0.0
+    statements: int = 0
+
+
+@dataclass
+class Round:
+    """One round under way: its network, and when who was done with what."""
+
+    job: Job
+    members: Sequence[Member]
+    nodes: list[Node]
+    load: Load = field(default_factory=Load)
+    gathered_at_s: float = 0.0
+    finished_at_s: dict[int, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, job: Job, members: Sequence[Member], shared_cpu: Server | None = None) -> Round:
+        """Fresh nodes for the members, the coordinator behind them.
+
+        Args:
+            shared_cpu: all of them are on one machine with these processors.
+        """
+        nodes = [member.node() for member in (*members, COORDINATOR)]
+        if shared_cpu is not None:
+            for node in nodes:
+                node.cpu = shared_cpu
+        return cls(job, members, nodes)
+
+    def __post_init__(self) -> None:
+        self.network = Network(self.nodes)
+        self.coordinator = len(self.members)
+
+    def tell(self, at_s: float, sizes: Sequence[tuple[int, int, Action]]) -> None:
+        """The coordinator sends signed records: (member, bytes, what it does with it)."""
+        self.load.sent_bytes += sum(size for _, size, _ in sizes)
+        transfers = [Transfer(to, size, arrived=then) for to, size, then in sizes]
+        self.network.send(at_s, self.coordinator, transfers)
+
+    def dialled_s(self, member: int) -> float:
+        """How long it takes to open the streams of a phase, all at once."""
+        middle_s = self.members[member].latency_s
+        return DIAL_ROUND_TRIPS * 4 * middle_s  # there and back, to one that is as far off
+
+    def stream(
+        self, sender: int, share: Share, arrived: Callable[[int], Action], *, leaves: int
+    ) -> Iterator[Transfer]:
+        """GATHER: a member's chunks for one reducer, with the leaf hashes before them.
+
+        Args:
+            arrived: is given the number of the piece, and called for the last one only.
+            leaves: hashes that go before the chunks.
+        """
+        cost, job = self.job.fits.gather, self.job
+        sizes = job.pieces(share.chunks)
+        for number, chunks in enumerate(sizes):
+            own, first = share.member == sender, number == 0
+            streams = {"open": first, "chunk_out": chunks} if not own else {}
+            served = {"serve": first, "leaf": first * leaves} if not own else {}
+            elements = chunks * job.layout.chunk_elements
+            last = number == len(sizes) - 1
+            yield Transfer(
+                share.member,
+                chunks * job.chunk_bytes + first * 32 * leaves,
+                cost.of(streams),
+                cost.of(served | {"chunk_in": chunks, "element_in": elements}),
+                arrived(number) if last else None,
+            )
+
+    def result(
+        self, sender: int, receiver: int, chunks: int, streams: int, inputs: int, then: Action
+    ) -> Transfer:
+        """BROADCAST: combined chunks for one member.
+
+        Args:
+            streams: 1 with the first piece of a range, else 0.
+            inputs: how many members' chunks are combined before this is sent; 0: they are already.
+        """
+        cost, job = self.job.fits.broadcast, self.job
+        elements = chunks * job.layout.chunk_elements
+        own = sender == receiver
+        made: dict[str, float] = {"combine_element": elements * inputs}
+        sent: dict[str, float] = {} if own else {"serve": streams, "chunk_out": chunks}
+        opened: dict[str, float] = {} if own else {"open": streams}
+        return Transfer(
+            receiver,
+            chunks * (job.chunk_bytes + 280),
+            cost.of(made | sent),
+            cost.of(opened | {"chunk_in": chunks, "element_in": elements}),
+            then,
+        )
+
+
+class Reporter:
+    """A reducer that tells the coordinator whose chunks it holds."""
+
+    def __init__(self, round_: Round, reducer: int, awaited: int, done: Action) -> None:
+        self._round, self._reducer, self._awaited, self._done = round_, reducer, awaited, done
+        self._complete = self._told = 0
+        self._planned = False
+
+    def complete(self, now_s: float) -> None:
+        """One member more is complete."""
+        self._complete += 1
+        if self._complete == self._awaited:
+            self._tell(now_s)
+        elif not self._planned:
+            self._planned = True
+            self._round.network.at(now_s + REPORT_BATCH_S, self._batch_over)
+
+    def _batch_over(self, now_s: float) -> None:
+        self._planned = False
+        if self._complete > self._told:
+            self._tell(now_s)
+
+    def _tell(self, now_s: float) -> None:
+        round_, new = self._round, self._complete - self._told
+        self._told = self._complete
+        size = report_bytes(self._awaited) * self._complete // self._awaited
+        round_.load.reports += 1
+        round_.load.report_bytes += size
+        round_.load.statements += new
+        work_s = round_.job.fits.coordinator.of({"report": 1, "statement": new})
+        then = self._done if self._told == self._awaited else None
+        report = Transfer(round_.coordinator, size, 0.0, work_s, then)
+        round_.network.send(now_s, self._reducer, [report])
