@@ -27,9 +27,12 @@ from bench.report import RESULTS, Row, write_report
 from bench.scale_rig import Case, Rig
 
 NOTE = (
-    "median of the rounds after the first, on one machine; round = from the roster to the last "
-    "member's mean; streams: opened in a round by all; connections: most of a member; MB: resident,"
-    " shared pages in equal parts; coordinator: what it gets and verifies in a round"
+    "medians of the rounds after the first, all members on one machine; round: from the roster to "
+    "the last member's mean; streams: opened in a round by all, and by one member at once"
+)
+LOAD_NOTE = (
+    "MB: resident, shared pages in equal parts; connections: most of a member; reports, statements "
+    "and processor time: what the coordinator gets and verifies in a round, medians"
 )
 SMALL, FINE, LARGE = (1 << 20, 1 << 14), (1 << 20, 1 << 11), (1 << 23, 1 << 17)
 
@@ -57,6 +60,7 @@ def _report(cases: Sequence[Case], *, quick: bool, kept: list[dict[str, Any]]) -
     rows = [row(detail) for detail in details]
     name = "scale-quick" if quick else "scale"
     write_report(name, rows, note=NOTE)
+    write_report(f"{name}_load", [load_row(detail) for detail in details], note=LOAD_NOTE)
     (RESULTS / f"{name}-hosts.json").write_text(json.dumps(details, indent=1) + "\n")
     return rows
 
@@ -78,16 +82,14 @@ async def measure(case: Case, rounds: int) -> dict[str, Any]:
         "rounds": [asdict(round_) for round_ in taken],
         "streams": sum(peer["opened"] for peer in peers) / len(taken),
         "most_streams": max(peer["most_at_once"] for peer in peers),
-        "connections": max(peer["connections"] for peer in peers),
+        "connections": [peer["connections"] for peer in peers],
         "memory": memory,
     }
 
 
 def row(detail: dict[str, Any]) -> Row:
-    """A line of the table from what was measured of a case."""
+    """A line of the table of times from what was measured of a case."""
     case, (first, *others) = Case(**detail["case"]), detail["rounds"]
-    memory, mega = detail["memory"], 1e-6
-    tally = {key: statistics.median(r["tally"][key] for r in others) for key in first["tally"]}
     return {
         "members": case.members,
         "reducers": case.reducers,
@@ -100,9 +102,24 @@ def row(detail: dict[str, Any]) -> Row:
         "cpu_s": statistics.median(map(cpu_s, others)),
         "of_it_p2pd_s": statistics.median(cpu_s(r, "daemons_s") for r in others),
         "streams": round(detail["streams"]),
-        "connections": detail["connections"],
+        "at_once": detail["most_streams"],
+    }
+
+
+def load_row(detail: dict[str, Any]) -> Row:
+    """A line of the table of memory, connections and the coordinator's side."""
+    case, others = Case(**detail["case"]), detail["rounds"][1:]
+    memory, mega = detail["memory"], 1e-6
+    tally = {key: statistics.median(r["tally"][key] for r in others) for key in others[0]["tally"]}
+    return {
+        "members": case.members,
+        "reducers": case.reducers,
+        "elements": case.elements,
+        "chunks": case.layout.count,
         "python_MB_a_process": max(m["python_bytes"] for m in memory) * mega,
         "p2pd_MB_a_member": sum(m["daemons_bytes"] for m in memory) * mega / case.members,
+        "connections": max(detail["connections"]),
+        "roster_KB": tally["roster_bytes"] / 1e3,
         "reports": tally["reports"],
         "reports_MB": tally["report_bytes"] * mega,
         "statements": tally["statements"],

@@ -126,13 +126,11 @@ def _fit_coordinator(cases: Sequence[tuple[Case, Any]]) -> Fit:
 
 
 def _fit_daemons(cases: Sequence[tuple[Case, Any]]) -> Fit:
-    rows = [{"daemon": case.members, "connection": _connections(case)} for case, _ in cases]
+    rows = [
+        {"daemon": float(case.members), "connection": float(sum(detail["connections"]))}
+        for case, detail in cases
+    ]
     return fit(rows, [sum(m["daemons_bytes"] for m in d["memory"]) for _, d in cases])
-
-
-def _connections(case: Case) -> float:
-    """Ends of connections: reducers know everybody, and each member the reducers."""
-    return 2 * case.reducers * (case.members - (case.reducers + 1) / 2)
 
 
 def _fit_python(cases: Sequence[tuple[Case, Any]]) -> Fit:

@@ -12,6 +12,17 @@ from bench.scale_homes import Member
 from bench.scale_job import Job, Reporter, Round, Share, divide
 from bench.scale_network import Action, Server, Transfer
 from bench.scale_records import inclusion_bytes, roster_bytes
+from coordinator.roster import Candidate, choose_reducers
+
+
+def todays_shares(members: Sequence[Member], chunks: int) -> list[Share]:
+    """What the coordinator chooses: the anchors and the first that can be dialled, evenly."""
+    names = [
+        Candidate(str(i), str(i), member.anchor, ("somewhere",) if member.reachable else ())
+        for i, member in enumerate(members)
+    ]
+    chosen = choose_reducers(names, chunks)
+    return [Share(int(share.candidate.worker), share.end - share.first) for share in chosen]
 
 
 def butterfly_shares(members: Sequence[Member], chunks: int) -> list[Share]:
@@ -55,10 +66,31 @@ class FlatRound:
 
     def run(self) -> Round:
         """Until the last member has the mean."""
-        size = roster_bytes(self._size, len(self._shares), self._job.layout.count)
+        size = self.roster_bytes()
         self.round.tell(0.0, [(i, size, self._gather_of(i)) for i in range(self._size)])
         self.round.network.run()
         return self.round
+
+    def streams(self) -> list[int]:
+        """Opened or served by each member in the round."""
+        count = [2 * len(self._shares)] * self._size
+        for share in self._shares:
+            count[share.member] += 2 * self._size - 4  # none to itself
+        return count
+
+    @property
+    def reducing(self) -> list[int]:
+        """The reducers, by their numbers among the members."""
+        return [share.member for share in self._shares]
+
+    def roster_bytes(self) -> int:
+        """Of the one roster."""
+        return roster_bytes(self._size, len(self._shares), self._job.layout.count)
+
+    def held_bytes(self) -> int:
+        """Encoded inputs that the reducer with the most holds."""
+        most = max(share.chunks for share in self._shares)
+        return most * self._size * self._job.chunk_bytes
 
     def _gather_of(self, member: int) -> Action:
         def begin(now_s: float) -> None:
@@ -70,9 +102,9 @@ class FlatRound:
     def _streams_of(self, member: int) -> Iterator[Transfer]:
         start = member * len(self._shares) // self._size  # each begins with another reducer
         for share in (*self._shares[start:], *self._shares[:start]):
-            done = self._reporters[share.member].complete
+            complete = self._reporters[share.member].complete
             leaves = self._job.layout.count
-            yield from self.round.stream(member, share, lambda _, d=done: d, leaves=leaves)  # type: ignore[misc]
+            yield from self.round.stream(member, share, complete, leaves=leaves)
 
     def _reported(self, now_s: float) -> None:
         self._whole += 1
@@ -93,11 +125,11 @@ class FlatRound:
 
     def _results_of(self, share: Share) -> Iterator[Transfer]:
         for number, chunks in enumerate(self._job.pieces(share.chunks)):
+            yield self.round.combined(share.member, chunks, self._size)
             for step in range(self._size):
                 to = (share.member + step) % self._size  # itself first, then each another one
-                inputs = self._size if step == 0 else 0
                 then = self._holds(to, chunks)
-                yield self.round.result(share.member, to, chunks, number == 0, inputs, then)
+                yield self.round.result(share.member, to, chunks, number == 0, then)
 
     def _holds(self, member: int, chunks: int) -> Action:
         def arrived(now_s: float) -> None:

@@ -2,20 +2,22 @@
 
 The coordinator sends rosters and inclusion sets over one uplink, takes reports over one downlink,
 and verifies each statement once. A reducer reports as ours does (:mod:`worker.reducer`): 0.2 s
-after a member has completed, or at once when all have, each time with *all* outcomes so far.
+after a member has completed or at once when it was the last, each time with *all* outcomes so far,
+and again once that report is answered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from bench.scale_fit import Fits
 from bench.scale_homes import MBIT, Member
 from bench.scale_network import Action, Network, Node, Server, Transfer
-from bench.scale_records import report_bytes
+from bench.scale_records import report_bytes, result_bytes
 from protocol.manifest import Codec
+from protocol.merkle import HASH_BYTES
 from protocol.update import ChunkLayout
 
 DIAL_ROUND_TRIPS = 5.0
@@ -94,7 +96,8 @@ class Round:
     members: Sequence[Member]
     nodes: list[Node]
     load: Load = field(default_factory=Load)
-    gathered_at_s: float = 0.0
+    inside_at_s: float = 0.0  # of two levels: the last group has gathered
+    gathered_at_s: float = 0.0  # the last inclusion set can be signed
     finished_at_s: dict[int, float] = field(default_factory=dict)
 
     @classmethod
@@ -113,6 +116,7 @@ class Round:
     def __post_init__(self) -> None:
         self.network = Network(self.nodes)
         self.coordinator = len(self.members)
+        self._work: dict[tuple[str, int, int, bool], tuple[float, float]] = {}
 
     def tell(self, at_s: float, sizes: Sequence[tuple[int, int, Action]]) -> None:
         """The coordinator sends signed records: (member, bytes, what it does with it)."""
@@ -126,75 +130,82 @@ class Round:
         return DIAL_ROUND_TRIPS * 4 * middle_s  # there and back, to one that is as far off
 
     def stream(
-        self, sender: int, share: Share, arrived: Callable[[int], Action], *, leaves: int
+        self, sender: int, share: Share, complete: Action, *, leaves: int
     ) -> Iterator[Transfer]:
         """GATHER: a member's chunks for one reducer, with the leaf hashes before them.
 
         Args:
-            arrived: is given the number of the piece, and called for the last one only.
+            complete: called when the reducer has them all.
             leaves: hashes that go before the chunks.
         """
-        cost, job = self.job.fits.gather, self.job
-        sizes = job.pieces(share.chunks)
+        own, sizes = share.member == sender, self.job.pieces(share.chunks)
         for number, chunks in enumerate(sizes):
-            own, first = share.member == sender, number == 0
-            streams = {"open": first, "chunk_out": chunks} if not own else {}
-            served = {"serve": first, "leaf": first * leaves} if not own else {}
-            elements = chunks * job.layout.chunk_elements
-            last = number == len(sizes) - 1
-            yield Transfer(
-                share.member,
-                chunks * job.chunk_bytes + first * 32 * leaves,
-                cost.of(streams),
-                cost.of(served | {"chunk_in": chunks, "element_in": elements}),
-                arrived(number) if last else None,
+            hashes = 0 if number else leaves
+            sending_s, receiving_s = self._gather_work(chunks, hashes, own)
+            size = chunks * self.job.chunk_bytes + hashes * HASH_BYTES
+            then = complete if number == len(sizes) - 1 else None
+            yield Transfer(share.member, size, sending_s, receiving_s, then)
+
+    def _gather_work(self, chunks: int, hashes: int, own: bool) -> tuple[float, float]:
+        key = ("gather", chunks, hashes, own)
+        if key not in self._work:
+            cost, first = self.job.fits.gather, float(hashes > 0)
+            checked = {"chunk_in": chunks, "element_in": chunks * self.job.layout.chunk_elements}
+            sent = {"open": first, "chunk_out": float(chunks)}
+            served = {"serve": first, "leaf": float(hashes)}
+            self._work[key] = (
+                (0.0, cost.of(checked))
+                if own
+                else (cost.of(sent), cost.of(served) + cost.of(checked))
             )
+        return self._work[key]
+
+    def combined(self, reducer: int, chunks: int, inputs: int) -> Transfer:
+        """A reducer's own work on some chunks before it sends them."""
+        elements = chunks * self.job.layout.chunk_elements * inputs
+        return Transfer(reducer, 0, self.job.fits.broadcast.of({"combine_element": elements}))
 
     def result(
-        self, sender: int, receiver: int, chunks: int, streams: int, inputs: int, then: Action
+        self, sender: int, receiver: int, chunks: int, streams: int, then: Action
     ) -> Transfer:
         """BROADCAST: combined chunks for one member.
 
         Args:
             streams: 1 with the first piece of a range, else 0.
-            inputs: how many members' chunks are combined before this is sent; 0: they are already.
         """
-        cost, job = self.job.fits.broadcast, self.job
-        elements = chunks * job.layout.chunk_elements
-        own = sender == receiver
-        made: dict[str, float] = {"combine_element": elements * inputs}
-        sent: dict[str, float] = {} if own else {"serve": streams, "chunk_out": chunks}
-        opened: dict[str, float] = {} if own else {"open": streams}
-        return Transfer(
-            receiver,
-            chunks * (job.chunk_bytes + 280),
-            cost.of(made | sent),
-            cost.of(opened | {"chunk_in": chunks, "element_in": elements}),
-            then,
-        )
+        sending_s, receiving_s = self._broadcast_work(chunks, streams, sender == receiver)
+        size = chunks * (self.job.chunk_bytes + result_bytes())
+        return Transfer(receiver, size, sending_s, receiving_s, then)
+
+    def _broadcast_work(self, chunks: int, streams: int, own: bool) -> tuple[float, float]:
+        key = ("broadcast", chunks, streams, own)
+        if key not in self._work:
+            cost = self.job.fits.broadcast
+            decoded = {"chunk_in": chunks, "element_in": chunks * self.job.layout.chunk_elements}
+            sent = {"serve": float(streams), "chunk_out": float(chunks)}
+            self._work[key] = (
+                (0.0, cost.of(decoded))
+                if own
+                else (cost.of(sent), cost.of({"open": float(streams)}) + cost.of(decoded))
+            )
+        return self._work[key]
 
 
 class Reporter:
-    """A reducer that tells the coordinator whose chunks it holds."""
+    """A reducer that tells the coordinator whose chunks it holds, one report after the other."""
 
     def __init__(self, round_: Round, reducer: int, awaited: int, done: Action) -> None:
         self._round, self._reducer, self._awaited, self._done = round_, reducer, awaited, done
         self._complete = self._told = 0
-        self._planned = False
+        self._busy = False  # a report is on its way, or waits for others to share it
 
     def complete(self, now_s: float) -> None:
         """One member more is complete."""
         self._complete += 1
-        if self._complete == self._awaited:
-            self._tell(now_s)
-        elif not self._planned:
-            self._planned = True
-            self._round.network.at(now_s + REPORT_BATCH_S, self._batch_over)
-
-    def _batch_over(self, now_s: float) -> None:
-        self._planned = False
-        if self._complete > self._told:
-            self._tell(now_s)
+        if not self._busy:
+            self._busy = True
+            batch_s = 0.0 if self._complete == self._awaited else REPORT_BATCH_S
+            self._round.network.at(now_s + batch_s, self._tell)
 
     def _tell(self, now_s: float) -> None:
         round_, new = self._round, self._complete - self._told
@@ -204,6 +215,13 @@ class Reporter:
         round_.load.report_bytes += size
         round_.load.statements += new
         work_s = round_.job.fits.coordinator.of({"report": 1, "statement": new})
-        then = self._done if self._told == self._awaited else None
-        report = Transfer(round_.coordinator, size, 0.0, work_s, then)
-        round_.network.send(now_s, self._reducer, [report])
+        report = Transfer(round_.coordinator, size, 0.0, work_s, self._answered)
+        round_.network.send_first(now_s, self._reducer, report)
+
+    def _answered(self, now_s: float) -> None:
+        self._busy = False
+        if self._told == self._awaited:
+            self._done(now_s)
+        elif self._complete > self._told:
+            self._busy = True
+            self._round.network.at(now_s + REPORT_BATCH_S, self._tell)

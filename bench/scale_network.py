@@ -20,8 +20,7 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import inf
-from typing import Protocol
+from typing import Any
 
 Action = Callable[[float], None]
 
@@ -47,15 +46,6 @@ class Server:
         return self.free_at_s
 
 
-class Place(Protocol):
-    """What the network needs to know of a member."""
-
-    up: Server
-    down: Server
-    cpu: Server
-    latency_s: float  # to the middle of the Internet: half of a round trip to a twin
-
-
 @dataclass
 class Node:
     """A member, or the coordinator."""
@@ -63,8 +53,7 @@ class Node:
     up: Server
     down: Server
     cpu: Server
-    latency_s: float = 0.0
-    gone_at_s: float = inf  # vanishes: sends and takes nothing from then on
+    latency_s: float = 0.0  # one way, to the middle of the network
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,71 +77,79 @@ class Network:
     def __init__(self, nodes: Sequence[Node]) -> None:
         self.nodes = nodes
         self.now_s = 0.0
-        self._events: list[tuple[float, int, Action]] = []
+        self._events: list[tuple[float, int, Callable[[float, Any], None], Any]] = []
         self._planned = 0
         self._outboxes: list[deque[Iterator[Transfer]]] = [deque() for _ in nodes]
         self._sending = [False] * len(nodes)
 
     def at(self, time_s: float, action: Action) -> None:
         """Plan an action, given the time at which it happens."""
-        self._planned += 1
-        heapq.heappush(self._events, (time_s, self._planned, action))
+        self._plan(time_s, _act, action)
 
     def send(self, at_s: float, sender: int, transfers: Iterable[Transfer]) -> None:
         """From this time on, send these after what the sender has to send already."""
+        self._plan(at_s, self._begin, (sender, iter(transfers)))
 
-        def begin(now_s: float) -> None:
-            self._outboxes[sender].append(iter(transfers))
-            if not self._sending[sender]:
-                self._sending[sender] = True
-                self._next(sender, now_s)
-
-        self.at(at_s, begin)
+    def send_first(self, at_s: float, sender: int, transfer: Transfer) -> None:
+        """At this time, send this before what the sender has to send already."""
+        self._plan(at_s, self._send_one, (sender, transfer))
 
     def run(self) -> float:
         """Until nothing is planned any more; the time of the last event."""
-        events = self._events
+        events, pop = self._events, heapq.heappop
         while events:
-            self.now_s, _, action = heapq.heappop(events)
-            action(self.now_s)
+            self.now_s, _, action, argument = pop(events)
+            action(self.now_s, argument)
         return self.now_s
 
-    def _next(self, sender: int, now_s: float) -> None:
-        node, outbox = self.nodes[sender], self._outboxes[sender]
-        if now_s >= node.gone_at_s:
-            outbox.clear()
+    # Events are methods and what they are about, not closures: there are millions.
+
+    def _plan(self, time_s: float, action: Callable[[float, Any], None], argument: Any) -> None:
+        self._planned += 1
+        heapq.heappush(self._events, (time_s, self._planned, action, argument))
+
+    def _begin(self, now_s: float, sending: tuple[int, Iterator[Transfer]]) -> None:
+        sender, transfers = sending
+        self._outboxes[sender].append(transfers)
+        if not self._sending[sender]:
+            self._sending[sender] = True
+            self._next(now_s, sender)
+
+    def _next(self, now_s: float, sender: int) -> None:
+        outbox = self._outboxes[sender]
         while outbox:
             transfer = next(outbox[0], None)
             if transfer is None:
                 outbox.popleft()
                 continue
-            ready_s = node.cpu.serve(now_s, transfer.sending_s) if transfer.sending_s else now_s
-            if transfer.receiver == sender:
-                self.at(ready_s, lambda at_s, t=transfer: self._work(t, at_s))  # type: ignore[misc]
-                self.at(ready_s, lambda at_s: self._next(sender, at_s))
-                return
-            sent_s = node.up.serve(ready_s, transfer.size_bytes)
-            self._cross(node, transfer, sent_s)
-            self.at(sent_s, lambda at_s: self._next(sender, at_s))
+            free_s = self._send_one(now_s, (sender, transfer))
+            self._plan(free_s, self._next, sender)
             return
         self._sending[sender] = False
 
-    def _cross(self, node: Node, transfer: Transfer, sent_s: float) -> None:
-        if sent_s > node.gone_at_s:
-            return  # it left in the middle
-        receiver = self.nodes[transfer.receiver]
+    def _send_one(self, now_s: float, sending: tuple[int, Transfer]) -> float:
+        """When the sender may send the next one."""
+        sender, transfer = sending
+        node = self.nodes[sender]
+        ready_s = node.cpu.serve(now_s, transfer.sending_s) if transfer.sending_s else now_s
+        if transfer.receiver == sender:
+            self._plan(ready_s, self._work, transfer)
+            return ready_s
+        sent_s = node.up.serve(ready_s, transfer.size_bytes)
+        arrival_s = sent_s + node.latency_s + self.nodes[transfer.receiver].latency_s
+        self._plan(arrival_s, self._come, transfer)
+        return sent_s
 
-        def come(now_s: float) -> None:
-            if now_s < receiver.gone_at_s:
-                here_s = receiver.down.serve(now_s, transfer.size_bytes)
-                self.at(here_s, lambda at_s: self._work(transfer, at_s))
+    def _come(self, now_s: float, transfer: Transfer) -> None:
+        here_s = self.nodes[transfer.receiver].down.serve(now_s, transfer.size_bytes)
+        self._plan(here_s, self._work, transfer)
 
-        self.at(sent_s + node.latency_s + receiver.latency_s, come)
-
-    def _work(self, transfer: Transfer, now_s: float) -> None:
-        receiver = self.nodes[transfer.receiver]
-        if now_s >= receiver.gone_at_s:
-            return
-        done_s = receiver.cpu.serve(now_s, transfer.receiving_s) if transfer.receiving_s else now_s
+    def _work(self, now_s: float, transfer: Transfer) -> None:
+        cpu, work_s = self.nodes[transfer.receiver].cpu, transfer.receiving_s
+        done_s = cpu.serve(now_s, work_s) if work_s else now_s
         if transfer.arrived is not None:
             self.at(done_s, transfer.arrived)
+
+
+def _act(now_s: float, action: Action) -> None:
+    action(now_s)
