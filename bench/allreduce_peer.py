@@ -24,6 +24,7 @@ from protocol.wire import records_pb2 as wire
 
 Answer = dict[str, Any]
 T = TypeVar("T")
+_PATIENCE_S = 240
 
 
 def vector(elements: int, rank: int) -> torch.Tensor:
@@ -33,7 +34,7 @@ def vector(elements: int, rank: int) -> torch.Tensor:
 class Ours:
     """Our two-phase all-reduce; the parent is the coordinator."""
 
-    def __init__(self, rank: int, elements: int, codec: Any, **start: Any) -> None:
+    def __init__(self, address: str, rank: int, elements: int, codec: Any, **start: Any) -> None:
         from worker.swarm import Swarm
 
         # The loop runs in its own thread: peers are served while we wait for a command.
@@ -52,6 +53,7 @@ class Ours:
             trust=trust,
             initial_peers=start["peers"],
             client_mode=False,
+            listen=[f"/ip4/{address}/tcp/0"],
         )
         self._swarm = self._wait(creating)
         self.addresses = self._wait(self._swarm.multiaddrs())
@@ -100,7 +102,9 @@ class Ours:
 class Stock:
     """hivemind's DecentralizedAverager; only its all-reduce is timed, not its matchmaking."""
 
-    def __init__(self, rank: int, elements: int, codec: str, peers: list[str], size: int) -> None:
+    def __init__(
+        self, address: str, rank: int, elements: int, codec: str, peers: list[str], size: int
+    ) -> None:
         import hivemind
         from hivemind import compression
 
@@ -109,7 +113,9 @@ class Stock:
             "fp16": compression.Float16Compression,
             "8bit": compression.Uniform8BitQuantization,
         }
-        self._dht = hivemind.DHT(initial_peers=peers, start=True)
+        self._dht = hivemind.DHT(
+            initial_peers=peers, host_maddrs=[f"/ip4/{address}/tcp/0"], start=True
+        )
         self._averager = hivemind.averaging.DecentralizedAverager(
             [vector(elements, rank)],
             self._dht,
@@ -126,14 +132,14 @@ class Stock:
     def prepare(self) -> Answer:
         from hivemind.averaging.control import AveragingStage
 
-        self._step = self._averager.step(wait=False, require_trigger=True, timeout=120)
+        self._step = self._averager.step(wait=False, require_trigger=True, timeout=_PATIENCE_S)
         while self._step.stage != AveragingStage.AWAITING_TRIGGER:
             time.sleep(0.01)  # the stage is a byte in shared memory: nothing to wait on
         return {}
 
     def go(self) -> Answer:
         self._step.allow_allreduce()
-        self._step.result(timeout=120)
+        self._step.result(timeout=_PATIENCE_S)
         return {}
 
     def stop(self) -> Answer:
@@ -143,9 +149,9 @@ class Stock:
 
 
 class Gloo:
-    """torch.distributed over TCP on loopback."""
+    """torch.distributed over TCP."""
 
-    def __init__(self, rank: int, elements: int, codec: str, store: str, size: int) -> None:
+    def __init__(self, address: str, rank: int, elements: int, store: str, size: int) -> None:
         torch.distributed.init_process_group(
             "gloo", init_method=f"file://{store}", rank=rank, world_size=size
         )

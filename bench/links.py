@@ -25,9 +25,9 @@ from bench.report import Row, write_report
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "chaos"))
 
-from chaos_net import Host, open_internet  # noqa: E402
+from chaos_net import Host, open_internet
 
-from protocol.leash import leashed  # noqa: E402
+from protocol.leash import leashed
 
 NOTE = (
     "raw TCP from one member to another after its first second: payload, so at most 1448 of 1514"
