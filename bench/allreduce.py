@@ -32,7 +32,8 @@ from bench.report import RESULTS, Row, write_report
 NOTE = (
     "median over turns; x hivemind: time relative to hivemind's averager at the same precision"
     " (fp32 none, int8 and int4 8bit), measured just before; x bound: to the bytes at the line's"
-    " nominal rate; bytes of the interface and processor time are of one member and turn"
+    " nominal rate; of one member and turn: what its interface sent, bytes in both directions per"
+    " element, processor seconds"
 )
 M = 1_000_000
 BYTES_PER_ELEMENT: Final = {
@@ -119,6 +120,7 @@ def _measure_system(
         system = SYSTEMS[kind](members, case.elements, codec, Path(folder))
         with watching_memory(system.peers[-1].pid) as peak:
             system.turn(0)
+        system.check()
         before = _counted(system)
         seconds = [system.turn(number) for number in range(1, turns + 1)]
         after = _counted(system)
@@ -151,13 +153,11 @@ def _row(
         "system": kind,
         "codec": codec,
         "median_s": median_s,
-        "least_s": min(seconds),
-        "most_s": max(seconds),
-        "vector_MB_per_s": 4e-6 * case.elements / median_s,
+        "vector_MB_s": 4e-6 * case.elements / median_s,
         "sent_MB": sent / 1e6,
-        "bytes_per_element_both_ways": (sent + received) / case.elements,
-        "processor_s": processor_s,
-        "peak_memory_MB": peak_bytes / 1e6,
+        "bytes_per_element": (sent + received) / case.elements,
+        "CPU_s": processor_s,
+        "peak_MB": peak_bytes / 1e6,
         "bound_s": bound_s if bound_s else "",
         "x_bound": median_s / bound_s if bound_s else "",
     }

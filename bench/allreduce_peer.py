@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from protocol.envelope import open_envelope
@@ -24,11 +25,18 @@ from protocol.wire import records_pb2 as wire
 
 Answer = dict[str, Any]
 T = TypeVar("T")
+_SAMPLES = 64
 _PATIENCE_S = 240
 
 
 def vector(elements: int, rank: int) -> torch.Tensor:
     return torch.randn(elements, generator=torch.Generator().manual_seed(rank))
+
+
+def sample(values: Any) -> Answer:
+    """Some of a vector, to see that all peers have the same."""
+    chosen = values[:: max(1, len(values) // _SAMPLES)]
+    return {"sample": [float(value) for value in chosen[:_SAMPLES]]}
 
 
 class Ours:
@@ -87,8 +95,11 @@ class Ours:
     def finish(self, inclusion: str) -> Answer:
         envelope = wire.Envelope.FromString(bytes.fromhex(inclusion))
         signed = open_envelope(envelope, wire.InclusionSet)
-        self._wait(self._group.finish(signed))
+        self._mean = self._wait(self._group.finish(signed)).mean_update
         return {}
+
+    def sample(self) -> Answer:
+        return sample(self._mean)
 
     def close(self) -> Answer:
         self._loop.call_soon_threadsafe(self._group.close)
@@ -108,6 +119,7 @@ class Stock:
         import hivemind
         from hivemind import compression
 
+        _mend_quantization()
         codecs: dict[str, Callable[[], Any]] = {
             "none": compression.NoCompression,
             "fp16": compression.Float16Compression,
@@ -142,10 +154,34 @@ class Stock:
         self._step.result(timeout=_PATIENCE_S)
         return {}
 
+    def sample(self) -> Answer:
+        with self._averager.get_tensors() as (tensor,):
+            return sample(tensor)
+
     def stop(self) -> Answer:
         self._averager.shutdown()
         self._dht.shutdown()
         return {}
+
+
+def _mend_quantization() -> None:
+    """Let hivemind 1.1.12 read its own 8-bit tensors under numpy 2.
+
+    It makes an int of an array of one element, which is an error there: every part would fail, and
+    its all-reduce end early with what arrived.
+    """
+    from hivemind.compression import quantization
+
+    class Numpy:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(np, name)
+
+        @staticmethod
+        def frombuffer(*arguments: Any, **options: Any) -> Any:
+            array = np.frombuffer(*arguments, **options)
+            return array[0] if options.get("count") == 1 else array
+
+    quantization.np = Numpy()
 
 
 class Gloo:
@@ -166,6 +202,9 @@ class Gloo:
         torch.distributed.all_reduce(self._vector)
         self._vector /= torch.distributed.get_world_size()
         return {}
+
+    def sample(self) -> Answer:
+        return sample(self._vector)
 
     def stop(self) -> Answer:
         torch.distributed.destroy_process_group()

@@ -51,7 +51,7 @@ class Link:
         if self.rate_mbit is None:
             return "loopback"
         loss = f", {self.loss_percent:g} % lost" if self.loss_percent else ""
-        return f"{self.rate_mbit:g} Mbit/s, {self.rtt_ms:g} ms{loss}"
+        return f"{self.rate_mbit:g} Mbit/s {self.rtt_ms:g} ms{loss}"
 
     def bound_s(self, bytes_a_way: float) -> float | None:
         """What so many bytes, the same each way, need at least; None on loopback."""
