@@ -17,6 +17,7 @@ BENCHES = (
     "honest",
     "flood",
     "lost_reducer",
+    "links",
     "network_cap",
     "daemon",
     "scale",
