@@ -135,7 +135,7 @@ def round_s(taken: dict[str, Any]) -> float:
 def cpu_s(taken: dict[str, Any], *kinds: str) -> float:
     """Processor seconds of all members in a round."""
     used = [*taken["gather"], *taken["broadcast"]]
-    return sum(host[kind] for host in used for kind in kinds or ("python_s", "daemons_s"))
+    return float(sum(host[kind] for host in used for kind in kinds or ("python_s", "daemons_s")))
 
 
 def main() -> None:

@@ -6,23 +6,24 @@ once; so does the simulated one. What is compared is a whole round, GATHER and B
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from bench.report import Row
-from bench.scale import round_s, row
+from bench.scale import round_s
 from bench.scale_fit import Fits, fit_all
 from bench.scale_flat import FlatRound
 from bench.scale_homes import Member
 from bench.scale_job import Job, Share
-from bench.scale_network import Server
+from bench.scale_network import Processors
 from bench.scale_rig import CODEC, Case
 
-PROCESSORS = 2.0
+PROCESSORS = 2
 """Of the machine that the committed cases were measured on."""
 
 _AT_ONCE = Member(
-    up_bytes_s=1e12, down_bytes_s=1e12, latency_s=0.0, cores=1.0, reachable=True
+    up_bytes_s=1e12, down_bytes_s=1e12, latency_s=0.0, cores=1, reachable=True
 )  # its cores are replaced by the machine's
 
 
@@ -36,30 +37,30 @@ def predicted_s(case: Case, fits: Fits) -> float:
     ]
     job = Job(case.layout, CODEC, fits, most_pieces=64)
     members = [_AT_ONCE] * case.members
-    done = FlatRound(job, members, shares, Server(PROCESSORS)).run()
+    done = FlatRound(job, members, shares, Processors(PROCESSORS)).run()
     return max(done.finished_at_s.values())
 
 
 def check(details: Sequence[dict[str, Any]]) -> list[Row]:
     """A line for each measured case."""
-    everything, rows = fit_all(details), []
+    everything, rows = fit_all(details), list[Row]()
     for detail in details:
-        case, measured = Case(**detail["case"]), row(detail)
+        case = Case(**detail["case"])
         others = fit_all(details, without_members=case.members)
         seconds = [round_s(taken) for taken in detail["rounds"][1:]]
+        measured_s, blind_s = statistics.median(seconds), predicted_s(case, others)
         rows.append(
             {
                 "members": case.members,
                 "reducers": case.reducers,
                 "elements": case.elements,
                 "chunks": case.layout.count,
-                "measured_s": measured["round_s"],
+                "measured_s": measured_s,
                 "least_s": min(seconds),
                 "most_s": max(seconds),
                 "fitted_s": predicted_s(case, everything),
-                "predicted_from_other_sizes_s": predicted_s(case, others),
+                "predicted_from_other_sizes_s": blind_s,
+                "predicted_by_measured": blind_s / measured_s,
             }
         )
-        both = rows[-1]
-        both["predicted_by_measured"] = both["predicted_from_other_sizes_s"] / both["measured_s"]
     return rows

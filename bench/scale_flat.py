@@ -9,16 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bench.scale_homes import Member
-from bench.scale_job import Job, Reporter, Round, Share, divide
+from bench.scale_job import SCREENED_BYTES, Job, Reporter, Round, Share, divide
 from bench.scale_network import Action, Server, Transfer
 from bench.scale_records import inclusion_bytes, roster_bytes
 from coordinator.roster import Candidate, choose_reducers
 
 
 def todays_shares(members: Sequence[Member], chunks: int) -> list[Share]:
-    """What the coordinator chooses: the anchors and the first that can be dialled, evenly."""
+    """What the coordinator chooses: the anchors and the first that can be dialled, in proportion to
+    their speeds, all of which it has measured by now."""
     names = [
-        Candidate(str(i), str(i), member.anchor, ("somewhere",) if member.reachable else ())
+        Candidate(
+            worker=str(i),
+            donor=str(i),
+            anchor=member.anchor,
+            multiaddrs=("somewhere",) if member.reachable else (),
+            speed=member.slower_bytes_s,
+        )
         for i, member in enumerate(members)
     ]
     chosen = choose_reducers(names, chunks)
@@ -86,6 +93,10 @@ class FlatRound:
     def roster_bytes(self) -> int:
         """Of the one roster."""
         return roster_bytes(self._size, len(self._shares), self._job.layout.count)
+
+    def screening_bytes(self) -> int:
+        """What the reducers measured of their inputs, to the coordinator."""
+        return SCREENED_BYTES * self._size * self._job.layout.count
 
     def held_bytes(self) -> int:
         """Encoded inputs that the reducer with the most holds."""

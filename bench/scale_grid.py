@@ -22,7 +22,7 @@ from math import isqrt
 
 from bench.scale_flat import butterfly_shares
 from bench.scale_homes import Member
-from bench.scale_job import Job, Reporter, Round, Share
+from bench.scale_job import SCREENED_BYTES, Job, Reporter, Round, Share
 from bench.scale_network import Action, Transfer
 from bench.scale_records import inclusion_bytes, report_bytes, roster_bytes
 
@@ -96,6 +96,11 @@ class GridRound:
         chunks = self._job.layout.count
         inside = max(roster_bytes(len(group), len(shares), chunks) for group, shares in groups)
         return inside + roster_bytes(0, len(self.back), chunks)
+
+    def screening_bytes(self) -> int:
+        """What the reducers of both levels measured of their inputs, to the coordinator."""
+        inputs = len(self.round.members) + len(self.groups)
+        return SCREENED_BYTES * inputs * self._job.layout.count
 
     def held_bytes(self) -> int:
         """Encoded inputs that the reducer with the most holds, inside and across."""

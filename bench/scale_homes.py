@@ -1,13 +1,13 @@
 """Who takes part in a simulated run: links of homes, and the organiser's machines.
 
-Classes of links are parameters, not measurements. They are rounded from what access networks sell
-and deliver: the FCC's "Measuring Fixed Broadband, Thirteenth Report" (2024; panel of United
-States homes: DSL some Mbit/s up and 35 ms and more, cable 10 to 40 Mbit/s up and 15 to 30 ms,
-fibre as much up as down and 10 ms), with a quarter on DSL or radio as in a run of the whole world.
-Rates of one class vary by a log-normal factor. Latency is to the middle of the network; two homes
-on one continent are then 30 to 100 ms apart, there and back.
+Classes of links are assumptions and parameters, not measurements: the kinds of access that the
+FCC's reports "Measuring Broadband America" tell apart (DSL, cable, fibre), with rates and delays of
+the order that such links are sold with, and a quarter on the slowest kind, so that no result rests
+on everybody having fibre. Rates of one class vary by a log-normal factor. Latency is to the middle
+of the network: two homes are 30 to 100 ms apart, there and back.
 
-Of volunteers' machines 30 % can be dialled: what UPnP and an open port give (docs/nat.md).
+About a third of the homes can be dialled, by an open port or their router's UPnP (docs/nat.md): an
+assumption, too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from bench.scale_network import Node, Server
+from bench.scale_network import Node, Processors, Server
 
 MBIT = 1e6 / 8  # bytes/s
 
@@ -46,7 +46,7 @@ SPREAD = 0.3
 EFFICIENCY = 0.9
 """Of a link's rate: what is left after headers (4 to 6 %), loss and slow start."""
 
-CORES = 2.0
+CORES = 2
 """Processors that a member spares for its reduce; an anchor has four times as many."""
 
 
@@ -57,7 +57,7 @@ class Member:
     up_bytes_s: float
     down_bytes_s: float
     latency_s: float
-    cores: float
+    cores: int
     reachable: bool
     anchor: bool = False
 
@@ -69,7 +69,10 @@ class Member:
     def node(self) -> Node:
         """A fresh one, with nothing on its links."""
         return Node(
-            Server(self.up_bytes_s), Server(self.down_bytes_s), Server(self.cores), self.latency_s
+            up=Server(self.up_bytes_s),
+            down=Server(self.down_bytes_s),
+            cpu=Processors(self.cores),
+            latency_s=self.latency_s,
         )
 
 
@@ -89,7 +92,7 @@ def draw_members(
 
 
 def _member(
-    link: Link, factor: float, cores: float, dice: random.Random, *, is_anchor: bool = False
+    link: Link, factor: float, cores: int, dice: random.Random, *, is_anchor: bool = False
 ) -> Member:
     rate = factor * EFFICIENCY * MBIT
     return Member(

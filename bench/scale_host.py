@@ -36,7 +36,7 @@ class StreamCount:
     def __init__(self, p2p: P2pd) -> None:
         self.opened = self._open = self.most_at_once = 0
         self._stream = p2p.stream
-        p2p.stream = self.stream  # type: ignore[method-assign]
+        p2p.stream = self.stream  # type: ignore[method-assign, assignment]
 
     @asynccontextmanager
     async def stream(self, *arguments: Any) -> AsyncIterator[Any]:

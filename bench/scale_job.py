@@ -26,11 +26,14 @@ DIAL_ROUND_TRIPS = 5.0
 REPORT_BATCH_S = 0.2
 """As in :mod:`worker.reducer`."""
 
+SCREENED_BYTES = 8
+"""Of each input of each chunk, in a Screening (:mod:`worker.screening`)."""
+
 COORDINATOR = Member(
     up_bytes_s=900 * MBIT,
     down_bytes_s=900 * MBIT,
     latency_s=0.005,
-    cores=2.0,
+    cores=2,
     reachable=True,
 )
 

@@ -184,6 +184,7 @@ def _simulate(scenario: Scenario, fits: Fits) -> tuple[Row, Row]:
         "coordinator_sends_MB": round(middle["sent_mb"], 1),
         "reports_MB": round(middle["reports_mb"], 1),
         "statements": round(middle["statements"]),
+        "screenings_MB": round(middle["screenings_mb"], 1),
         "rounds_lost": _losses(middle, "rounds"),
         "units_lost": _losses(middle, "units"),
         "more_s": " / ".join(f"{middle[f'more_{share}']:.0f}" for share in VANISHING),
@@ -223,6 +224,7 @@ def _facts(
         "sent_mb": done.load.sent_bytes / 1e6,
         "reports_mb": done.load.report_bytes / 1e6,
         "statements": done.load.statements,
+        "screenings_mb": simulation.screening_bytes() / 1e6,
     }
     for share in VANISHING:
         loss = _loss(job, members, simulation, done, share)

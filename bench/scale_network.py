@@ -26,7 +26,7 @@ Action = Callable[[float], None]
 
 
 class Server:
-    """Something that works at a rate: bytes/s of a link, processor seconds/s of a machine."""
+    """Something that works at a rate, as a link does in bytes/s."""
 
     __slots__ = ("_rate", "busy_s", "done", "free_at_s")
 
@@ -44,6 +44,25 @@ class Server:
         self.busy_s += took_s
         self.done += amount
         return self.free_at_s
+
+
+class Processors(Server):
+    """Some processors: each works on one thing at a time, and takes the next that waits."""
+
+    __slots__ = ("_free_at_s",)
+
+    def __init__(self, count: int) -> None:
+        super().__init__(1.0)
+        self._free_at_s = [0.0] * count
+
+    def serve(self, at_s: float, amount: float) -> float:
+        """Queue some seconds of work that come now; when they will be done."""
+        begin_s = max(at_s, self._free_at_s[0])
+        heapq.heapreplace(self._free_at_s, begin_s + amount)
+        self.free_at_s = max(self.free_at_s, begin_s + amount)
+        self.busy_s += amount
+        self.done += amount
+        return begin_s + amount
 
 
 @dataclass
@@ -77,7 +96,7 @@ class Network:
     def __init__(self, nodes: Sequence[Node]) -> None:
         self.nodes = nodes
         self.now_s = 0.0
-        self._events: list[tuple[float, int, Callable[[float, Any], None], Any]] = []
+        self._events: list[tuple[float, int, Callable[[float, Any], object], Any]] = []
         self._planned = 0
         self._outboxes: list[deque[Iterator[Transfer]]] = [deque() for _ in nodes]
         self._sending = [False] * len(nodes)
@@ -104,7 +123,7 @@ class Network:
 
     # Events are methods and what they are about, not closures: there are millions.
 
-    def _plan(self, time_s: float, action: Callable[[float, Any], None], argument: Any) -> None:
+    def _plan(self, time_s: float, action: Callable[[float, Any], object], argument: Any) -> None:
         self._planned += 1
         heapq.heappush(self._events, (time_s, self._planned, action, argument))
 

@@ -200,7 +200,7 @@ class Rig:
         return event
 
     async def _hear(self, kind: str, count: int) -> list[dict[str, Any]]:
-        heard = []
+        heard: list[dict[str, Any]] = []
         while len(heard) < count:
             event = await self._next()
             if event["event"] == kind:
@@ -243,12 +243,12 @@ class Rig:
             raise RuntimeError("members came to different means")
         await self._tell_all(do="close")
         await self._hear("closed", len(self._hosts))
-        times_s = [after[0] - before[0] for before, after in pairwise(marks)]
-        used = [
-            [b - a for a, b in zip(before[1], after[1], strict=True)]
-            for before, after in pairwise(marks)
-        ]
-        return Round(*times_s, *used, tally)
+        encode_s, gather_s, broadcast_s = (b[0] - a[0] for a, b in pairwise(marks))
+        encode, gather, broadcast = (
+            [after - before for before, after in zip(a[1], b[1], strict=True)]
+            for a, b in pairwise(marks)
+        )
+        return Round(encode_s, gather_s, broadcast_s, encode, gather, broadcast, tally)
 
     async def _gathered(self, roster: wire.Envelope, tally: Tally) -> None:
         """Take reports until every reducer has told that all members are complete there."""

@@ -15,7 +15,7 @@ from bench.scale_grid import GridRound
 from bench.scale_homes import Member, draw_members
 from bench.scale_job import Job, Round, Share, divide
 from bench.scale_losses import Phase, flat_loss, grid_loss
-from bench.scale_network import Network, Node, Server, Transfer
+from bench.scale_network import Network, Node, Processors, Server, Transfer
 from protocol.update import ChunkLayout
 
 RATES = st.floats(1.0, 1e4)
@@ -65,7 +65,9 @@ def run_traffic(
     rates: list[tuple[float, float]], transfers: list[tuple[float, int, int, float]]
 ) -> tuple[list[Node], list[tuple[float, int]]]:
     """The nodes afterwards, and (time, transfer) of each arrival."""
-    nodes = [Node(WatchedServer(up), WatchedServer(down), Server(1.0), 0.01) for up, down in rates]
+    nodes = [
+        Node(WatchedServer(up), WatchedServer(down), Processors(2), 0.01) for up, down in rates
+    ]
     network, came = Network(nodes), []
     for number, (at_s, sender, receiver, size) in enumerate(transfers):
         done = partial(_note, came, number)
@@ -122,11 +124,18 @@ def test_what_is_urgent_does_not_wait_for_what_is_queued() -> None:
     assert came == pytest.approx([10, 11, 21, 31])
 
 
+def test_processors_share_what_waits() -> None:
+    two = Processors(2)
+    assert [two.serve(0.0, work) for work in (4, 1, 1, 5)] == [4, 1, 2, 7]
+    assert two.serve(10.0, 1) == 11
+    assert (two.done, two.busy_s, two.free_at_s) == (12, 12, 11)
+
+
 # ---- whole rounds
 
 
 def twins(count: int, *, rate: float = 1e6, latency_s: float = 0.0) -> list[Member]:
-    return [Member(rate, rate, latency_s, 1.0, reachable=True) for _ in range(count)]
+    return [Member(rate, rate, latency_s, 1, reachable=True) for _ in range(count)]
 
 
 def job(pieces: int = 60) -> Job:
@@ -147,8 +156,8 @@ def test_a_butterfly_of_twins_takes_what_the_formula_says(size: int) -> None:
 
 
 def test_one_slow_reducer_bounds_the_round() -> None:
-    members = [Member(1e9, 1e9, 0.0, 1.0, reachable=False) for _ in range(10)]
-    members[0] = Member(1e6, 1e6, 0.0, 1.0, reachable=True)
+    members = [Member(1e9, 1e9, 0.0, 1, reachable=False) for _ in range(10)]
+    members[0] = Member(1e6, 1e6, 0.0, 1, reachable=True)
     done = FlatRound(job(), members, [Share(0, LAYOUT.count)]).run()
     each_s = 9 * job().vector_bytes / 1e6
     assert max(done.finished_at_s.values()) == pytest.approx(2 * each_s, rel=0.02)
@@ -156,7 +165,7 @@ def test_one_slow_reducer_bounds_the_round() -> None:
 
 def test_one_slow_sender_bounds_the_gather() -> None:
     members = twins(10, rate=1e9)
-    members[3] = Member(1e5, 1e9, 0.0, 1.0, reachable=False)
+    members[3] = Member(1e5, 1e9, 0.0, 1, reachable=False)
     done = FlatRound(job(), members, few_shares(members, LAYOUT.count, 4)).run()
     assert done.gathered_at_s == pytest.approx(job().vector_bytes / 1e5, rel=0.02)
 
