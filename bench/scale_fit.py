@@ -42,14 +42,21 @@ class Fit:
         return sum(self.costs[name] * count for name, count in counts.items())
 
 
-def gather_counts(case: Case, ranks: Sequence[int]) -> Counts:
-    """How often some members do each step of GATHER."""
+def gather_counts(case: Case, ranks: Sequence[int], connections: Sequence[int]) -> Counts:
+    """How often some members do each step of GATHER.
+
+    ``listed``: before it opens a stream, a member asks its daemon for all its connections.
+
+    Args:
+        connections: of each member of the case.
+    """
     own = _own_chunks(case)
     reducers = [rank for rank in ranks if rank in own]
     served = len(reducers) * (case.members - 1)
     kept = sum(own[rank] for rank in reducers)
     return {
         "open": len(ranks) * case.reducers - len(reducers),
+        "listed": sum((case.reducers - (rank in own)) * connections[rank] for rank in ranks),
         "serve": served,
         "leaf": served * case.layout.count,
         "chunk_out": len(ranks) * case.layout.count - kept,
@@ -58,13 +65,14 @@ def gather_counts(case: Case, ranks: Sequence[int]) -> Counts:
     }
 
 
-def broadcast_counts(case: Case, ranks: Sequence[int]) -> Counts:
-    """How often some members do each step of BROADCAST."""
+def broadcast_counts(case: Case, ranks: Sequence[int], connections: Sequence[int]) -> Counts:
+    """How often some members do each step of BROADCAST; see :func:`gather_counts`."""
     own = _own_chunks(case)
     reducers = [rank for rank in ranks if rank in own]
     kept = sum(own[rank] for rank in reducers)
     return {
         "open": len(ranks) * case.reducers - len(reducers),
+        "listed": sum((case.reducers - (rank in own)) * connections[rank] for rank in ranks),
         "serve": len(reducers) * (case.members - 1),
         "chunk_out": kept * (case.members - 1),
         "chunk_in": len(ranks) * case.layout.count,
@@ -114,7 +122,7 @@ def _fit_phase(cases: Sequence[tuple[Case, Any]], phase: str, counts: Any) -> Fi
         later = detail["rounds"][1:]
         for at, ranks in enumerate(case.hosts):
             used = [r[phase][at]["python_s"] + r[phase][at]["daemons_s"] for r in later]
-            rows.append(counts(case, ranks))
+            rows.append(counts(case, ranks, detail["connections"]))
             taken.append(statistics.mean(used))  # clock ticks are coarse: not the median
     return fit(rows, taken)
 

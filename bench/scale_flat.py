@@ -65,6 +65,9 @@ class FlatRound:
         self._job, self._shares = job, shares
         self._size = len(members)
         self._held = [0] * self._size
+        self.round.connected = [len(shares)] * self._size
+        for share in shares:
+            self.round.connected[share.member] = self._size - 1
         self._whole = 0
         self._reporters = {
             share.member: Reporter(self.round, share.member, self._size, self._reported)

@@ -64,6 +64,20 @@ class GridRound:
         self._tops_whole = 0
         self._chunks_back: dict[int, int] = dict.fromkeys(self.to_top, 0)
         self._chunks_held = [0] * len(members)
+        self.round.connected = self._connections()
+
+    def _connections(self) -> list[int]:
+        count = [0] * len(self.round.members)
+        for group, shares in zip(self.groups, self.shares, strict=True):
+            for member in group:
+                count[member] += len(shares)
+            for share in shares:
+                count[share.member] += len(group) - len(shares)
+        for holder, brings in self.to_top.items():
+            for top in brings:
+                count[holder] += 1
+                count[top] += 1
+        return count
 
     def _inside(self, group: Sequence[int]) -> list[Share]:
         shares = butterfly_shares([self.round.members[i] for i in group], self._job.layout.count)

@@ -119,6 +119,7 @@ class Round:
     def __post_init__(self) -> None:
         self.network = Network(self.nodes)
         self.coordinator = len(self.members)
+        self.connected = [0] * len(self.members)  # connections of each
         self._work: dict[tuple[str, int, int, bool], tuple[float, float]] = {}
 
     def tell(self, at_s: float, sizes: Sequence[tuple[int, int, Action]]) -> None:
@@ -145,6 +146,8 @@ class Round:
         for number, chunks in enumerate(sizes):
             hashes = 0 if number else leaves
             sending_s, receiving_s = self._gather_work(chunks, hashes, own)
+            if hashes and not own:
+                sending_s += self.connected[sender] * self.job.fits.gather["listed"]
             size = chunks * self.job.chunk_bytes + hashes * HASH_BYTES
             then = complete if number == len(sizes) - 1 else None
             yield Transfer(share.member, size, sending_s, receiving_s, then)
@@ -177,6 +180,8 @@ class Round:
             streams: 1 with the first piece of a range, else 0.
         """
         sending_s, receiving_s = self._broadcast_work(chunks, streams, sender == receiver)
+        if streams and sender != receiver:  # the receiver asks for it
+            receiving_s += self.connected[receiver] * self.job.fits.broadcast["listed"]
         size = chunks * (self.job.chunk_bytes + result_bytes())
         return Transfer(receiver, size, sending_s, receiving_s, then)
 

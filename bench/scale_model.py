@@ -17,8 +17,10 @@ import json
 import random
 import statistics
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from math import isqrt
+from multiprocessing import get_context
 
 from bench.report import RESULTS, Row, write_report
 from bench.scale import row
@@ -113,16 +115,16 @@ class Scenario:
 
 def run(quick: bool) -> list[Row]:
     """Check, simulate and report; ``quick`` only the smallest size."""
-    measured = "scale-quick-hosts.json" if quick else "scale-hosts.json"
-    details = json.loads((RESULTS / measured).read_text())
-    fits, tail = fit_all(details), "-quick" if quick else ""
+    tail = "-quick" if quick else ""
+    details = json.loads((RESULTS / f"scale-hosts{tail}.json").read_text())
+    fits = fit_all(details)
     checked = check(details)
     write_report(f"scale_check{tail}", checked, note=f"{CHECK_NOTE}; {_fit_note(fits)}")
     sizes = SIZES[:1] if quick else SIZES
     scenarios = [Scenario(name, homes) for homes in sizes for name in TOPOLOGIES]
     if not quick:
         scenarios += [Scenario(name, 1000, FROM_CABLE_UP) for name in TOPOLOGIES]
-    both = [_simulate(scenario, fits) for scenario in scenarios]
+    both = _simulate_all(scenarios, fits)
     rows = [times for times, _ in both]
     write_report(f"scale_model{tail}", rows, note=NOTE)
     write_report(f"scale_model_load{tail}", [load for _, load in both], note=LOAD_NOTE)
@@ -153,6 +155,14 @@ def _encodings(sizes: Sequence[int]) -> list[Row]:
     return rows
 
 
+def _simulate_all(scenarios: Sequence[Scenario], fits: Fits) -> list[tuple[Row, Row]]:
+    """The lines of all scenarios, the largest begun first."""
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        largest_first = sorted(scenarios, key=lambda scenario: -scenario.homes)
+        begun = {scenario: pool.submit(_simulate, scenario, fits) for scenario in largest_first}
+        return [begun[scenario].result() for scenario in scenarios]
+
+
 def _simulate(scenario: Scenario, fits: Fits) -> tuple[Row, Row]:
     """A line of each table."""
     large = scenario.homes > 2000
@@ -165,7 +175,7 @@ def _simulate(scenario: Scenario, fits: Fits) -> tuple[Row, Row]:
     middle = {name: statistics.median(facts[name] for facts in taken) for name in taken[0]}
     what: Row = {
         "homes": scenario.homes,
-        "links": "all" if scenario.links is HOMES else "cable and better",
+        "links": "all" if scenario.links == HOMES else "cable and better",
         "topology": scenario.topology,
     }
     times = what | {

@@ -124,15 +124,24 @@ class Rig:
 
     async def _start(self) -> None:
         common = self._start_fields(Identity.generate())
+        names: list[str] = []
         for ranks in self.case.hosts:
-            keys = [self._save(Identity.generate()) for _ in ranks]
+            identities = [Identity.generate() for _ in ranks]
+            names += [identity.peer_id for identity in identities]
+            keys = [self._save(identity) for identity in identities]
             host = await self._spawn()
             peers = next(iter(self._addresses.values()), [])
             await host.tell(do="start", keys=keys, first=ranks.start, peers=peers, **common)
-            for event in await self._hear("started", len(ranks)):
-                self._addresses[event["member"]] = event["addresses"]
+            if not self._addresses:  # the first member is the others' way in
+                await self._started(1)
+        await self._started(len(names) - 1)
+        self._addresses = {name: self._addresses[name] for name in names}
         if sum(host.find_daemons() for host in self._hosts) != self.case.members:
             raise RuntimeError("each member should have a daemon of its own")
+
+    async def _started(self, count: int) -> None:
+        for event in await self._hear("started", count):
+            self._addresses[event["member"]] = event["addresses"]
 
     def _start_fields(self, root: Identity) -> dict[str, object]:
         delegation = delegate(

@@ -20,7 +20,9 @@ from protocol.update import ChunkLayout
 
 RATES = st.floats(1.0, 1e4)
 FREE = Fit(
-    dict.fromkeys(("open", "serve", "leaf", "chunk_out", "chunk_in", "element_in"), 0.0), 0, 1
+    dict.fromkeys(("open", "listed", "serve", "leaf", "chunk_out", "chunk_in", "element_in"), 0.0),
+    0,
+    1,
 )
 NO_WORK = Fits(
     gather=FREE,
