@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.report import Row
-from bench.scale import round_s
-from bench.scale_fit import Fits, fit_all
+from bench.scale import cpu_s, round_s
+from bench.scale_fit import Fits, broadcast_counts, fit_all, gather_counts
 from bench.scale_flat import FlatRound
 from bench.scale_homes import Member
 from bench.scale_job import Job, Share
@@ -41,26 +41,41 @@ def predicted_s(case: Case, fits: Fits) -> float:
     return max(done.finished_at_s.values())
 
 
-def check(details: Sequence[dict[str, Any]]) -> list[Row]:
+def predicted_cpu_s(case: Case, connections: Sequence[int], fits: Fits) -> float:
+    """Processor seconds of all members in a round of this case."""
+    everybody = range(case.members)
+    return fits.gather.of(gather_counts(case, everybody, connections)) + fits.broadcast.of(
+        broadcast_counts(case, everybody, connections)
+    )
+
+
+def check(details: Sequence[dict[str, Any]], combine_element_s: float) -> list[Row]:
     """A line for each measured case."""
-    everything, rows = fit_all(details), list[Row]()
+    everything, rows = fit_all(details, combine_element_s), list[Row]()
     for detail in details:
         case = Case(**detail["case"])
-        others = fit_all(details, without_members=case.members)
-        seconds = [round_s(taken) for taken in detail["rounds"][1:]]
-        measured_s, blind_s = statistics.median(seconds), predicted_s(case, others)
+        others = fit_all(details, combine_element_s, without_members=case.members)
+        later, connections = detail["rounds"][1:], detail["connections"]
+        measured_s, used_s = (
+            statistics.median(map(round_s, later)),
+            statistics.median(map(cpu_s, later)),
+        )
+        blind_s = predicted_s(case, others)
+        blind_cpu_s = predicted_cpu_s(case, connections, others)
         rows.append(
             {
                 "members": case.members,
                 "reducers": case.reducers,
                 "elements": case.elements,
                 "chunks": case.layout.count,
-                "measured_s": measured_s,
-                "least_s": min(seconds),
-                "most_s": max(seconds),
-                "fitted_s": predicted_s(case, everything),
-                "predicted_from_other_sizes_s": blind_s,
-                "predicted_by_measured": blind_s / measured_s,
+                "cpu_s": used_s,
+                "fitted_cpu_s": predicted_cpu_s(case, connections, everything),
+                "predicted_cpu_s": blind_cpu_s,
+                "by_measured_cpu": blind_cpu_s / used_s,
+                "round_s": measured_s,
+                "fitted_round_s": predicted_s(case, everything),
+                "predicted_round_s": blind_s,
+                "by_measured_round": blind_s / measured_s,
             }
         )
     return rows

@@ -103,8 +103,8 @@ def _measured(measured: Sequence[Row], checked: Sequence[Row]) -> Panel:
         "Measured, all reduce, 1 M elements",
         {
             "round, s": (_line([m for m, _ in alike], "members", "round_s"), False),
-            "predicted from the other sizes, s": (
-                _line([c for _, c in alike], "members", "predicted_from_other_sizes_s"),
+            "processor time, predicted from the other sizes, s": (
+                _line([c for _, c in alike], "members", "predicted_cpu_s"),
                 True,
             ),
             "processor time of all, s": (_line([m for m, _ in alike], "members", "cpu_s"), False),

@@ -98,25 +98,32 @@ class Fits:
     python_bytes: Fit  # of a process: itself, and each member
 
 
-def fit_all(details: Sequence[dict[str, Any]], *, without_members: int = 0) -> Fits:
+def fit_all(
+    details: Sequence[dict[str, Any]], combine_element_s: float, *, without_members: int = 0
+) -> Fits:
     """Fit to measured cases.
 
     Args:
         details: of ``bench/results/scale-hosts.json``.
+        combine_element_s: of :func:`bench.scale_combining.combining_s`.
         without_members: cases of this size are left out, to be predicted.
     """
     used = [detail for detail in details if detail["case"]["members"] != without_members]
     cases = [(Case(**detail["case"]), detail) for detail in used]
     return Fits(
-        gather=_fit_phase(cases, "gather", gather_counts),
-        broadcast=_fit_phase(cases, "broadcast", broadcast_counts),
+        gather=_fit_phase(cases, "gather", gather_counts, {}),
+        broadcast=_fit_phase(
+            cases, "broadcast", broadcast_counts, {"combine_element": combine_element_s}
+        ),
         coordinator=_fit_coordinator(cases),
         daemon_bytes=_fit_daemons(cases),
         python_bytes=_fit_python(cases),
     )
 
 
-def _fit_phase(cases: Sequence[tuple[Case, Any]], phase: str, counts: Any) -> Fit:
+def _fit_phase(
+    cases: Sequence[tuple[Case, Any]], phase: str, counts: Any, known: Mapping[str, float]
+) -> Fit:
     rows, taken = [], []
     for case, detail in cases:
         later = detail["rounds"][1:]
@@ -124,7 +131,7 @@ def _fit_phase(cases: Sequence[tuple[Case, Any]], phase: str, counts: Any) -> Fi
             used = [r[phase][at]["python_s"] + r[phase][at]["daemons_s"] for r in later]
             rows.append(counts(case, ranks, detail["connections"]))
             taken.append(statistics.mean(used))  # clock ticks are coarse: not the median
-    return fit(rows, taken)
+    return fit(rows, taken, known)
 
 
 def _fit_coordinator(cases: Sequence[tuple[Case, Any]]) -> Fit:
@@ -150,14 +157,20 @@ def _fit_python(cases: Sequence[tuple[Case, Any]]) -> Fit:
     return fit(rows, taken)
 
 
-def fit(rows: Sequence[Mapping[str, float]], taken: Sequence[float]) -> Fit:
+def fit(
+    rows: Sequence[Mapping[str, float]],
+    taken: Sequence[float],
+    known: Mapping[str, float] | None = None,
+) -> Fit:
     """Non-negative least squares of the relative error, by coordinate descent.
 
     Args:
         rows: how often each step was done; all with the same keys.
         taken: what that took, above zero.
+        known: costs of some steps, which are not fitted.
     """
-    names = list(rows[0])
+    known = known or {}
+    names = [name for name in rows[0] if name not in known]
     target = np.array(taken, np.float64)
     if (target <= 0).any():
         raise ValueError("what took nothing explains nothing")
@@ -165,15 +178,18 @@ def fit(rows: Sequence[Mapping[str, float]], taken: Sequence[float]) -> Fit:
     relative /= target[:, None]
     scale = relative.max(axis=0)
     scale[scale == 0] = 1
-    solution = _non_negative(relative / scale) / scale
-    error = relative @ solution - 1
+    spent = np.array([sum(cost * row[name] for name, cost in known.items()) for row in rows])
+    rest = 1 - spent / target
+    solution = _non_negative(relative / scale, rest) / scale
+    error = relative @ solution - rest
     residual = float(np.sqrt(np.mean(error * error)))
-    return Fit(dict(zip(names, map(float, solution), strict=True)), residual, len(rows))
+    costs = dict(zip(names, map(float, solution), strict=True))
+    return Fit(costs | dict(known), residual, len(rows))
 
 
-def _non_negative(matrix: Floats) -> Floats:
-    """The x >= 0 that brings ``matrix @ x`` nearest to ones."""
-    gram, right = matrix.T @ matrix, matrix.sum(axis=0)
+def _non_negative(matrix: Floats, target: Floats) -> Floats:
+    """The x >= 0 that brings ``matrix @ x`` nearest to the target."""
+    gram, right = matrix.T @ matrix, matrix.T @ target
     x = np.zeros(len(right))
     for _ in range(SWEEPS):
         before = x.copy()
