@@ -1,4 +1,6 @@
-"""The simulation against the measured rounds: each size predicted from the others' costs.
+"""The simulation against the measured rounds: each size predicted from the costs of other sizes.
+
+Cases of more than :data:`bench.scale_fit.FITTED_MEMBERS` members are in no fit at all.
 
 All members of a measured case share this machine's processors, and its links carry everything at
 once; so does the simulated one. What is compared is a whole round, GATHER and BROADCAST.

@@ -22,6 +22,9 @@ from bench.scale_rig import Case
 Counts = dict[str, float]
 Floats = NDArray[np.float64]
 
+FITTED_MEMBERS = 16
+"""Larger cases are not fitted to but predicted: so the check is one."""
+
 SWEEPS = 20_000
 """Of coordinate descent: ten unknowns need some thousand."""
 
@@ -108,7 +111,9 @@ def fit_all(
         combine_element_s: of :func:`bench.scale_combining.combining_s`.
         without_members: cases of this size are left out, to be predicted.
     """
-    used = [detail for detail in details if detail["case"]["members"] != without_members]
+    sizes = {detail["case"]["members"] for detail in details} - {without_members}
+    fitted = {size for size in sizes if size <= FITTED_MEMBERS}
+    used = [detail for detail in details if detail["case"]["members"] in fitted]
     cases = [(Case(**detail["case"]), detail) for detail in used]
     return Fits(
         gather=_fit_phase(cases, "gather", gather_counts, {}),
