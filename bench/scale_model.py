@@ -9,6 +9,9 @@ price of a second encoding, measured with the real codecs, in :mod:`bench.scale_
 A round's time is from the first byte of the rosters to the last member's mean: nobody is left out,
 so no topology can be faster than the slowest home's link; ``x bound`` is relative to that.
 Utilisation is training time by wall time without overlap.
+
+``python -m bench.scale_model 1000 anchors`` simulates single lines anew (homes, and a part of the
+topology's name) and keeps the others of the last report.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import json
 import random
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -48,7 +52,9 @@ VANISHING = (0.01, 0.02, 0.05)
 ALLOWED_S = 2 * (60.0 + 252.0)
 """GATHER and BROADCAST of an attempt: the manifest's default, grown with this vector."""
 
-FROM_CABLE_UP = HOMES[1:]
+FASTER, FROM_CABLE_UP = 1000, HOMES[1:]
+"""So many homes are simulated without the slowest kind of link, too."""
+
 NOTE = (
     "124 M elements, int4, 4 anchors of 1 Gbit/s and so many homes; round: until the last member "
     "has the mean, median of the seeds; MB and streams of a round: median member / busiest"
@@ -118,30 +124,60 @@ class Scenario:
 
 def run(quick: bool) -> list[Row]:
     """Check, simulate and report; ``quick`` only the smallest size."""
-    tail = "-quick" if quick else ""
-    details = json.loads((RESULTS / f"scale-hosts{tail}.json").read_text())
-    combine_element_s = combining_s("int4", LAYOUT.chunk_elements)
-    fits = fit_all(details, combine_element_s)
-    checked = check(details, combine_element_s)
-    write_report(f"scale_check{tail}", checked, note=f"{CHECK_NOTE}; {_fit_note(fits)}")
-    sizes = SIZES[:1] if quick else SIZES
+    return _report(_scenarios(SIZES[:1] if quick else SIZES), "-quick" if quick else "", {})
+
+
+def _scenarios(sizes: Sequence[int]) -> list[Scenario]:
     scenarios = [
         Scenario(name, homes)
         for homes in sizes
         for name, build in TOPOLOGIES.items()
         if build is not _butterfly or homes <= MOST_ALL_REDUCE
     ]
-    if not quick:
-        scenarios += [Scenario(name, 1000, FROM_CABLE_UP) for name in TOPOLOGIES]
-    both = _simulate_all(scenarios, fits)
-    rows = [times for times, _ in both]
+    if FASTER in sizes:
+        today, *_, two_levels = TOPOLOGIES
+        scenarios += [Scenario(name, FASTER, FROM_CABLE_UP) for name in (today, two_levels)]
+    return scenarios
+
+
+Lines = dict[Scenario, tuple[Row, Row]]
+"""Of the table of times and of that of loads."""
+
+
+def _report(again: Sequence[Scenario], tail: str, known: Lines) -> list[Row]:
+    details = json.loads((RESULTS / f"scale-hosts{tail}.json").read_text())
+    combine_element_s = combining_s("int4", LAYOUT.chunk_elements)
+    fits = fit_all(details, combine_element_s)
+    checked = check(details, combine_element_s)
+    write_report(f"scale_check{tail}", checked, note=f"{CHECK_NOTE}; {_fit_note(fits)}")
+    lines = known | dict(zip(again, _simulate_all(again, fits), strict=True))
+    order = [scenario for scenario in _scenarios(SIZES) if scenario in lines]
+    rows, loads = ([lines[scenario][table] for scenario in order] for table in (0, 1))
     write_report(f"scale_model{tail}", rows, note=NOTE)
-    write_report(f"scale_model_load{tail}", [load for _, load in both], note=LOAD_NOTE)
+    write_report(f"scale_model_load{tail}", loads, note=LOAD_NOTE)
+    sizes = sorted({scenario.homes for scenario in order})
     write_report(f"scale_encoding{tail}", _encodings(sizes), note=ENCODING_NOTE)
-    if not quick:
-        loads = [load for _, load in both]
+    if not tail:
         write_figure([row(detail) for detail in details], checked, rows, loads)
     return rows
+
+
+def _known() -> Lines:
+    """The lines of the last full report."""
+    tables = []
+    for name in ("scale_model", "scale_model_load"):
+        path = RESULTS / f"{name}.json"
+        tables.append(json.loads(path.read_text())["rows"] if path.exists() else [])
+    named = {(s.topology, s.homes, _links(s)): s for s in _scenarios(SIZES)}
+    return {
+        named[times["topology"], times["homes"], times["links"]]: (times, load)
+        for times, load in zip(*tables, strict=True)
+        if (times["topology"], times["homes"], times["links"]) in named
+    }
+
+
+def _links(scenario: Scenario) -> str:
+    return "all" if scenario.links == HOMES else "cable and better"
 
 
 def _fit_note(fits: Fits) -> str:
@@ -184,7 +220,7 @@ def _simulate(scenario: Scenario, fits: Fits) -> tuple[Row, Row]:
     middle = {name: statistics.median(facts[name] for facts in taken) for name in taken[0]}
     what: Row = {
         "homes": scenario.homes,
-        "links": "all" if scenario.links == HOMES else "cable and better",
+        "links": _links(scenario),
         "topology": scenario.topology,
     }
     times = what | {
@@ -277,3 +313,13 @@ def _loss(
     each_way_s = len(members) * job.vector_bytes / sum(a.slower_bytes_s for a in anchors)
     anchors_s = max(2 * each_way_s, bound_s(job, members))
     return flat_loss(Phase(whole_s, home_reducers), anchors_s, ALLOWED_S, vanishing)
+
+
+def main() -> None:
+    homes, part = int(sys.argv[1]), " ".join(sys.argv[2:])
+    again = [s for s in _scenarios(SIZES) if s.homes == homes and part in s.topology]
+    _report(again, "", _known())
+
+
+if __name__ == "__main__":
+    main()
