@@ -20,9 +20,12 @@ BENCHES = (
     "honest",
     "flood",
     "lost_reducer",
+    "links",
     "network_cap",
     "daemon",
     "coordinator",
+    "scale",
+    "scale_model",
 )
 
 

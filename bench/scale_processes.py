@@ -1,0 +1,63 @@
+"""Processor time and memory of the members' processes: Python's and the peer-to-peer daemons'."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import psutil
+
+DAEMON = "p2pd"
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Processor seconds, user and system, of one host process and of its members' daemons."""
+
+    python_s: float
+    daemons_s: float
+
+    def __sub__(self, before: Usage) -> Usage:
+        return Usage(self.python_s - before.python_s, self.daemons_s - before.daemons_s)
+
+    @property
+    def all_s(self) -> float:
+        return self.python_s + self.daemons_s
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Resident bytes; what processes share is counted in equal parts (PSS)."""
+
+    python_bytes: int
+    daemons_bytes: int
+
+
+class Host:
+    """One Python process with its members' daemons."""
+
+    def __init__(self, pid: int) -> None:
+        self._python = psutil.Process(pid)
+        self._daemons: list[psutil.Process] = []
+
+    def find_daemons(self) -> int:
+        """Look for the daemons that were started by now; how many there are."""
+        children = self._python.children(recursive=True)
+        self._daemons = [child for child in children if child.name().startswith(DAEMON)]
+        return len(self._daemons)
+
+    def usage(self) -> Usage:
+        """Since the processes were started."""
+        return Usage(_cpu_s([self._python]), _cpu_s(self._daemons))
+
+    def memory(self) -> Memory:
+        """Just now."""
+        return Memory(_pss_bytes([self._python]), _pss_bytes(self._daemons))
+
+
+def _cpu_s(processes: list[psutil.Process]) -> float:
+    times = (process.cpu_times() for process in processes)
+    return sum(taken.user + taken.system for taken in times)
+
+
+def _pss_bytes(processes: list[psutil.Process]) -> int:
+    return sum(process.memory_full_info().pss for process in processes)
