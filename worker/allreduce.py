@@ -175,8 +175,8 @@ class GroupReduce:
     async def _chunk_frames(
         self, item: wire.ReducerRange, update: EncodedUpdate, start: int
     ) -> AsyncIterator[frames.Frame]:
-        # The whole range in one go, beside the sending: it is wanted at the end.
-        hashing = asyncio.ensure_future(asyncio.to_thread(_sha256_of, update, item))
+        bounds = item.first_chunk, item.end_chunk
+        hashing = asyncio.ensure_future(asyncio.to_thread(update.sha256, *bounds))  # as we send
         try:
             for chunk in range(start, item.end_chunk):
                 size = self.group.layout.chunk_size(chunk)
@@ -184,16 +184,9 @@ class GroupReduce:
             digest = await hashing
         finally:
             hashing.cancel()
-        statement = wire.GatherStatement(
-            group_id=self.group_id,
-            attempt=self.group.record.attempt,
-            sender=self._peer.identity.peer_id,
-            reducer=item.reducer,
-            first_chunk=item.first_chunk,
-            end_chunk=item.end_chunk,
-            frames_sha256=digest,
-        )
-        yield frames.statement(self.group_id, seal(statement, self._peer.identity))
+        me = self._peer.identity
+        statement = self.group.statement(me.peer_id, item, digest)
+        yield frames.statement(self.group_id, seal(statement, me))
 
     async def reports(self) -> AsyncIterator[wire.Envelope]:
         """As a reducer, signed ReducerReports, each with all outcomes so far; the last one comes
@@ -404,11 +397,3 @@ class GroupReduce:
             self.closed = True
             self._tell()
             self._on_close()
-
-
-def _sha256_of(update: EncodedUpdate, item: wire.ReducerRange) -> bytes:
-    """Over the encoded chunks of a range, in order; blocking."""
-    digest = hashlib.sha256()
-    for chunk in range(item.first_chunk, item.end_chunk):
-        digest.update(update.chunks[chunk])
-    return digest.digest()

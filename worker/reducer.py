@@ -85,7 +85,7 @@ class Reducer:
         own = group.range_of(identity.peer_id)
         assert own is not None, "only a reducer of the roster has a Reducer"
         self.group, self.identity = group, identity
-        self.first, self.end = own.first_chunk, own.end_chunk
+        self.range, self.first, self.end = own, own.first_chunk, own.end_chunk
         self.inboxes = {name: Inbox() for name in group.members}
         self.screener = Screener(group, self.first, self.end)
         self._changed = asyncio.Event()
@@ -173,15 +173,7 @@ class Reducer:
             digest = await asyncio.to_thread(self._check_chunk, inbox, chunk, data)
             self._keep(inbox, chunk, data)
             inbox.frames_sha256 = digest
-        statement = wire.GatherStatement(
-            group_id=self.group.group_id,
-            attempt=self.group.record.attempt,
-            sender=sender,
-            reducer=sender,
-            first_chunk=self.first,
-            end_chunk=self.end,
-            frames_sha256=inbox.frames_sha256.digest(),
-        )
+        statement = self.group.statement(sender, self.range, inbox.frames_sha256.digest())
         self._accept_statement(sender, inbox, seal(statement, self.identity))
 
     async def _accept_leaves(self, sender: str, inbox: Inbox, leaf_hashes: list[bytes]) -> None:
@@ -206,16 +198,7 @@ class Reducer:
 
     def _accept_statement(self, sender: str, inbox: Inbox, envelope: wire.Envelope) -> None:
         record = open_envelope(envelope, wire.GatherStatement, signer=sender).record
-        expected = wire.GatherStatement(
-            group_id=self.group.group_id,
-            attempt=self.group.record.attempt,
-            sender=sender,
-            reducer=self.identity.peer_id,
-            first_chunk=self.first,
-            end_chunk=self.end,
-            frames_sha256=inbox.frames_sha256.digest(),
-        )
-        if record != expected:
+        if record != self.group.statement(sender, self.range, inbox.frames_sha256.digest()):
             raise BadRecord("the statement is not about the bytes that were sent")
         if inbox.statement is None:
             inbox.statement = envelope
