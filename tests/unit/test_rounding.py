@@ -58,7 +58,8 @@ def slow_encode(codec: Codec, values: Values, key: bytes) -> bytes:
     if codec.startswith("int4"):
         nibbles = np.append(codes, np.zeros(len(codes) % 2, np.int8)).view(np.uint8) & 15
         codes = (nibbles[::2] | nibbles[1::2] << 4).view(np.int8)
-    return scales.astype("<f2").tobytes() + codes.tobytes()
+    head: bytes = scales.astype("<f2").tobytes()
+    return head + codes.tobytes()
 
 
 def slow_combine(inputs: list[Values], weights: list[int]) -> Values:
