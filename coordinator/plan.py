@@ -102,7 +102,7 @@ preset = "{preset}"                       # ... or a preset: {presets}
 # max_rounds = ...                    # default: until you stop it
 
 [update]
-# codec = "int8"                      # fp32 | int8 | int4
+# codec = "int8"                      # fp32 | int8 | int4 | int8-aes | int4-aes
 # chunk_elements = 131072
 # combine = "mean"                    # mean | clipped_mean
 

@@ -8,6 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,6 +83,13 @@ class EncodedUpdate:
         """Hash encoded chunks."""
         leaf_hashes = tuple(merkle.leaf_hash(chunk) for chunk in chunks)
         return cls(chunks, leaf_hashes, merkle.root(leaf_hashes))
+
+    def sha256(self, first: int, end: int) -> bytes:
+        """Over the encoded chunks ``[first, end)``, one after the other; blocking."""
+        digest = hashlib.sha256()
+        for chunk in self.chunks[first:end]:
+            digest.update(chunk)
+        return digest.digest()
 
 
 def encode_update(

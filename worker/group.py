@@ -80,6 +80,24 @@ class Group:
         at = bisect_right(self.reducers, chunk, key=lambda r: r.first_chunk) - 1
         return self.reducers[at].reducer
 
+    def statement(
+        self, sender: str, item: wire.ReducerRange, frames_sha256: bytes
+    ) -> wire.GatherStatement:
+        """What a sender signs when it has sent a range's chunks to their reducer.
+
+        Args:
+            frames_sha256: over its encoded chunks of the range, in order.
+        """
+        return wire.GatherStatement(
+            group_id=self.group_id,
+            attempt=self.record.attempt,
+            sender=sender,
+            reducer=item.reducer,
+            first_chunk=item.first_chunk,
+            end_chunk=item.end_chunk,
+            frames_sha256=frames_sha256,
+        )
+
     def encoded_bytes(self, chunk: int) -> int:
         return self.layout.encoded_bytes(self.codec, chunk)
 

@@ -80,8 +80,7 @@ async def write_message(writer: asyncio.StreamWriter, message: Message, toll: To
     head = marker + len(data).to_bytes(P2P.HEADER_LEN, P2P.BYTEORDER)
     quantum = toll.up_quantum or len(data)
     await toll.send(len(head) + min(quantum, len(data)))
-    writer.write(head)
-    writer.write(data[:quantum])
+    writer.write(head + data[:quantum])  # nine bytes alone would be a packet of their own
     await writer.drain()
     for start in range(quantum, len(data), max(quantum, 1)):
         piece = data[start : start + quantum]

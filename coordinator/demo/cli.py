@@ -19,7 +19,7 @@ import click
 @click.option("--rounds", type=click.IntRange(8, 200), default=None, help="More than the usual 9.")
 @click.option(
     "--codec",
-    type=click.Choice(["fp32", "int8", "int4"]),
+    type=click.Choice(["fp32", "int8", "int4", "int8-aes", "int4-aes"]),
     default="int8",
     show_default=True,
     help="How updates travel.",
