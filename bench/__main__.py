@@ -9,6 +9,7 @@ from importlib.util import find_spec
 BENCHES = (
     "train",
     "allreduce",
+    "wan",
     "ledger",
     "leaderboard",
     "economics",

@@ -89,12 +89,17 @@ class Member:
 
         On loopback, where all members share it, those of all of them.
         """
-        for line in Path(f"/proc/{pid}/net/dev").read_text().splitlines():
-            name, _, values = line.partition(":")
-            if name.strip() == self.device:
-                numbers = [int(value) for value in values.split()]
-                return numbers[8], numbers[0]
-        raise RuntimeError(f"process {pid} has no interface {self.device}")
+        return interface_bytes(pid, self.device)
+
+
+def interface_bytes(pid: int | str, device: str) -> tuple[int, int]:
+    """What an interface has sent and received; ``pid``: a process in its namespace, or ``self``."""
+    for line in Path(f"/proc/{pid}/net/dev").read_text().splitlines():
+        name, _, values = line.partition(":")
+        if name.strip() == device:
+            numbers = [int(value) for value in values.split()]
+            return numbers[8], numbers[0]
+    raise RuntimeError(f"process {pid} has no interface {device}")
 
 
 @contextmanager
