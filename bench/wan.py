@@ -1,10 +1,11 @@
 """How much of their time members on home lines train: ours, and two ways with hivemind.
 
-Real processes on shaped links (:mod:`bench.links`, needs root): ours with the product's reduce, screening and
-signatures included, and a coordinator on a line of 1 Gbit/s; hivemind's averager in fp16 with its
-matchmaking, which begins ``matchmaking_time`` ahead as its Optimizer has it. What is timed is all
-that happens between the end of a round's training and the begin of the next: encoding, commit,
-gather, inclusion, broadcast, decoding, outer step, the state's digest, the coordinator's word.
+Real processes on shaped links (:mod:`bench.links`, needs root): ours with the product's reduce,
+screening and signatures included, and a coordinator on a line of 1 Gbit/s; hivemind's averager in
+fp16 with its matchmaking, which begins ``matchmaking_time`` ahead as its Optimizer has it. What is
+timed is all that happens between the end of a round's training and the begin of the next: encoding,
+commit, gather, inclusion, broadcast, decoding, outer step, the state's digest, the coordinator's
+word. Of hivemind it is the averaging alone: what an outer step takes is left out in its favour.
 
 Training is a sleep. An RTX 3090 (71 TFLOP/s in bf16 by NVIDIA's whitepaper, at an assumed 40 % of
 it) takes ``6 * parameters * tokens`` FLOP; every-step averaging shares a batch of 524,288 tokens.
@@ -169,7 +170,7 @@ class _Process:
             leashed(place.command(sys.executable, "-m", module, *arguments)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=open("/tmp/r2-wan.err", "a"),
+            stderr=subprocess.DEVNULL,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
         )
