@@ -72,10 +72,12 @@ class Case:
     @property
     def name(self) -> str:
         size = f"{self.elements // M}M"
-        slow = f"-slow-{'speed' if self.by_speed else 'even'}" if self.slow else ""
+        lines = f"{self.rate_mbit:g}Mbit-{self.rtt_ms:g}ms"
+        if self.slow:
+            shares = "by-speed" if self.by_speed else "evenly"
+            lines += f"-one-{self.rate_mbit / 10:g}Mbit-{shares}"
         way = self.system.replace(" ", "-")
-        rate = f"{self.rate_mbit:g}Mbit-{self.rtt_ms:g}ms"
-        return f"{way}-{self.codec}-{self.members}-{size}-{rate}-x{self.scale}{slow}"
+        return f"{way}-{self.codec}-{self.members}-{size}-{lines}-x{self.scale}"
 
     @property
     def step_s(self) -> float:
