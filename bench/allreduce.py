@@ -160,4 +160,5 @@ def _row(
         "peak_MB": peak_bytes / 1e6,
         "bound_s": bound_s if bound_s else "",
         "x_bound": median_s / bound_s if bound_s else "",
+        "load": round(os.getloadavg()[0], 1),
     }

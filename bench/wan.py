@@ -281,5 +281,6 @@ def _row(case: Case, told: list[list[dict[str, Any]]]) -> Row:
         "with_s": trained_s,
         "bytes_per_element": middle(lambda r: r["sent"] + r["received"]) / case.scaled_elements,
         "CPU_s": case.scale * middle(lambda r: r["cpu_s"]),
+        "load": round(os.getloadavg()[0], 1),
         "phases_s": ", ".join(phases),
     }
