@@ -64,7 +64,7 @@ class Case:
     rate_mbit: float = 100.0
     rtt_ms: float = 40.0
     scale: int = 8
-    compute_s: float = 15.0
+    compute_s: float = 10.0
     rounds: int = 4
     slow: bool = False  # the first member's line has a tenth of the rate
     by_speed: bool = True
@@ -130,8 +130,8 @@ CASES: Final = [
     Case("DiLoCo fp16", 8, 10 * M, **_HIVEMIND),
     Case("every step", 8, 10 * M, **_HIVEMIND),
     Case("ours", 8, 1000 * M, scale=64, rounds=2),
-    Case("ours", 8, 124 * M, slow=True, by_speed=False),
-    Case("ours", 8, 124 * M, slow=True, rounds=6, compute_s=1.0),
+    Case("ours", 8, 30 * M, slow=True, by_speed=False, rounds=3, compute_s=1.0),
+    Case("ours", 8, 30 * M, slow=True, rounds=6, compute_s=1.0),
 ]
 QUICK: Final = [
     Case(system, 3, 4 * M, codec, scale=4, compute_s=2.0, rounds=2)
