@@ -33,8 +33,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.allreduce import BYTES_PER_ELEMENT
+from bench.cases import run_cases
 from bench.links import Link, Member, open_members
-from bench.report import RESULTS, Row, write_report
+from bench.report import Row
 from protocol.identity import Identity
 from protocol.leash import leashed
 
@@ -140,20 +141,12 @@ QUICK: Final = [
 
 
 def run(quick: bool) -> list[Row]:
-    """Measure all; ``quick``: three members, 4 M elements. ``BENCH_ONLY``: as in allreduce."""
-    name = "wan-quick" if quick else "wan"
-    only = [part for part in os.environ.get("BENCH_ONLY", "").split(",") if part]
-    chosen = [c for c in (QUICK if quick else CASES) if all(part in c.name for part in only)]
-    rows = {case.name: _measure(case) for case in chosen}
-    path = RESULTS / f"{name}.json"
-    if only and path.exists():
-        known = {row["case"]: row for row in json.loads(path.read_text())["rows"]}
-        rows = {c.name: found for c in CASES if (found := (known | rows).get(c.name))}
-    write_report(name, list(rows.values()), note=NOTE)
-    return list(rows.values())
+    """Measure all; ``quick``: three members, 4 M elements."""
+    name, cases = ("wan-quick", QUICK) if quick else ("wan", CASES)
+    return run_cases(name, cases, _measure, note=NOTE)
 
 
-def _measure(case: Case) -> Row:
+def _measure(case: Case) -> list[Row]:
     speeds = {case.members: _COORDINATOR_MBIT}
     if case.slow:
         speeds[0] = case.link.rate_mbit / 10 if case.link.rate_mbit else 0.0
@@ -163,7 +156,7 @@ def _measure(case: Case) -> Row:
     ):
         run = _ours if case.system == "ours" else _hivemind
         told = run(case, places, Path(folder))
-    return _row(case, [rounds[1:] for rounds in told])  # the first opens connections
+    return [_row(case, [rounds[1:] for rounds in told])]  # the first opens connections
 
 
 class _Process:
@@ -270,7 +263,6 @@ def _row(case: Case, told: list[list[dict[str, Any]]]) -> Row:
         for phase in told[0][0]["phases_s"]
     ]
     return {
-        "case": case.name,
         "comm_s": communicated_s,
         "bound_s": case.bound_s,
         "x_bound": communicated_s / case.bound_s,
@@ -281,6 +273,5 @@ def _row(case: Case, told: list[list[dict[str, Any]]]) -> Row:
         "with_s": trained_s,
         "bytes_per_element": middle(lambda r: r["sent"] + r["received"]) / case.scaled_elements,
         "CPU_s": case.scale * middle(lambda r: r["cpu_s"]),
-        "load": round(os.getloadavg()[0], 1),
         "phases_s": ", ".join(phases),
     }
