@@ -89,8 +89,9 @@ class System:
         return time.perf_counter() - started_s
 
     def check(self) -> None:
-        """All have the same mean now, but for the codec's noise (hivemind's 8-bit one clips at three
-        deviations); vectors of members differ by 1.
+        """All have the same mean now, but for noise; the members' own vectors differ by 1 or so.
+
+        Single values may differ by as much: hivemind's 8-bit codec clips at three deviations.
 
         Raises:
             RuntimeError: they have not; some systems end a reduce early without a word.

@@ -123,6 +123,9 @@ CASES: Final = [
     Case("ours", 8, 124 * M),
     Case("DiLoCo fp16", 8, 124 * M, **_HIVEMIND),
     Case("every step", 8, 124 * M, **_HIVEMIND),
+    Case("ours", 8, 124 * M, scale=32),
+    Case("DiLoCo fp16", 8, 124 * M, scale=32, **_HIVEMIND),
+    Case("every step", 8, 124 * M, scale=32, **_HIVEMIND),
     Case("ours", 8, 124 * M, "int8"),
     Case("ours", 4, 124 * M, scale=4),
     Case("DiLoCo fp16", 4, 124 * M, scale=4, **_HIVEMIND),
@@ -131,8 +134,8 @@ CASES: Final = [
     Case("DiLoCo fp16", 8, 10 * M, **_HIVEMIND),
     Case("every step", 8, 10 * M, **_HIVEMIND),
     Case("ours", 8, 1000 * M, scale=64, rounds=2),
-    Case("ours", 8, 30 * M, slow=True, by_speed=False, rounds=3, compute_s=1.0),
-    Case("ours", 8, 30 * M, slow=True, rounds=6, compute_s=1.0),
+    Case("ours", 8, 30 * M, scale=32, slow=True, by_speed=False, rounds=3, compute_s=1.0),
+    Case("ours", 8, 30 * M, scale=32, slow=True, rounds=6, compute_s=1.0),
 ]
 QUICK: Final = [
     Case(system, 3, 4 * M, codec, scale=4, compute_s=2.0, rounds=2)
