@@ -16,7 +16,7 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ NOTE = (
 )
 QUEUE_MS = 100
 _BURST_BYTES = 64 << 10
+_NO_RATES: Mapping[int, tuple[float, float]] = {}
 _CONGESTION_CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 
 
@@ -97,14 +98,14 @@ def interface_bytes(pid: int | str, device: str) -> tuple[int, int]:
 
 @contextmanager
 def open_members(
-    link: Link, count: int, slow: dict[int, float] | None = None
+    link: Link, count: int, rates: Mapping[int, tuple[float, float]] = _NO_RATES
 ) -> Iterator[list[Member]]:
     """So many members, each with such a line.
 
     Args:
         link: the line.
         count: of members.
-        slow: members by number whose line has another rate, in Mbit/s.
+        rates: other rates for members by number, up and down, in Mbit/s.
     """
     with open_internet() as internet, ExitStack() as stack:
         if link.rate_mbit is None:
@@ -113,9 +114,9 @@ def open_members(
             return
         hosts = [internet.host(f"m{number}") for number in range(count)]
         for number, host in enumerate(hosts):
-            rate_mbit = (slow or {}).get(number, link.rate_mbit)
-            for space, device in ((host.space, "eth0"), (internet.middle, f"m{number}")):
-                space.run("tc", *_limit(device, rate_mbit))
+            up_mbit, down_mbit = rates.get(number, (link.rate_mbit, link.rate_mbit))
+            host.space.run("tc", *_limit("eth0", up_mbit))
+            internet.middle.run("tc", *_limit(f"m{number}", down_mbit))
             _lose(host, link.loss_percent)
         if link.rtt_ms:
             stack.enter_context(_delayed(hosts, link.rtt_ms / 2))
