@@ -67,7 +67,7 @@ class Case:
     scale: int = 8
     compute_s: float = 10.0
     rounds: int = 4
-    slow: bool = False  # the first member's line has a tenth of the rate
+    slow: bool = False  # the first member's line sends at a tenth of the rate
     by_speed: bool = True
 
     @property
@@ -76,7 +76,7 @@ class Case:
         lines = f"{self.rate_mbit:g}Mbit-{self.rtt_ms:g}ms"
         if self.slow:
             shares = "by-speed" if self.by_speed else "evenly"
-            lines += f"-one-{self.rate_mbit / 10:g}Mbit-{shares}"
+            lines += f"-one-{self.rate_mbit / 10:g}Mbit-up-{shares}"
         way = self.system.replace(" ", "-")
         return f"{way}-{self.codec}-{self.members}-{size}-{lines}-x{self.scale}"
 
@@ -112,8 +112,10 @@ class Case:
 
     @property
     def bound_s(self) -> float:
+        """Of bytes over bandwidth; a slow sender's alone, were it to reduce nothing."""
         encoded = BYTES_PER_ELEMENT[self.codec] * self.scaled_elements
-        bound_s = self.link.bound_s(2 * (self.members - 1) / self.members * encoded)
+        each = 2 * (self.members - 1) / self.members * encoded
+        bound_s = self.link.bound_s(max(each, 10 * encoded) if self.slow else each)
         assert bound_s is not None
         return bound_s
 
@@ -150,12 +152,13 @@ def run(quick: bool) -> list[Row]:
 
 
 def _measure(case: Case) -> list[Row]:
-    speeds = {case.members: _COORDINATOR_MBIT}
+    assert case.link.rate_mbit is not None
+    rates = {case.members: (_COORDINATOR_MBIT, _COORDINATOR_MBIT)}
     if case.slow:
-        speeds[0] = case.link.rate_mbit / 10 if case.link.rate_mbit else 0.0
+        rates[0] = (case.link.rate_mbit / 10, case.link.rate_mbit)
     with (
         tempfile.TemporaryDirectory() as folder,
-        open_members(case.link, case.members + 1, speeds) as places,
+        open_members(case.link, case.members + 1, rates) as places,
     ):
         run = _ours if case.system == "ours" else _hivemind
         told = run(case, places, Path(folder))
