@@ -1,12 +1,12 @@
-"""Codecs of the update vector: ``fp32``, ``int8``, ``int4`` with seeded stochastic rounding.
+"""Codecs of the update vector: ``fp32`` and seeded stochastic rounding to ``int8`` or ``int4``.
 
 Invariants:
 
-* Unbiased: the expectation of a decoded value over keys is the value, to 2^-24 of a quantum.
-  So there is no error feedback and no hidden state.
+* Unbiased: the expectation of a decoded value over keys is the value, to 2^-24 of a quantum, to
+  2^-16 with the noise of ``-aes``. So there is no error feedback and no hidden state.
 * Nothing clamps: the scale is rounded *up* to fp16, so ``|value / scale| <= L`` always.
-* Bit-identical on every machine: only IEEE 754 elementary operations (add, divide, floor,
-  conversions), one numpy call each, which neither fuse nor reorder; and integer noise.
+* Bit-identical on every machine: only IEEE 754 elementary operations (multiply, divide, floor,
+  conversions), one numpy call each, which neither fuse nor reorder; and integers.
 
 Encoded chunk of n elements, b = ceil(n / 256) blocks, all little-endian:
 
@@ -16,12 +16,14 @@ Encoded chunk of n elements, b = ceil(n / 256) blocks, all little-endian:
            element 2i in the low nibble of byte i, 2i + 1 in the high one, two's complement;
            the spare nibble of an odd n is 0
 
-Decoded value = code * scale. A code of -L - 1 does not occur.
+Decoded value = code * scale. A code of -L - 1 does not occur. ``int8-aes`` and ``int4-aes`` are the
+same bytes, rounded with other noise (:mod:`protocol.rounding`), which takes a tenth of the time.
 """
 
 from __future__ import annotations
 
 import hashlib
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +31,9 @@ from numpy.typing import NDArray
 from protocol.errors import BadRecord, Diverged
 from protocol.manifest import Codec
 from protocol.rounding import (
+    AES_CTR,
+    PHILOX,
+    Noise,
     block_maxima,
     holds_least_nibble,
     pack_nibbles,
@@ -36,11 +41,23 @@ from protocol.rounding import (
     unpack_nibbles,
 )
 
+
+class _Form(NamedTuple):
+    levels: int  # L
+    codes_per_byte: int
+    noise: Noise
+
+
 BLOCK_ELEMENTS = 256
 MEAN_SOURCE = "mean"
 """The noise's source when a reducer encodes the mean; no PeerID reads like it."""
 
-_LEVELS: dict[Codec, int] = {"int8": 127, "int4": 7}
+_FORMS: dict[Codec, _Form] = {
+    "int8": _Form(127, 1, PHILOX),
+    "int4": _Form(7, 2, PHILOX),
+    "int8-aes": _Form(127, 1, AES_CTR),
+    "int4-aes": _Form(7, 2, AES_CTR),
+}
 _NOISE_DOMAIN = b"barnraise-noise/1\x00"
 _SCALE_BYTES = 2
 _NOT_FINITE = "the update holds a value that is not finite"
@@ -69,8 +86,7 @@ def encoded_bytes(codec: Codec, elements: int) -> int:
     """Size of an encoded chunk."""
     if codec == "fp32":
         return 4 * elements
-    codes = elements if codec == "int8" else -(-elements // 2)
-    return _SCALE_BYTES * _block_count(elements) + codes
+    return _SCALE_BYTES * _block_count(elements) - (-elements // _FORMS[codec].codes_per_byte)
 
 
 def encode_chunk(codec: Codec, values: FloatVector, key: bytes) -> bytes:
@@ -89,11 +105,11 @@ def encode_chunk(codec: Codec, values: FloatVector, key: bytes) -> bytes:
         if not np.isfinite(values).all():
             raise Diverged(_NOT_FINITE)
         return values.astype("<f4", copy=False).tobytes()
-    levels = _LEVELS[codec]
+    levels, codes_per_byte, noise = _FORMS[codec]
     blocks = _in_blocks(values)
     scales = _block_scales(blocks, levels)
-    codes = round_codes(blocks, scales.astype(np.float32), key).reshape(-1)[: len(values)]
-    packed = codes if codec == "int8" else pack_nibbles(codes)
+    codes = round_codes(blocks, scales.astype(np.float32), noise, key).reshape(-1)[: len(values)]
+    packed = codes if codes_per_byte == 1 else pack_nibbles(codes)
     return scales.astype("<f2").tobytes() + packed.tobytes()
 
 
@@ -129,7 +145,7 @@ def decode_chunk(
         out[...] = _plain_values(data, elements)
         return out
     scales, stored = _scales_and_codes(codec, data, elements)
-    codes = stored if codec == "int8" else unpack_nibbles(stored, elements)
+    codes = stored if _FORMS[codec].codes_per_byte == 1 else unpack_nibbles(stored, elements)
     whole = elements // BLOCK_ELEMENTS
     full = whole * BLOCK_ELEMENTS
     np.multiply(
@@ -160,9 +176,10 @@ def _scales_and_codes(
     if not np.isfinite(scales).all() or np.signbit(scales).any():
         raise BadRecord("a chunk holds a scale that is negative or not finite")
     stored = np.frombuffer(data, np.int8, offset=_SCALE_BYTES * blocks)
-    if codec == "int4" and elements % 2 and stored[-1] >> 4:
+    levels, codes_per_byte, _ = _FORMS[codec]
+    if elements % codes_per_byte and stored[-1] >> 4:
         raise BadRecord("the spare nibble of a chunk is not zero")
-    if stored.min() < -_LEVELS["int8"] if codec == "int8" else holds_least_nibble(stored):
+    if stored.min() < -levels if codes_per_byte == 1 else holds_least_nibble(stored):
         raise BadRecord("a chunk holds a code out of range")
     return scales, stored
 

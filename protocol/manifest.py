@@ -29,7 +29,7 @@ CREDIT_FORMULA: Final = "barnraise-credit/1"
 
 Hex256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ModelType = Literal["llama", "mistral", "qwen2", "qwen3", "olmo2", "gpt2"]
-Codec = Literal["fp32", "int8", "int4"]
+Codec = Literal["fp32", "int8", "int4", "int8-aes", "int4-aes"]
 CombineRule = Literal["mean", "clipped_mean"]
 
 _LOADS_CODE = (

@@ -2,17 +2,24 @@
 
 Invariants:
 
-* The same bits as ``floor(float64(value / scale) + u)``, u the upper 24 bits of a Philox word times
-  2^-24, in integers: ``(floor(quotient * 2^24) + 2^24 * u) >> 24``. A float32 quotient times 2^24
-  is exact; moving an integer in or out of a floor changes nothing; and ``127 * 2^24 + 2^24 - 1`` is
-  the largest int32.
+* The same bits as ``floor(float64(value / scale) + u)``, u a whole number of 2^-b, in integers:
+  ``(floor(quotient * 2^b) + 2^b * u) >> b``. A float32 quotient times 2^b is exact; moving an
+  integer in or out of a floor changes nothing; and for b = 24 the largest sum,
+  ``127 * 2^24 + 2^24 - 1``, is the largest int32.
 * Blocks pass in groups that stay in the processor's cache with all their intermediate values: new
   megabytes for each of them cost several times the arithmetic.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import CTR
 from numpy.typing import NDArray
 
 FloatVector = NDArray[np.float32]
@@ -21,7 +28,39 @@ Codes = NDArray[np.int8]
 _GROUP_BLOCKS = 128
 """32,768 elements: 0.5 MiB with all that is computed of them."""
 
-_NOISE_BITS = 24
+Draw = Callable[[int], NDArray[Any]]
+"""The next so many uniforms of a stream, as integers of :attr:`Noise.bits` bits."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Where uniforms come from, and how fine they are."""
+
+    bits: int
+    stream: Callable[[bytes], Draw]  # of a key of 16 bytes
+
+
+def _philox(key: bytes) -> Draw:
+    raw = np.random.Philox(key=int.from_bytes(key, "little")).random_raw
+
+    def draw(count: int) -> NDArray[Any]:
+        words = raw(count)
+        np.right_shift(words, np.uint64(40), out=words)
+        return words.astype(np.int32)
+
+    return draw
+
+
+def _aes(key: bytes) -> Draw:
+    cipher = Cipher(AES(key), CTR(bytes(16))).encryptor()
+    return lambda count: np.frombuffer(cipher.update(bytes(2 * count)), "<u2")
+
+
+PHILOX = Noise(24, _philox)
+"""The upper 24 bits of each word of Philox4x64-10, its key a little-endian integer."""
+
+AES_CTR = Noise(16, _aes)
+"""AES-128 in counter mode from a counter of 0 (SP 800-38A): two bytes each, little-endian."""
 
 
 def block_maxima(blocks: FloatVector) -> FloatVector:
@@ -38,30 +77,31 @@ def block_maxima(blocks: FloatVector) -> FloatVector:
     return largest
 
 
-def round_codes(blocks: FloatVector, scales: FloatVector, key: bytes) -> Codes:
+def round_codes(blocks: FloatVector, scales: FloatVector, noise: Noise, key: bytes) -> Codes:
     """``floor(value / scale + u)`` with u uniform in [0, 1): unbiased.
 
     Args:
         blocks: float32 [blocks, elements], ``|value / scale| <= 127``.
         scales: float32 [blocks]; 0 for a block of zeros.
-        key: of the Philox4x64-10 generator, 16 bytes, a little-endian integer.
+        noise: one uniform for each value, in order.
+        key: of the noise.
 
     Returns:
         int8 [blocks, elements].
     """
     divisors = np.where(scales == 0, np.float32(1), scales)[:, None]
-    noise = np.random.Philox(key=int.from_bytes(key, "little"))
+    draw = noise.stream(key)
     codes = np.empty(blocks.shape, np.int8)
     quotients = np.empty((_GROUP_BLOCKS, blocks.shape[1]), np.float32)
     sums = np.empty(quotients.shape, np.int32)
     for group in _groups(len(blocks)):
         quotient, total = quotients[: group.stop - group.start], sums[: group.stop - group.start]
         np.divide(blocks[group], divisors[group], out=quotient)
-        np.multiply(quotient, np.float32(1 << _NOISE_BITS), out=quotient)
+        np.multiply(quotient, np.float32(1 << noise.bits), out=quotient)
         np.floor(quotient, out=quotient)
         np.copyto(total, quotient, casting="unsafe")
-        total += _uniforms(noise, total.size).reshape(total.shape)
-        np.right_shift(total, _NOISE_BITS, out=total)
+        total += draw(total.size).reshape(total.shape)
+        np.right_shift(total, noise.bits, out=total)
         np.copyto(codes[group], total, casting="unsafe")
     return codes
 
@@ -93,10 +133,3 @@ def holds_least_nibble(packed: Codes) -> bool:
 def _groups(blocks: int) -> list[slice]:
     starts = range(0, blocks, _GROUP_BLOCKS)
     return [slice(start, min(start + _GROUP_BLOCKS, blocks)) for start in starts]
-
-
-def _uniforms(noise: np.random.Philox, count: int) -> NDArray[np.int32]:
-    """The upper 24 bits of each raw word."""
-    raw = noise.random_raw(count)
-    np.right_shift(raw, np.uint64(64 - _NOISE_BITS), out=raw)
-    return raw.astype(np.int32)

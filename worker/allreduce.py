@@ -36,6 +36,7 @@ from protocol.errors import (
     TransientError,
 )
 from protocol.identity import Identity
+from protocol.uncancelled import to_the_end
 from protocol.update import EncodedUpdate
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2 as service
@@ -101,6 +102,7 @@ class GroupReduce:
         self.inclusion: Signed[wire.InclusionSet] | None = None
         self.combining_failed = ""
         self._mean = np.empty(group.layout.elements, np.float32)
+        self._adding = asyncio.Lock()  # a chunk's place in the mean has one writer
         self._news = asyncio.Event()  # a piece came, combining failed, or the group closed
         self.closed = False
 
@@ -173,13 +175,15 @@ class GroupReduce:
     async def _chunk_frames(
         self, item: wire.ReducerRange, update: EncodedUpdate, start: int
     ) -> AsyncIterator[frames.Frame]:
-        digest = hashlib.sha256()
-        for chunk in range(item.first_chunk, item.end_chunk):
-            encoded = update.chunks[chunk]
-            await asyncio.to_thread(digest.update, encoded)
-            if chunk >= start:
+        # The whole range in one go, beside the sending: it is wanted at the end.
+        hashing = asyncio.ensure_future(asyncio.to_thread(_sha256_of, update, item))
+        try:
+            for chunk in range(start, item.end_chunk):
                 size = self.group.layout.chunk_size(chunk)
-                yield frames.chunk(self.group_id, chunk, size, encoded)
+                yield frames.chunk(self.group_id, chunk, size, update.chunks[chunk])
+            digest = await hashing
+        finally:
+            hashing.cancel()
         statement = wire.GatherStatement(
             group_id=self.group_id,
             attempt=self.group.record.attempt,
@@ -187,7 +191,7 @@ class GroupReduce:
             reducer=item.reducer,
             first_chunk=item.first_chunk,
             end_chunk=item.end_chunk,
-            frames_sha256=digest.digest(),
+            frames_sha256=digest,
         )
         yield frames.statement(self.group_id, seal(statement, self._peer.identity))
 
@@ -305,6 +309,14 @@ class GroupReduce:
             Conflict: the reducer has signed another result for this chunk; see
                 :attr:`equivocations`.
         """
+        async with self._adding:
+            added = await to_the_end(asyncio.to_thread(self._add_piece, piece))
+        if added is not None:
+            self.pieces[added] = piece
+            self._tell()
+
+    def _add_piece(self, piece: service.ResultPiece) -> int | None:
+        """The chunk that a result has filled; None if it was filled before. Blocking."""
         # 1. Which chunk, and the signature of its reducer.
         result = open_envelope(piece.result, wire.ResultChunk).record
         if not 0 <= result.chunk < self.group.layout.count:
@@ -316,14 +328,16 @@ class GroupReduce:
             raise BadRecord("a result of another group")
         # 2. At most one result for a chunk.
         if self._known(result.chunk, piece):
-            return
+            return None
         # 3. Size, digest, finite values.
-        values = await asyncio.to_thread(self._decode, result, piece.encoded)
-        if self._known(result.chunk, piece):
-            return
-        self._mean[slice(*self.group.layout.bounds(result.chunk))] = values
-        self.pieces[result.chunk] = piece
-        self._tell()
+        encoded = piece.encoded
+        if len(encoded) != self.group.encoded_bytes(result.chunk):
+            raise BadRecord(f"the result for chunk {result.chunk} has the wrong size")
+        if hashlib.sha256(encoded).digest() != result.sha256:
+            raise BadDigest(f"the result for chunk {result.chunk} is not what was signed")
+        place = self._mean[slice(*self.group.layout.bounds(result.chunk))]
+        decode_chunk(self.group.codec, encoded, len(place), out=place)
+        return int(result.chunk)
 
     def _known(self, chunk: int, piece: service.ResultPiece) -> bool:
         held = self.pieces.get(chunk)
@@ -335,14 +349,6 @@ class GroupReduce:
             log.error("equivocation", reducer=self.group.reducer_of(chunk), chunk=chunk)
             raise Conflict(f"its reducer signed two different results for chunk {chunk}")
         return True
-
-    def _decode(self, result: wire.ResultChunk, encoded: bytes) -> NDArray[np.float32]:
-        size = self.group.layout.chunk_size(result.chunk)
-        if len(encoded) != self.group.encoded_bytes(result.chunk):
-            raise BadRecord(f"the result for chunk {result.chunk} has the wrong size")
-        if hashlib.sha256(encoded).digest() != result.sha256:
-            raise BadDigest(f"the result for chunk {result.chunk} is not what was signed")
-        return decode_chunk(self.group.codec, encoded, size)
 
     async def serve_results(self, request: frames.Frame) -> AsyncIterator[frames.Frame]:
         """Serve one BROADCAST stream."""
@@ -398,3 +404,11 @@ class GroupReduce:
             self.closed = True
             self._tell()
             self._on_close()
+
+
+def _sha256_of(update: EncodedUpdate, item: wire.ReducerRange) -> bytes:
+    """Over the encoded chunks of a range, in order; blocking."""
+    digest = hashlib.sha256()
+    for chunk in range(item.first_chunk, item.end_chunk):
+        digest.update(update.chunks[chunk])
+    return digest.digest()

@@ -26,7 +26,7 @@ from typing import Any
 import structlog
 
 from protocol import merkle
-from protocol.codec import MEAN_SOURCE, decode_chunk, encode_chunk, noise_key
+from protocol.codec import MEAN_SOURCE, check_chunk, decode_chunk, encode_chunk, noise_key
 from protocol.combine import combine_chunk
 from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import BadDigest, BadRecord, PeerFault, TransientError
@@ -143,10 +143,11 @@ class Reducer:
             size = self.group.layout.chunk_size(chunk)
             frame = await _next(stream)
             data = frames.parse_chunk(frame, gid, chunk, size, self.group.encoded_bytes(chunk))
-            await asyncio.to_thread(self._check_chunk, chunk, data, leaf_hashes[chunk])
+            digest = await asyncio.to_thread(self._check_chunk, inbox, chunk, data)
             if inbox.stream != number:
                 raise TransientError("a newer stream of this sender took over")
             self._keep(inbox, chunk, data)
+            inbox.frames_sha256 = digest
         # 3. The signed statement over what was kept.
         envelope = frames.parse_statement(await _next(stream), gid)
         if inbox.stream != number:
@@ -169,8 +170,9 @@ class Reducer:
         await self._accept_leaves(sender, inbox, list(update.leaf_hashes))
         for chunk in range(self.first + len(inbox.chunks), self.end):
             data = update.chunks[chunk]
-            await asyncio.to_thread(self._check_chunk, chunk, data, inbox.leaf_hashes[chunk])
+            digest = await asyncio.to_thread(self._check_chunk, inbox, chunk, data)
             self._keep(inbox, chunk, data)
+            inbox.frames_sha256 = digest
         statement = wire.GatherStatement(
             group_id=self.group.group_id,
             attempt=self.group.record.attempt,
@@ -188,16 +190,19 @@ class Reducer:
             raise BadDigest("the leaf hashes do not lead to the commitment in the roster")
         inbox.leaf_hashes = leaf_hashes
 
-    def _check_chunk(self, chunk: int, data: bytes, leaf: bytes) -> None:
-        if merkle.leaf_hash(data) != leaf:
+    def _check_chunk(self, inbox: Inbox, chunk: int, data: bytes) -> Any:
+        """Check what came next; returns the digest of the frames with it."""
+        if merkle.leaf_hash(data) != inbox.leaf_hashes[chunk]:
             raise BadDigest(f"chunk {chunk} is not what was committed to")
-        decode_chunk(self.group.codec, data, self.group.layout.chunk_size(chunk))
+        check_chunk(self.group.codec, data, self.group.layout.chunk_size(chunk))
+        digest = inbox.frames_sha256.copy()
+        digest.update(data)
+        return digest
 
     def _keep(self, inbox: Inbox, chunk: int, data: bytes) -> None:
         if chunk != self.first + len(inbox.chunks):
             raise TransientError("a newer stream of this sender took over")
         inbox.chunks[chunk] = data
-        inbox.frames_sha256.update(data)
 
     def _accept_statement(self, sender: str, inbox: Inbox, envelope: wire.Envelope) -> None:
         record = open_envelope(envelope, wire.GatherStatement, signer=sender).record

@@ -12,15 +12,15 @@ from protocol.codec import BLOCK_ELEMENTS, decode_chunk, encode_chunk, encoded_b
 from protocol.errors import BadRecord
 from protocol.manifest import Codec
 
-LEVELS = {"int8": 127, "int4": 7}
+LEVELS = {"int8": 127, "int4": 7, "int8-aes": 127, "int4-aes": 7}
 VECTORS = arrays(
     np.float32,
     st.integers(1, 700),
     elements=st.floats(-400_000, 400_000, width=32),
 )
 KEYS = st.binary(min_size=16, max_size=16)
-QUANTISED: st.SearchStrategy[Codec] = st.sampled_from(["int8", "int4"])
-CODECS: st.SearchStrategy[Codec] = st.sampled_from(["fp32", "int8", "int4"])
+QUANTISED: st.SearchStrategy[Codec] = st.sampled_from([*LEVELS])
+CODECS: st.SearchStrategy[Codec] = st.sampled_from(["fp32", *LEVELS])
 
 
 @given(VECTORS, KEYS)

@@ -21,9 +21,9 @@ from protocol.manifest import Codec
 
 KEY = bytes(range(16))
 RUN_ID = b"\x07" * 32
-QUANTISED: tuple[Codec, ...] = ("int8", "int4")
+QUANTISED: tuple[Codec, ...] = ("int8", "int4", "int8-aes", "int4-aes")
 CODECS: tuple[Codec, ...] = ("fp32", *QUANTISED)
-LEVELS = {"int8": 127, "int4": 7}
+LEVELS = {"int8": 127, "int4": 7, "int8-aes": 127, "int4-aes": 7}
 
 
 def noise(elements: int, scale: float = 1.0, seed: int = 0) -> NDArray[np.float32]:
@@ -40,6 +40,8 @@ GOLDEN = {
     "fp32": "83269a5e463d0d2654bf6fc3277a1b2465ae053094e80e197ecc47e1eb2d9a06",
     "int8": "279d620cd3181c4574dfc87534642d5349081b10b2476c6c4055301730673832",
     "int4": "17dce944e7d3f4c5cf53573d1435a84b9b8843a72e1823d7fc3305ae0150ff59",
+    "int8-aes": "4a121bfaf758b03b8e0bcb196321ee7424a7f43fc161a2584b605e420b523be8",
+    "int4-aes": "f0dfb920d349211c9205aee78bd1cd471d353abe0928b7438c1121d0ebd8f09e",
 }
 
 
@@ -81,7 +83,7 @@ def test_layout(codec: Codec) -> None:
     data = encode_chunk(codec, values, KEY)
     assert data[:2] == np.float16(1).tobytes()
     codes = [levels, -levels, 3, -2, 0]
-    if codec == "int8":
+    if codec.startswith("int8"):
         assert data[2:] == np.array(codes, np.int8).tobytes()
     else:
         assert data[2:] == bytes([0x97, 0xE3, 0x00])  # low nibble first
