@@ -29,20 +29,24 @@ from bench.report import Row
 
 NOTE = (
     "median over turns; x hivemind: time relative to hivemind's averager at the same precision"
-    " (fp32 none, int8 and int4 8bit), measured just before; x bound: to the bytes at the line's"
+    " (fp32 to none, int8 and int4 to 8bit), measured just before; x bound: to the bytes at the line's"
     " nominal rate; of one member and turn: what its interface sent, bytes in both directions per"
     " element, processor seconds"
 )
 M = 1_000_000
 BYTES_PER_ELEMENT: Final = {
     **{"fp32": 4.0, "none": 4.0, "fp16": 2.0, "8bit": 1.0},
-    **{"int8": 1 + 2 / 256, "int4": 0.5 + 2 / 256},
+    **dict.fromkeys(("int8", "int8-aes"), 1 + 2 / 256),
+    **dict.fromkeys(("int4", "int4-aes"), 0.5 + 2 / 256),
 }
 PRECISIONS: Final = {
     "fp32": [("gloo", "fp32"), ("hivemind", "none"), ("ours", "fp32")],
-    "8bit": [("hivemind", "fp16"), ("hivemind", "8bit"), ("ours", "int8"), ("ours", "int4")],
+    "8bit": [
+        *(("hivemind", "fp16"), ("hivemind", "8bit")),
+        *(("ours", "int8"), ("ours", "int8-aes"), ("ours", "int4-aes")),
+    ],
 }
-_OTHER: Final = {"fp32": "none", "int8": "8bit", "int4": "8bit"}
+_OTHER: Final = {"fp32": "none", **dict.fromkeys(("int8", "int8-aes", "int4-aes"), "8bit")}
 TURNS = 3
 
 

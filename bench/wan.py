@@ -61,7 +61,7 @@ class Case:
     system: str  # ours | every step | DiLoCo fp16
     members: int
     elements: int
-    codec: str = "int4"
+    codec: str = "int4-aes"
     rate_mbit: float = 100.0
     rtt_ms: float = 40.0
     scale: int = 8
@@ -128,7 +128,7 @@ CASES: Final = [
     Case("ours", 8, 124 * M, scale=32),
     Case("DiLoCo fp16", 8, 124 * M, scale=32, **_HIVEMIND),
     Case("every step", 8, 124 * M, scale=32, **_HIVEMIND),
-    Case("ours", 8, 124 * M, "int8"),
+    Case("ours", 8, 124 * M, "int8-aes"),
     Case("ours", 4, 124 * M, scale=4),
     Case("DiLoCo fp16", 4, 124 * M, scale=4, **_HIVEMIND),
     Case("ours", 16, 124 * M, scale=16),
@@ -141,7 +141,7 @@ CASES: Final = [
 ]
 QUICK: Final = [
     Case(system, 3, 4 * M, codec, scale=4, compute_s=2.0, rounds=2)
-    for system, codec in (("ours", "int4"), ("DiLoCo fp16", "fp16"))
+    for system, codec in (("ours", "int4-aes"), ("DiLoCo fp16", "fp16"))
 ]
 
 

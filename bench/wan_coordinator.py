@@ -159,7 +159,7 @@ class Coordinator:
             self._speeds.take_note(state, time.monotonic())
         return state
 
-    async def _results(self, state: Round) -> list[bytes]:
+    async def _results(self, state: Round) -> tuple[bytes, ...]:
         """All encoded results, in order."""
         found: dict[int, bytes] = {}
         self._speeds.take_note(state, time.monotonic())
@@ -170,9 +170,9 @@ class Coordinator:
                 found[result.chunk] = piece.encoded
             state = replace(state, delivered=(*state.delivered, name))
             self._speeds.take_note(state, time.monotonic())
-        return [found[chunk] for chunk in range(self._layout.count)]
+        return tuple(found[chunk] for chunk in range(self._layout.count))
 
-    def _step(self, number: int, encoded: list[bytes]) -> bytes:
+    def _step(self, number: int, encoded: tuple[bytes, ...]) -> bytes:
         mean = decode_update(encoded, self._layout, self._codec)
         self._weights, self._momentum = outer_step(self._weights, self._momentum, mean, OuterSpec())
         return describe(
