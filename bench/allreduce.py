@@ -30,8 +30,8 @@ from bench.report import Row
 NOTE = (
     "median over turns; x hivemind: time relative to hivemind's averager at the same precision"
     " (fp32 to none, int8 and int4 to 8bit), measured just before; x bound: to the bytes at the"
-    " line's nominal rate; of one member and turn: what its interface sent, bytes in both directions per"
-    " element, processor seconds"
+    " line's nominal rate; of one member and turn: what its interface sent, bytes in both"
+    " directions per element, processor seconds"
 )
 M = 1_000_000
 BYTES_PER_ELEMENT: Final = {
