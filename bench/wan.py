@@ -137,7 +137,7 @@ CASES: Final = [
     Case("every step", 8, 10 * M, **_HIVEMIND),
     Case("ours", 8, 1000 * M, scale=64, rounds=2),
     Case("ours", 8, 30 * M, scale=32, slow=True, by_speed=False, rounds=3, compute_s=1.0),
-    Case("ours", 8, 30 * M, scale=32, slow=True, rounds=6, compute_s=1.0),
+    Case("ours", 8, 30 * M, scale=32, slow=True, rounds=4, compute_s=1.0),
 ]
 QUICK: Final = [
     Case(system, 3, 4 * M, codec, scale=4, compute_s=2.0, rounds=2)
