@@ -12,6 +12,7 @@ BENCHES = (
     "settling",
     "validation",
     "allreduce",
+    "wan",
     "ledger",
     "leaderboard",
     "economics",

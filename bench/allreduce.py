@@ -9,42 +9,44 @@ connections and is not timed: memory is looked at in it.
 Bytes are those of the members' interfaces, all headers and both protocols' chatter included. The
 bound is what a member has to send, ``2 (n - 1) / n`` encoded vectors, at the line's nominal rate:
 the same for a ring and for a butterfly of equal shares. TCP itself reaches 0.956 of that rate.
-
-``BENCH_ONLY=100-4-25M,8bit`` measures the configurations whose names have all these parts and puts
-them into the report that is there.
+Part of the configurations: see :mod:`bench.cases`.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from bench.allreduce_systems import SYSTEMS, System
+from bench.cases import run_cases
 from bench.links import LINKS, Member, open_members
 from bench.process_cost import cpu_s, watching_memory
-from bench.report import RESULTS, Row, write_report
+from bench.report import Row
 
 NOTE = (
     "median over turns; x hivemind: time relative to hivemind's averager at the same precision"
-    " (fp32 none, int8 and int4 8bit), measured just before; x bound: to the bytes at the line's"
-    " nominal rate; of one member and turn: what its interface sent, bytes in both directions per"
-    " element, processor seconds"
+    " (fp32 to none, int8 and int4 to 8bit), measured just before; x bound: to the bytes at the"
+    " line's nominal rate; of one member and turn: what its interface sent, bytes in both"
+    " directions per element, processor seconds"
 )
 M = 1_000_000
 BYTES_PER_ELEMENT: Final = {
     **{"fp32": 4.0, "none": 4.0, "fp16": 2.0, "8bit": 1.0},
-    **{"int8": 1 + 2 / 256, "int4": 0.5 + 2 / 256},
+    **dict.fromkeys(("int8", "int8-aes"), 1 + 2 / 256),
+    **dict.fromkeys(("int4", "int4-aes"), 0.5 + 2 / 256),
 }
 PRECISIONS: Final = {
     "fp32": [("gloo", "fp32"), ("hivemind", "none"), ("ours", "fp32")],
-    "8bit": [("hivemind", "fp16"), ("hivemind", "8bit"), ("ours", "int8"), ("ours", "int4")],
+    "8bit": [
+        *(("hivemind", "fp16"), ("hivemind", "8bit")),
+        *(("ours", "int8"), ("ours", "int8-aes"), ("ours", "int4-aes")),
+    ],
 }
-_OTHER: Final = {"fp32": "none", "int8": "8bit", "int4": "8bit"}
+_OTHER: Final = {"fp32": "none", **dict.fromkeys(("int8", "int8-aes", "int4-aes"), "8bit")}
 TURNS = 3
 
 
@@ -67,38 +69,20 @@ CASES: Final = [
     for link, peers, millions in (
         *(("loopback", 2, 1), ("loopback", 4, 1), ("loopback", 8, 1)),
         *(("loopback", 4, 25), ("loopback", 4, 100)),
-        *(("100", 2, 4), ("100", 4, 4), ("100", 8, 4), ("100", 4, 25)),
-        *(("10", 4, 1), ("50", 4, 4), ("1000", 4, 25), ("100-150ms", 4, 4), ("50-lossy", 4, 4)),
+        *(("100Mbit-40ms", 2, 4), ("100Mbit-40ms", 4, 4), ("100Mbit-40ms", 8, 4)),
+        *(("100Mbit-40ms", 4, 25), ("10Mbit-40ms", 4, 1), ("50Mbit-40ms", 4, 4)),
+        *(("1000Mbit-20ms", 4, 25), ("100Mbit-150ms", 4, 4), ("50Mbit-40ms-lossy", 4, 4)),
     )
     for precision in PRECISIONS
 ]
-QUICK: Final = [Case("100", 2, M, precision) for precision in PRECISIONS]
+QUICK: Final = [Case("100Mbit-40ms", 2, M, precision) for precision in PRECISIONS]
 
 
 def run(quick: bool) -> list[Row]:
     """Measure all; ``quick`` takes two peers, 1 M elements and one turn."""
-    name = "allreduce-quick" if quick else "allreduce"
-    only = [part for part in os.environ.get("BENCH_ONLY", "").split(",") if part]
-    chosen = [
-        case for case in (QUICK if quick else CASES) if all(part in case.name for part in only)
-    ]
-    rows = [row for case in chosen for row in _measure(case, 1 if quick else TURNS)]
-    if only and not quick:
-        rows = _put_into(RESULTS / f"{name}.json", rows)
-    write_report(name, rows, note=NOTE)
-    return rows
-
-
-def _put_into(path: Path, rows: list[Row]) -> list[Row]:
-    """The rows of an earlier report, those of the same configurations replaced."""
-    known: list[Row] = json.loads(path.read_text())["rows"] if path.exists() else []
-    merged = {_key(row): row for row in [*known, *rows]}
-    order = {(LINKS[c.link].name, c.peers, c.elements): i for i, c in enumerate(CASES)}
-    return sorted(merged.values(), key=lambda row: order[_key(row)[:3]])
-
-
-def _key(row: Row) -> tuple[Any, ...]:
-    return tuple(row[field] for field in ("link", "peers", "elements", "system", "codec"))
+    if quick:
+        return run_cases("allreduce-quick", QUICK, partial(_measure, turns=1), note=NOTE)
+    return run_cases("allreduce", CASES, partial(_measure, turns=TURNS), note=NOTE)
 
 
 def _measure(case: Case, turns: int) -> list[Row]:
@@ -147,9 +131,6 @@ def _row(
     encoded_bytes = BYTES_PER_ELEMENT[codec] * case.elements
     bound_s = link.bound_s(2 * (case.peers - 1) / case.peers * encoded_bytes)
     return {
-        "link": link.name,
-        "peers": case.peers,
-        "elements": case.elements,
         "system": kind,
         "codec": codec,
         "median_s": median_s,

@@ -16,7 +16,7 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ NOTE = (
 )
 QUEUE_MS = 100
 _BURST_BYTES = 64 << 10
+_NO_RATES: Mapping[int, tuple[float, float]] = {}
 _CONGESTION_CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 
 
@@ -46,13 +47,6 @@ class Link:
     rtt_ms: float = 0.0
     loss_percent: float = 0.0
 
-    @property
-    def name(self) -> str:
-        if self.rate_mbit is None:
-            return "loopback"
-        loss = f", {self.loss_percent:g} % lost" if self.loss_percent else ""
-        return f"{self.rate_mbit:g} Mbit/s {self.rtt_ms:g} ms{loss}"
-
     def bound_s(self, bytes_a_way: float) -> float | None:
         """What so many bytes, the same each way, need at least; None on loopback."""
         return None if self.rate_mbit is None else bytes_a_way * 8e-6 / self.rate_mbit
@@ -61,12 +55,12 @@ class Link:
 LOOPBACK = Link(None)
 LINKS = {
     "loopback": LOOPBACK,
-    "10": Link(10, 40),
-    "50": Link(50, 40),
-    "100": Link(100, 40),
-    "1000": Link(1000, 20),
-    "100-150ms": Link(100, 150),
-    "50-lossy": Link(50, 40, 0.1),
+    "10Mbit-40ms": Link(10, 40),
+    "50Mbit-40ms": Link(50, 40),
+    "100Mbit-40ms": Link(100, 40),
+    "1000Mbit-20ms": Link(1000, 20),
+    "100Mbit-150ms": Link(100, 150),
+    "50Mbit-40ms-lossy": Link(50, 40, 0.1),
 }
 
 
@@ -89,24 +83,29 @@ class Member:
 
         On loopback, where all members share it, those of all of them.
         """
-        for line in Path(f"/proc/{pid}/net/dev").read_text().splitlines():
-            name, _, values = line.partition(":")
-            if name.strip() == self.device:
-                numbers = [int(value) for value in values.split()]
-                return numbers[8], numbers[0]
-        raise RuntimeError(f"process {pid} has no interface {self.device}")
+        return interface_bytes(pid, self.device)
+
+
+def interface_bytes(pid: int | str, device: str) -> tuple[int, int]:
+    """What an interface has sent and received; ``pid``: a process in its namespace, or ``self``."""
+    for line in Path(f"/proc/{pid}/net/dev").read_text().splitlines():
+        name, _, values = line.partition(":")
+        if name.strip() == device:
+            numbers = [int(value) for value in values.split()]
+            return numbers[8], numbers[0]
+    raise RuntimeError(f"process {pid} has no interface {device}")
 
 
 @contextmanager
 def open_members(
-    link: Link, count: int, slow: dict[int, float] | None = None
+    link: Link, count: int, rates: Mapping[int, tuple[float, float]] = _NO_RATES
 ) -> Iterator[list[Member]]:
     """So many members, each with such a line.
 
     Args:
         link: the line.
         count: of members.
-        slow: members by number whose line has another rate, in Mbit/s.
+        rates: other rates for members by number, up and down, in Mbit/s.
     """
     with open_internet() as internet, ExitStack() as stack:
         if link.rate_mbit is None:
@@ -115,9 +114,9 @@ def open_members(
             return
         hosts = [internet.host(f"m{number}") for number in range(count)]
         for number, host in enumerate(hosts):
-            rate_mbit = (slow or {}).get(number, link.rate_mbit)
-            for space, device in ((host.space, "eth0"), (internet.middle, f"m{number}")):
-                space.run("tc", *_limit(device, rate_mbit))
+            up_mbit, down_mbit = rates.get(number, (link.rate_mbit, link.rate_mbit))
+            host.space.run("tc", *_limit("eth0", up_mbit))
+            internet.middle.run("tc", *_limit(f"m{number}", down_mbit))
             _lose(host, link.loss_percent)
         if link.rtt_ms:
             stack.enter_context(_delayed(hosts, link.rtt_ms / 2))
@@ -180,21 +179,23 @@ def raw_tcp(link: Link, for_s: float = 4.0) -> tuple[float, float]:
 
 def run(quick: bool) -> list[Row]:
     """Measure every link of the benchmarks; ``quick``: one."""
-    links = [LINKS["100"]] if quick else list(LINKS.values())
-    rows = [_row(link, turns=1 if quick else 3) for link in links]
+    names = ["100Mbit-40ms"] if quick else list(LINKS)
+    rows = [_row(name, turns=1 if quick else 3) for name in names]
     write_report("links-quick" if quick else "links", rows, note=NOTE)
     return rows
 
 
-def _row(link: Link, turns: int) -> Row:
+def _row(name: str, turns: int) -> Row:
+    link = LINKS[name]
     measured = [raw_tcp(link) for _ in range(turns)]
     rate_mbit = statistics.median(rate for rate, _ in measured)
     return {
-        "link": link.name,
+        "link": name,
         "congestion_control": _CONGESTION_CONTROL.read_text().strip(),
         "rate_Mbit_s": link.rate_mbit or "",
         "raw_TCP_Mbit_s": rate_mbit,
         "ratio": rate_mbit / link.rate_mbit if link.rate_mbit else "",
+        "lost_percent": link.loss_percent,
         "rtt_ms": link.rtt_ms,
         "raw_TCP_rtt_ms": statistics.median(rtt for _, rtt in measured),
         "bound_s_per_100_MB": 800 / rate_mbit,
