@@ -107,6 +107,7 @@ def _round(number: int, settled_rounds: int) -> RoundRow:
         machine="{}",
         phase="SKIPPED" if number % 2 else "SETTLED",
         settled_rounds=settled_rounds,
+        settled_after=settled_rounds + (number % 2 == 0),
         head=b"",
         opened_at_s=NOW_S,
     )
