@@ -114,7 +114,7 @@ class RoundRow(Base):
     machine: Mapped[str] = mapped_column(Text, comment="coordinator.round_state.dump")
     phase: Mapped[str] = mapped_column(String(16), index=True)
     settled_rounds: Mapped[int] = mapped_column(
-        ForeignKey("states.settled_rounds"), comment="the state it is trained from"
+        ForeignKey("states.settled_rounds"), comment="the state it starts from"
     )
     settled_after: Mapped[int | None] = mapped_column(
         comment="settled rounds of the run when it ended, itself included"
