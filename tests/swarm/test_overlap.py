@@ -41,7 +41,8 @@ def rows(rig: Any, sql: str) -> list[tuple[Any, ...]]:
 def start(rig: Any, **settings: Any) -> tuple[Any, Any, Any]:
     """A coordinator and two workers, both in the middle of their first units."""
     # A round closes early, with the second commit: its duration is for machines that are busy.
-    rig.init(overlap="lag1", min_members=2, max_steps=600, duration_s=90.0, **settings)
+    settings |= {"overlap": "lag1", "outer_learning_rate": 0.4, "outer_momentum": 0.0}
+    rig.init(min_members=2, max_steps=600, duration_s=90.0, **settings)
     coordinator = rig.serve()
     coordinator.wait_for("Serving")
     rig.join("ada")

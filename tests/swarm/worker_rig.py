@@ -50,6 +50,9 @@ sequence_length = 32
 sequences_per_batch = 4
 max_steps = {max_steps}
 overlap = "{overlap}"
+[outer]
+learning_rate = {outer_learning_rate}
+momentum = {outer_momentum}
 [round]
 duration_s = {duration_s}
 grace_s = {grace_s}
@@ -202,7 +205,7 @@ class Rig:
         defaults = {
             **{"max_steps": 20, "duration_s": 6.0, "grace_s": 3.0, "min_members": 1},
             **{"max_rounds": 3, "codec": "int8", "combine": "mean", "public_url": ""},
-            "overlap": "none",
+            **{"overlap": "none", "outer_learning_rate": 0.7, "outer_momentum": 0.9},
             # For tests that are not about audits: everybody is trusted from the start.
             **{"probation_steps": 0, "reducer_passes": 0, "auditor": "false"},
         }
