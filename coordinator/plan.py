@@ -240,6 +240,7 @@ def build_manifest(
         },
         "outer": file.outer.model_dump(),
         "round": file.round.model_dump(),
+        "overlap": training.overlap,
         "update": file.update.model_dump(),
         "verification": file.verification.model_dump(),
         "campaign": _campaign(file, model, total_tokens, dataset.sequence_length),

@@ -1,12 +1,14 @@
-"""One transaction's work on the running round: events in, effects carried out, all or nothing.
+"""One transaction's work on a running round: events in, effects carried out, all or nothing.
 
 Invariants:
 
 * The state machine's new state and everything that its effects write commit together, so a
   coordinator that is killed at any instruction comes back to a state and effects that agree.
-* What others are to hear (:attr:`Turn.events`) is collected here and sent only after the commit.
-* When a round ends, the next one opens in the same transaction: there is always exactly one
-  running round, the one with the highest number.
+* What others are to hear (:attr:`AfterCommit.events`) is collected here and sent only after the
+  commit.
+* When a round ends, the next one opens in the same transaction; with ``overlap = lag1`` it opens
+  when a round closes. There is always exactly one round in training, the one with the highest
+  number; the one before it may be alive beside it (:attr:`Turn.reducing`).
 """
 
 from __future__ import annotations
@@ -14,33 +16,38 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable
+from copy import copy
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TypeVar
 
 import structlog
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from coordinator import leases, round_state, suspensions
 from coordinator.audit.trust import best_passes, passes_of
 from coordinator.blocks import welcome
 from coordinator.context import RunContext, to_ms
+from coordinator.ending import drop_results, free_leases
+from coordinator.opening import (
+    newest_state,
+    note_whether_finished,
+    open_round,
+    running_round,
+    running_rounds,
+)
 from coordinator.record import log_ended_rounds
 from coordinator.roster import Candidate, Claim, choose_reducers, member_weights
 from coordinator.round import tick
 from coordinator.round_state import Effect, Event, FreeLeases, Phase, Round, Settle
 from coordinator.schema import (
-    COMMITTED,
     EXPIRED,
-    TRAINING,
-    UNMERGED,
     AssignmentRow,
     ContributionRow,
-    ControlRow,
     ResultRow,
     RosterRow,
     RoundRow,
-    StateRow,
     WorkerRow,
 )
 from protocol.errors import ProtocolError
@@ -55,16 +62,6 @@ GROUP_ID_BYTES = 20
 _log = structlog.get_logger()
 
 
-def running_round(session: Session) -> RoundRow:
-    """The row of the running round; there is always one after the engine has started."""
-    return session.scalars(select(RoundRow).order_by(RoundRow.number.desc()).limit(1)).one()
-
-
-def newest_state(session: Session) -> StateRow:
-    """The state that the running round starts from."""
-    return session.scalars(select(StateRow).order_by(StateRow.settled_rounds.desc()).limit(1)).one()
-
-
 _load = lru_cache(maxsize=4)(round_state.load)
 """A round of thousands is read from the same text at every turn, and frozen."""
 
@@ -74,8 +71,26 @@ def current_roster(session: Session, machine: Round) -> RosterRow | None:
     return session.get(RosterRow, (machine.number, machine.attempt)) if machine.reducers else None
 
 
+@dataclass
+class AfterCommit:
+    """What follows once a transaction is committed; the turns of its rounds share one."""
+
+    events: list[service_pb2.RunEvent] = field(default_factory=list)
+    settle_due: bool = False
+    leaves_added: bool = False
+
+
+def closes(before: Round, after: Round) -> bool:
+    """Whether an event ended the training of a round that goes on to be reduced."""
+    return before.accepts_commits and after.phase is Phase.GATHER
+
+
 class Turn:
-    """The running round within one transaction."""
+    """The round in training within one transaction; :attr:`reducing` may be another one."""
+
+    row: RoundRow
+    machine: Round
+    _stored: Round  # as the row has it
 
     def __init__(
         self,
@@ -88,14 +103,28 @@ class Turn:
         self.session = session
         self.now_s = now_s
         self.is_absent = is_absent
-        self.row = running_round(session)
-        self.head = b""  # of the running round, once the work is done
-        self.machine = _load(self.row.machine)
-        self._stored = self.machine
+        self.then = AfterCommit()
         self._together = False
-        self.events: list[service_pb2.RunEvent] = []
-        self.settle_due = False
-        self.leaves_added = False
+        self.head = b""  # of the round in training, once the work is done
+        self._earlier: Turn | None = None
+        self._later: Turn | None = None
+        if context.manifest.lag_rounds:
+            *earlier, row = running_rounds(session)
+            for reducing in earlier:
+                self._overlap(reducing)
+        else:
+            row = running_round(session)
+        self._take_up(row)
+
+    @property
+    def reducing(self) -> Turn:
+        """The round that is reduced, or will be before any other."""
+        return self._earlier or self
+
+    @property
+    def running(self) -> tuple[Turn, ...]:
+        """Every round that is alive, the earlier one first."""
+        return (self,) if self._earlier is None else (self._earlier, self)
 
     def apply(self, event: Event) -> None:
         """Feed one event to the state machine and carry out what it asks for."""
@@ -110,6 +139,9 @@ class Turn:
             self._carry_out(effect)
         if self.machine.ended and self.row.ended_at_s is None:
             self._end()
+        elif self.context.manifest.lag_rounds and closes(before, self.machine):
+            self._overlap(self.row)
+            self._open_next(earlier_reducing=True)
 
     def each(
         self, requests: Iterable[Q], work: Callable[[Turn, Q], T | ProtocolError]
@@ -130,14 +162,15 @@ class Turn:
     def _attempt(
         self, request: Q, work: Callable[[Turn, Q], T | ProtocolError]
     ) -> T | ProtocolError:
-        before = (self.row, self.machine, self._stored, self.settle_due, self.leaves_added)
-        said = len(self.events)
+        before = [(turn, vars(turn).copy()) for turn in self.running]
+        followed = replace(self.then, events=self.then.events.copy())
         try:
             with self.session.begin_nested():
                 return work(self, request)
         except ProtocolError as error:
-            self.row, self.machine, self._stored, self.settle_due, self.leaves_added = before
-            del self.events[said:]
+            for turn, fields in before:
+                vars(turn).update(fields)
+            vars(self.then).update(vars(followed))
             return error
 
     def expire(self, worker: str) -> None:
@@ -154,7 +187,7 @@ class Turn:
     def say(self, event: service_pb2.RunEvent) -> None:
         """Queue an event of the running round for everybody who watches."""
         event.MergeFrom(self.describe_phase())
-        self.events.append(event)
+        self.then.events.append(event)
 
     def describe_phase(self) -> service_pb2.RunEvent:
         """An event without content: phase, round, and the times that go with them."""
@@ -164,6 +197,7 @@ class Turn:
             round=self.machine.number,
             server_time_ms=to_ms(self.now_s),
             deadline_ms=0 if deadline_s is None else to_ms(deadline_s),
+            running_from=self.reducing.machine.number + self.reducing.machine.ended,
         )
 
     # ---- effects ----
@@ -175,11 +209,11 @@ class Turn:
             case round_state.SignInclusion():
                 self._sign_inclusion(effect)
             case FreeLeases():
-                self._free_leases()
+                free_leases(self.session, self.machine.number)
             case round_state.AskHolders():
                 self._ask_holders()
             case Settle():
-                self.settle_due = True
+                self.then.settle_due = True
             case round_state.Skip():
                 self.row.reason = effect.reason
                 _log.warning("round_skipped", round=self.machine.number, reason=effect.reason)
@@ -354,18 +388,6 @@ class Turn:
         chunks = len(wanted.results_wanted.chunks)
         _log.warning("reducer_lost", round=self.machine.number, chunks_wanted=chunks)
 
-    def _free_leases(self) -> None:
-        """Whatever was not merged is free again (protocol.md section 4)."""
-        rows = self.session.scalars(
-            select(AssignmentRow).where(
-                AssignmentRow.round == self.machine.number,
-                AssignmentRow.status.in_((TRAINING, COMMITTED)),
-            )
-        )
-        for row in rows.all():
-            row.status = UNMERGED if row.status == COMMITTED else EXPIRED
-            leases.release(self.session, row.assignment_id)
-
     # ---- from round to round ----
 
     def _store(self) -> None:
@@ -390,52 +412,36 @@ class Turn:
     def _end(self) -> None:
         self.row.ended_at_s = self.now_s
         self.session.flush()
-        # The bytes have done their work; the signatures over their digests stay.
-        groups = select(RosterRow.group_id).where(RosterRow.round == self.machine.number)
-        self.session.execute(
-            update(ResultRow).where(ResultRow.group_id.in_(groups)).values(encoded=None)
+        drop_results(self.session, self.machine.number)
+        self.row.settled_after = newest_state(self.session).settled_rounds
+        self.then.leaves_added |= log_ended_rounds(self.context, self.session, self.now_s)
+        if self._later is None:
+            self._open_next(earlier_reducing=False)
+            return
+        later, self._later = self._later, None
+        later._earlier = None
+        note_whether_finished(self.context, self.session, later.machine.number)
+        later.apply(round_state.EarlierEnded())
+
+    def _open_next(self, *, earlier_reducing: bool) -> None:
+        self._take_up(
+            open_round(
+                self.context,
+                self.session,
+                self.machine.number + 1,
+                self.now_s,
+                earlier_reducing=earlier_reducing,
+            )
         )
-        self.leaves_added |= log_ended_rounds(self.context, self.session, self.now_s)
-        self.row = open_round(self.context, self.session, self.machine.number + 1, self.now_s)
-        self.machine = self._stored = _load(self.row.machine)
         self.say(service_pb2.RunEvent(run_head=wire.Envelope.FromString(self.row.head)))
 
+    def _take_up(self, row: RoundRow) -> None:
+        self.row = row
+        self.machine = self._stored = _load(row.machine)
 
-def open_round(context: RunContext, session: Session, number: int, now_s: float) -> RoundRow:
-    """Sign the head of the newest state and open a round on it."""
-    state = newest_state(session)
-    control = session.get_one(ControlRow, 1)
-    # Without a preimage for its draw a round could not settle: the chain's end is the run's.
-    control.finished = (
-        context.finished(state.settled_rounds, state.merged_tokens)
-        or number >= context.keys.draws.rounds
-    )
-    head = context.sign(
-        wire.RunHead(
-            run_id=context.run_id,
-            round=number,
-            state_digest=state.digest,
-            weights_root=state.weights_root,
-            momentum_root=state.momentum_root,
-            merged_tokens=state.merged_tokens,
-            weights_sha256=state.weights_sha256,
-            weights_bytes=state.weights_bytes,
-            momentum_sha256=state.momentum_sha256,
-            momentum_bytes=state.momentum_bytes,
-            issued_at_ms=to_ms(now_s),
-            settled_rounds=state.settled_rounds,
-        )
-    )
-    machine = Round(number=number, policy=context.policy, paused=control.paused)
-    row = RoundRow(
-        number=number,
-        machine=round_state.dump(machine),
-        phase=machine.phase.value,
-        settled_rounds=state.settled_rounds,
-        head=head.SerializeToString(),
-        opened_at_s=now_s,
-    )
-    session.add(row)
-    session.flush()
-    _log.info("round_open", round=number, settled=state.settled_rounds, finished=control.finished)
-    return row
+    def _overlap(self, row: RoundRow) -> None:
+        """That round is reduced while this turn's is trained."""
+        earlier = copy(self)
+        earlier._together = False
+        earlier._take_up(row)
+        earlier._earlier, earlier._later, self._earlier = None, self, earlier

@@ -49,6 +49,7 @@ tie_word_embeddings = true
 sequence_length = 32
 sequences_per_batch = 4
 max_steps = {max_steps}
+overlap = "{overlap}"
 [round]
 duration_s = {duration_s}
 grace_s = {grace_s}
@@ -201,6 +202,7 @@ class Rig:
         defaults = {
             **{"max_steps": 20, "duration_s": 6.0, "grace_s": 3.0, "min_members": 1},
             **{"max_rounds": 3, "codec": "int8", "combine": "mean", "public_url": ""},
+            "overlap": "none",
             # For tests that are not about audits: everybody is trusted from the start.
             **{"probation_steps": 0, "reducer_passes": 0, "auditor": "false"},
         }
