@@ -19,6 +19,7 @@ BENCHES = (
     "lost_reducer",
     "network_cap",
     "daemon",
+    "coordinator",
 )
 
 

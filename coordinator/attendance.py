@@ -14,27 +14,34 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import structlog
-from sqlalchemy import update
+from sqlalchemy import bindparam, update
 from sqlalchemy.orm import Session
 
 from coordinator.audit.schema import ISSUED, LAPSED, ProbationRow
 from coordinator.context import EngineOptions
+from coordinator.lookups import find
 from coordinator.schema import COMMITTED, MERGED, TRAINING, AssignmentRow, ControlRow, WorkerRow
 from coordinator.turn import Turn
 from coordinator.versions import too_old
+from ledger.schema import Base
 from protocol.errors import ProtocolError
 from protocol.identity import PublicKey
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
 
+_WORKERS = Base.metadata.tables[WorkerRow.__tablename__]
 _MAX_REASON_CHARS = 200
+_MISSED = 3  # heartbeats, until a worker counts as silent
 _ASSIGNMENT_ID_BYTES = 16
 _MAX_BAD_SOURCES = 16
 _MAX_REPORTED = 64  # by one worker: or it would fill the log
+
+MAX_HEARTBEAT_S = 60.0
+"""The longest interval that workers agree to."""
 
 _log = structlog.get_logger()
 
@@ -53,6 +60,7 @@ class Attendance:
     def __init__(self, started_at_s: float) -> None:
         self._started_at_s = started_at_s
         self._seen: dict[str, float] = {}
+        self._told_s: dict[str, float] = {}  # interval of its heartbeats, as it was told last
         self._unwritten: dict[str, Presence] = {}
         self._streams: Counter[str] = Counter()
         self._left_at_s: dict[str, float] = {}  # who watched, and does not now
@@ -65,9 +73,16 @@ class Attendance:
         self._seen.clear()
         self._left_at_s.clear()
 
-    def note(self, heartbeat: wire.Heartbeat, now_s: float) -> None:
-        """A worker was heard of."""
+    def heartbeat_s(self, options: EngineOptions) -> float:
+        """The interval to tell: longer the more there are, so that all of them together cost no
+        more than so many heartbeats a second."""
+        crowd_s = len(self._streams) / options.heartbeats_per_s
+        return min(max(options.heartbeat_s, crowd_s), MAX_HEARTBEAT_S)
+
+    def note(self, heartbeat: wire.Heartbeat, now_s: float, told_s: float = 0.0) -> None:
+        """A worker was heard of, and told after how long to be heard of again."""
         self._seen[heartbeat.worker] = now_s
+        self._told_s[heartbeat.worker] = told_s
         self._unwritten[heartbeat.worker] = Presence(now_s, heartbeat)
         if len(heartbeat.given_up) == _ASSIGNMENT_ID_BYTES:
             self._given_up[heartbeat.worker] = heartbeat.given_up
@@ -102,13 +117,26 @@ class Attendance:
         if left_at_s > seen_at_s:
             return now_s - left_at_s > options.gone_after_s
         if seen_at_s:
-            return now_s - seen_at_s > options.unheard_after_s
+            unheard_s = max(options.unheard_after_s, _MISSED * self._told_s.get(worker, 0.0))
+            return now_s - seen_at_s > unheard_s
         # Not heard of since our start: it may still be trying to reach us.
         return not self._streams[worker] and now_s - self._started_at_s > options.silent_after_s
 
-    def silent_since_s(self, worker: str, leased_at_s: float) -> float:
-        """When a worker with a lease was last heard of, or could have been."""
-        return max(self._seen.get(worker, 0.0), leased_at_s, self._started_at_s)
+    def is_silent(
+        self, worker: str, leased_at_s: float, now_s: float, options: EngineOptions
+    ) -> bool:
+        """Whether a worker was not heard of since it got its lease, for several heartbeats."""
+        since_s = max(self._seen.get(worker, 0.0), leased_at_s, self._started_at_s)
+        patience_s = max(options.silent_after_s, _MISSED * self._told_s.get(worker, 0.0))
+        return now_s - since_s > patience_s
+
+    def doubtful(self, workers: Collection[str], now_s: float, options: EngineOptions) -> list[str]:
+        """Those of some workers with leases that could be silent, or have given one up."""
+        return [
+            worker
+            for worker in workers
+            if worker in self._given_up or self.is_silent(worker, 0.0, now_s, options)
+        ]
 
     def has_given_up(self, worker: str, assignment_id: bytes) -> bool:
         """Whether it said that it will not commit this one."""
@@ -121,22 +149,27 @@ class Attendance:
 
 
 def write_presence(session: Session, unwritten: Mapping[str, Presence]) -> None:
-    """Store what :meth:`Attendance.take` gave."""
-    for worker, presence in unwritten.items():
-        beat = presence.heartbeat
-        session.execute(
-            update(WorkerRow)
-            .where(WorkerRow.worker == worker)
-            .values(
-                last_seen_s=presence.seen_at_s,
-                phase=beat.phase,
-                phase_reason=beat.reason[:_MAX_REASON_CHARS].replace("\0", ""),
-                steps_done=beat.steps_done,
-                reported_tokens_per_s=finite_speed(beat.tokens_per_s),
-                client_mode=beat.client_mode,
-                multiaddrs=json.dumps(list(beat.multiaddrs)),
-            )
+    """Store what :meth:`Attendance.take` gave, in one statement for all."""
+    if unwritten:
+        # On the table itself: the session holds none of these rows yet.
+        session.connection().execute(
+            update(_WORKERS).where(_WORKERS.c.worker == bindparam("who")),
+            [_columns(worker, presence) for worker, presence in unwritten.items()],
         )
+
+
+def _columns(worker: str, presence: Presence) -> dict[str, object]:
+    beat = presence.heartbeat
+    return {
+        "who": worker,
+        "last_seen_s": presence.seen_at_s,
+        "phase": beat.phase,
+        "phase_reason": beat.reason[:_MAX_REASON_CHARS].replace("\0", ""),
+        "steps_done": beat.steps_done,
+        "reported_tokens_per_s": finite_speed(beat.tokens_per_s),
+        "client_mode": beat.client_mode,
+        "multiaddrs": json.dumps(list(beat.multiaddrs)),
+    }
 
 
 def _is_peer_id(text: str) -> bool:
@@ -164,22 +197,23 @@ def gives_lease_up(turn: Turn, heartbeat: wire.Heartbeat) -> bool:
 
 
 def decide_action(
-    turn: Turn, heartbeat: wire.Heartbeat, kept_out: str | None
+    turn: Turn, heartbeat: wire.Heartbeat, known: WorkerRow, kept_out: str | None
 ) -> tuple[service_pb2.Action, str]:
     """What a worker should do about what it says it is doing, and why.
 
     Args:
         turn: of the round in training.
         heartbeat: what it says.
+        known: the device.
         kept_out: why the device takes no part, if so.
     """
     if kept_out is not None:
         return service_pb2.ACTION_PAUSE, kept_out
     if heartbeat.assignment_id:
-        unit = turn.session.get(ProbationRow, heartbeat.assignment_id)
+        unit = find(turn.session, ProbationRow, heartbeat.assignment_id)
         if unit is not None and unit.worker == heartbeat.worker:
             return _about_probation(unit, turn.now_s)
-        row = turn.session.get(AssignmentRow, heartbeat.assignment_id)
+        row = find(turn.session, AssignmentRow, heartbeat.assignment_id)
         if row is None or row.worker != heartbeat.worker:
             return service_pb2.ACTION_ABANDON, "this assignment is not yours"
         if row.status == MERGED:
@@ -191,7 +225,7 @@ def decide_action(
         return service_pb2.ACTION_KEEP, ""
     if turn.session.get_one(ControlRow, 1).paused:
         return service_pb2.ACTION_PAUSE, "the organiser has paused the run"
-    upgrade = too_old(turn, turn.session.get_one(WorkerRow, heartbeat.worker))
+    upgrade = too_old(turn, known)
     if upgrade is not None:
         return service_pb2.ACTION_UPGRADE, upgrade
     return service_pb2.ACTION_KEEP, ""

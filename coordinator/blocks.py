@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 
 from coordinator.audit.schema import BlockRow
 from coordinator.crowd.joined import keys_of_person
+from coordinator.lookups import find
 from coordinator.schema import WorkerRow
 from ledger.log import Log
 from ledger.records import BlockLeaf
@@ -107,7 +108,7 @@ class BlockList:
 def reason_for(session: Session, worker: PeerId, donor: PeerId) -> str | None:
     """Why a device is out, in words; None when it is welcome."""
     for key in (worker, donor):
-        row = session.get(BlockRow, key)
+        row = find(session, BlockRow, key)
         if row is not None:
             return row.reason
     return None

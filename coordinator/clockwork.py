@@ -35,14 +35,16 @@ def let_time_pass(turn: Turn, attendance: Attendance, *, paused: bool) -> None:
 
 def _expire_leases(turn: Turn, attendance: Attendance) -> None:
     """End leases of workers that gave them up or were not heard of: the round may close early."""
-    number = turn.machine.number
+    number, options = turn.machine.number, turn.context.options
+    doubtful = attendance.doubtful(turn.machine.training, turn.now_s, options)
+    if not doubtful:
+        return
     leased = turn.session.execute(
         select(AssignmentRow.worker, AssignmentRow.assignment_id, AssignmentRow.leased_at_s).where(
-            AssignmentRow.round == number, AssignmentRow.worker.in_(turn.machine.training)
+            AssignmentRow.round == number, AssignmentRow.worker.in_(doubtful)
         )
     ).all()
     for worker, assignment_id, leased_at_s in leased:
-        silent_s = turn.now_s - attendance.silent_since_s(worker, leased_at_s)
         # An expiry can close the round, and with it every other lease.
         still_open = turn.machine.number == number and worker in turn.machine.training
         if not still_open:
@@ -50,6 +52,6 @@ def _expire_leases(turn: Turn, attendance: Attendance) -> None:
         if attendance.has_given_up(worker, assignment_id):
             _log.info("lease_given_up", worker=worker)
             turn.expire(worker)
-        elif silent_s > turn.context.options.silent_after_s:
-            _log.warning("lease_expired", worker=worker, silent_s=round(silent_s))
+        elif attendance.is_silent(worker, leased_at_s, turn.now_s, options):
+            _log.warning("lease_expired", worker=worker)
             turn.expire(worker)

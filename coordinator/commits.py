@@ -21,10 +21,10 @@ from __future__ import annotations
 import math
 
 import structlog
-from sqlalchemy import select
 
 from coordinator.audit.schema import ProbationRow
 from coordinator.evidence import keep_evidence
+from coordinator.lookups import find, rows_by
 from coordinator.lost_rounds import check_not_lost
 from coordinator.probation import needs_probation
 from coordinator.round_state import Committed
@@ -36,7 +36,7 @@ from coordinator.schema import (
     WorkerRow,
 )
 from coordinator.turn import Turn
-from coordinator.work import enrolled
+from coordinator.work import enrolled, known
 from protocol.audit_policy import check_execution
 from protocol.envelope import Signed
 from protocol.errors import BadRecord, Conflict, ProtocolError, TooLate
@@ -66,16 +66,17 @@ def accept_contribution(
         UsageError: the device is blocked.
     """
     record = signed.record
-    assignment = turn.session.get(AssignmentRow, record.assignment_id)
+    session = turn.session
+    assignment = find(session, AssignmentRow, record.assignment_id)
     if assignment is None or assignment.round != turn.machine.number:
         check_not_lost(turn.session, record.round)
     if assignment is None or assignment.worker != signed.signer or record.worker != signed.signer:
         raise BadRecord("a contribution to an assignment that this worker does not have")
-    known = turn.session.get(ContributionRow, record.assignment_id)
-    if known is not None:
-        if known.digest == signed.digest:
+    earlier = find(session, ContributionRow, record.assignment_id)
+    if earlier is not None:
+        if earlier.digest == signed.digest:
             return service_pb2.CommitReply(first=False)
-        keep_evidence(turn.session, "contribution", known.envelope, signed, turn.now_s)
+        keep_evidence(session, "contribution", earlier.envelope, signed, turn.now_s)
         return Conflict("another contribution to this assignment is kept: both are evidence now")
     worker = enrolled(turn.session, signed.signer)
     check_contribution(turn, assignment, record)
@@ -140,12 +141,7 @@ def check_execution_of(worker: WorkerRow, execution: str) -> None:
 
 
 def _check_fresh(turn: Turn, record: wire.Contribution) -> None:
-    known = turn.session.scalar(
-        select(ContributionRow.assignment_id)
-        .where(ContributionRow.commitment_root == record.commitment_root)
-        .limit(1)
-    )
-    if known is not None:
+    if rows_by(turn.session, ContributionRow.commitment_root, record.commitment_root):
         raise BadRecord("this commitment was made before: an update is trained anew each round")
 
 
@@ -167,7 +163,7 @@ def _keep(turn: Turn, assignment: AssignmentRow, signed: Signed[wire.Contributio
         )
     )
     assignment.status = COMMITTED
-    worker = turn.session.scalars(select(WorkerRow).where(WorkerRow.worker == record.worker)).one()
+    worker = known(turn.session, record.worker)
     seconds = max(1e-3, turn.now_s - assignment.leased_at_s)
     worker.measured_tokens_per_s = _smoothed(worker.measured_tokens_per_s, record.tokens / seconds)
     turn.session.flush()

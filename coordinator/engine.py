@@ -16,26 +16,29 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import TypeVar
 
 import structlog
 
 from coordinator import bootstrap, round_state
 from coordinator.admission import check_multiaddrs
-from coordinator.attendance import Attendance, decide_action, gives_lease_up, write_presence
+from coordinator.attendance import Attendance, write_presence
 from coordinator.audit.appeal import accept_appeal
-from coordinator.audit.challenges import accept_answer, open_challenges
+from coordinator.audit.challenges import accept_answer
 from coordinator.audit.desk import AuditDesk
 from coordinator.audit.replays import ReplayStore
 from coordinator.audit.screening import accept_screening
+from coordinator.batches import Batches
 from coordinator.checkpoints import CheckpointStore
 from coordinator.clockwork import let_time_pass
-from coordinator.context import EngineOptions, RunContext, to_ms
+from coordinator.context import EngineOptions, RunContext
 from coordinator.crowd.desk import ActDesk, CheckFresh
 from coordinator.crowd.upkeep import CampaignKey
 from coordinator.database import Database
+from coordinator.heartbeats import HeartbeatDesk
 from coordinator.keys import KeyRing
 from coordinator.loops import for_ever, whenever
-from coordinator.probation_commits import accept_unit
+from coordinator.probation_commits import accept_units
 from coordinator.queries import read_receipt
 from coordinator.reports import accept_reducer_report, accept_report
 from coordinator.results import CheckedPiece, bounded, check_piece, keep_pieces, missing_chunks
@@ -45,19 +48,24 @@ from coordinator.troubles import DATABASE, Troubles
 from coordinator.turn import Turn
 from coordinator.turns import Turns
 from coordinator.validation import Evaluate, Validation
-from coordinator.work import grant_work, kept_out, known
+from coordinator.work import grant_works, welcome_devices
 from ledger.acts import Act
 from ledger.log import Log
 from protocol.dataset import DatasetManifest
 from protocol.envelope import Signed
+from protocol.errors import ProtocolError
 from protocol.manifest import RunManifest
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
 
 _PIECES_PER_TURN = 16
+_REQUESTS_PER_TURN = 64  # of one kind: others wait for these
 _ALIVE_EVERY_S = 2.0  # how often the time is noted, to know for how long we were away
 _ABSENT_AFTER_S = 5.0  # without a tick: the server was stopped, or without its database
 _QUIET_S = 5.0  # without a failure: a full disk may have room for one write and not for another
+
+Q = TypeVar("Q")
+A = TypeVar("A")
 
 _log = structlog.get_logger()
 
@@ -105,13 +113,27 @@ class Engine:
         self._turn = self._turns.run
         self._ticked_at_s = clock()
         self._attendance = Attendance(self._ticked_at_s)
-        self._told_of_lost_rounds = False
         self._states = StateDesk(
             self.context, database, checkpoints, self._turn, clock, Validation(evaluate)
         )
         self._audits = AuditDesk(self.context, self._turn, ReplayStore(checkpoints.url))
+        beats = HeartbeatDesk(
+            self._attendance, self.context.options, lambda: self._audits.retain_from_round
+        )
+        self._heartbeats = self._in_batches(beats.answer)
+        self._work_requests = self._in_batches(grant_works)
+        self._doors = self._in_batches(welcome_devices)
+        self._commits = self._in_batches(accept_units)
         key = campaign_key or (lambda: keys.crowd.get(wire.KEY_PURPOSE_CAMPAIGN))
         self._acts = ActDesk(self.context, database, self._turn, clock, key)
+
+    def _in_batches(
+        self, answer: Callable[[Turn, Sequence[Q]], list[A | ProtocolError]]
+    ) -> Batches[Q, A]:
+        """Requests of one kind, each batch in one turn."""
+        return Batches(
+            lambda requests: self._turn(lambda turn: answer(turn, requests)), _REQUESTS_PER_TURN
+        )
 
     # ---- life ----
 
@@ -194,7 +216,7 @@ class Engine:
         Raises:
             NotEnrolled, UsageError: not admitted, or blocked.
         """
-        return await self._turn(lambda turn: grant_work(turn, signed.record))
+        return await self._work_requests.ask(signed.record)
 
     async def commit(self, signed: Signed[wire.Contribution]) -> service_pb2.CommitReply:
         """Accept a contribution, once.
@@ -202,7 +224,7 @@ class Engine:
         Raises:
             BadRecord, Conflict, TooLate: see :mod:`coordinator.commits`.
         """
-        return await self._turn(lambda turn: accept_unit(turn, signed))
+        return await self._commits.ask(signed)
 
     async def reducer_report(
         self, signed: Signed[wire.ReducerReport]
@@ -255,38 +277,9 @@ class Engine:
         """
         record = signed.record
         check_multiaddrs(record.multiaddrs, record.worker)
-
-        def answer(turn: Turn) -> service_pb2.HeartbeatReply:
-            self._watch_for_lost_rounds(record, turn.machine.number)
-            # Whoever is kept out hears why, and may still be asked to show what it did.
-            out = kept_out(turn.session, known(turn.session, record.worker))
-            if gives_lease_up(turn, record):
-                turn.expire(record.worker)
-            action, reason = decide_action(turn, record, out)
-            return service_pb2.HeartbeatReply(
-                action=action,
-                reason=reason,
-                server_time_ms=to_ms(turn.now_s),
-                next_heartbeat_ms=to_ms(self.context.options.heartbeat_s),
-                challenges=open_challenges(turn, record.worker),
-                retain_from_round=self._audits.retain_from_round,
-            )
-
-        reply = await self._turn(answer)
-        self._attendance.note(record, self._clock())
+        reply = await self._heartbeats.ask(record)
+        self._attendance.note(record, self._clock(), reply.next_heartbeat_ms / 1000)
         return reply
-
-    def _watch_for_lost_rounds(self, record: wire.Heartbeat, number: int) -> None:
-        """A device may know rounds that a restore lost and did not skip. Said once: it may lie."""
-        if record.round > number and not self._told_of_lost_rounds:
-            self._told_of_lost_rounds = True
-            _log.warning(
-                "device_ahead",
-                worker=record.worker,
-                its_round=record.round,
-                round=number,
-                advice="after a restore: restore again with a larger --skip-rounds",
-            )
 
     async def answer_challenge(
         self, signed: Signed[wire.ChallengeAnswer], chunks: Sequence[wire.OpenedChunk]
@@ -350,6 +343,14 @@ class Engine:
                 turn.apply(round_state.Paused() if paused else round_state.Resumed())
 
         await self._turn(write)
+
+    async def require_welcome(self, worker: str) -> None:
+        """Insist that a device may take part.
+
+        Raises:
+            NotEnrolled, UsageError: it may not; says why.
+        """
+        await self._doors.ask(worker)
 
     @asynccontextmanager
     async def subscribe(self, worker: str) -> AsyncIterator[AsyncIterator[service_pb2.RunEvent]]:

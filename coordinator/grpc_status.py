@@ -146,16 +146,23 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             visitor: who calls, by the transport's name; None bounds no calls.
         """
         self._rules = _Rules(stall_s, visitor, Places("calls", OPEN))
+        self._guarded: dict[str, grpc.RpcMethodHandler] = {}  # of the calls that there are
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler:
+        name = handler_call_details.method
+        if name in self._guarded:
+            return self._guarded[name]
         handler = await continuation(handler_call_details)
-        if handler is None or not handler_call_details.method.startswith("/barnraise."):
+        if handler is None or not name.startswith("/barnraise."):
             return handler
-        method = handler_call_details.method.rsplit("/", 1)[-1]
+        self._guarded[name] = self._guard(name.rsplit("/", 1)[-1], handler)
+        return self._guarded[name]
+
+    def _guard(self, method: str, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
         make, behaviour = _parts(handler)
         rules = self._rules
         if handler.request_streaming:

@@ -63,10 +63,10 @@ DOWNLOADS = Shares(Share(512, per_address=64, per_key=8), Share(128, per_address
 UPLOADS = Shares(Share(64, per_address=16, per_key=2), Share(16, per_address=2))
 """Each holds at most 16 pieces of 1 MiB."""
 
-WATCHES = Shares(Share(8192, per_address=1024, per_key=4), Share(0, per_address=0))
+WATCHES = Shares(Share(16_384, per_address=1024, per_key=4), Share(0, per_address=0))
 """Strangers have nothing to watch."""
 
-OPEN = Shares(Share(12_288, per_address=4096, per_key=256), Share(4096, per_address=2048))
+OPEN = Shares(Share(24_576, per_address=4096, per_key=256), Share(4096, per_address=2048))
 """Calls that are not over: the library may hold 64 KiB of each that its client does not read."""
 
 RETRY_AFTER_S = 2.0

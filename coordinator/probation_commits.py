@@ -14,6 +14,7 @@ No round and no lease is touched.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 
 import structlog
 
@@ -21,8 +22,10 @@ from coordinator.audit.begin import begin_audit
 from coordinator.audit.schema import COMMITTED, ISSUED, ProbationRow
 from coordinator.commits import accept_contribution, check_contribution, check_execution_of
 from coordinator.evidence import keep_evidence
+from coordinator.lookups import fetch, find
+from coordinator.schema import AssignmentRow, ContributionRow
 from coordinator.turn import Turn
-from coordinator.work import enrolled
+from coordinator.work import enrolled, fetch_devices
 from protocol.audit_policy import PPM, Why
 from protocol.draw import SEED_BYTES
 from protocol.envelope import Signed
@@ -31,6 +34,22 @@ from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
 
 _log = structlog.get_logger()
+
+
+def accept_units(
+    turn: Turn, batch: Sequence[Signed[wire.Contribution]]
+) -> list[service_pb2.CommitReply | ProtocolError]:
+    """Accept contributions that came at about the same time; see :func:`accept_unit`."""
+    units = [signed.record.assignment_id for signed in batch]
+    for column in (
+        ProbationRow.assignment_id,
+        AssignmentRow.assignment_id,
+        ContributionRow.assignment_id,
+    ):
+        fetch(turn.session, column, units)
+    fetch(turn.session, ContributionRow.commitment_root, [s.record.commitment_root for s in batch])
+    fetch_devices(turn.session, [signed.signer for signed in batch])
+    return turn.each(batch, accept_unit)
 
 
 def accept_unit(
@@ -44,7 +63,8 @@ def accept_unit(
     Raises:
         BadRecord, TooLate, UsageError: see the steps, and :mod:`coordinator.commits`.
     """
-    row = turn.session.get(ProbationRow, signed.record.assignment_id)
+    unit = signed.record.assignment_id
+    row = find(turn.session, ProbationRow, unit)
     return accept_contribution(turn, signed) if row is None else _accept(turn, row, signed)
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import TypeVar
 from urllib.parse import unquote
@@ -305,6 +306,7 @@ def connection_of(peer: str) -> str:
     return peer[:100]
 
 
+@lru_cache(maxsize=_MAX_CONNECTIONS)
 def address_of(peer: str) -> str:
     """``ipv4:10.0.0.1:5000`` -> ``10.0.0.1``; an IPv6 address counts as its /64 network."""
     kind, _, rest = unquote(peer).partition(":")

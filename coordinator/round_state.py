@@ -251,7 +251,9 @@ Effect = SignRoster | SignInclusion | AskHolders | Settle | FreeLeases | Skip
 
 def dump(state: Round) -> str:
     """JSON of a round: how it survives a restart (one column, because it is read only whole)."""
-    return json.dumps(dataclasses.asdict(state))
+    # Not asdict(): it copies each of what may be thousands of names.
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return json.dumps(fields | {"policy": dataclasses.asdict(state.policy)})
 
 
 def load(text: str) -> Round:

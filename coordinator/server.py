@@ -40,7 +40,7 @@ from protocol.wire.service_pb2_grpc import add_CoordinatorServicer_to_server
 
 SERVICE_NAME = service_pb2.DESCRIPTOR.services_by_name["Coordinator"].full_name
 CALL_GRACE_S = 3.0
-_MAX_CONCURRENT_CALLS = 16_384
+_MAX_CONCURRENT_CALLS = 28_672
 """Of all clients, event streams included; the library refuses the next."""
 
 _OPTIONS = [

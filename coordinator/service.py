@@ -36,7 +36,6 @@ from coordinator.requests import RequestGuard, connection_of
 from coordinator.schema import StateRow
 from coordinator.shared_read import SharedRead
 from coordinator.versions import supported
-from coordinator.work import enrolled
 from protocol.envelope import Signed
 from protocol.errors import BadRecord, NotFound, TransientError
 from protocol.hello import UPGRADE_COMMAND
@@ -249,7 +248,7 @@ class CoordinatorService(CoordinatorServicer):
         assert task is not None
         with self._signed(request, wire.WatchRequest, context) as signed:
             worker = signed.signer
-            await self._database.run(lambda session: enrolled(session, worker))
+            await self._engine.require_welcome(worker)
         self._guard.known.add(worker)  # let in, or it would have been refused
         with self._watches.one(self._guard.visitor(context.peer(), worker)):
             self._watchers.add(task)

@@ -13,16 +13,17 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import structlog
 from sqlalchemy.orm import Session
 
+from coordinator.batches import Batches
 from coordinator.context import RunContext
 from coordinator.database import Database, OutcomeUnknown
-from coordinator.events import Hub
+from coordinator.events import Hub, Subscription
 from coordinator.queries import snapshot_events
 from coordinator.turn import Turn
 from protocol.errors import ProtocolError, TransientError
@@ -31,6 +32,8 @@ from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
 
 T = TypeVar("T")
+
+_OPENED_TOGETHER = 256  # subscriptions, from one snapshot
 
 _log = structlog.get_logger()
 
@@ -60,6 +63,7 @@ class Turns:
         self._clock = clock
         self._is_absent = is_absent
         self._hub = Hub(context.options.subscriber_events)
+        self._openings = Batches[Subscription, None](self._open, _OPENED_TOGETHER)
         self._one_at_a_time = asyncio.Lock()
         self._unsigned = False  # leaves are committed that no signed head covers yet
         self._unheard = False  # something may be committed that nobody was told
@@ -133,13 +137,20 @@ class Turns:
         Args:
             worker: PeerID of the reader, already admitted.
         """
+        subscription = self._hub.make()
+        try:
+            await self._openings.ask(subscription)
+            _log.debug("watching", worker=worker)
+            yield subscription.events()
+        finally:
+            self._hub.close(subscription)
+
+    async def _open(self, subscriptions: Sequence[Subscription]) -> list[None]:
+        """Begin subscriptions, all from one snapshot."""
         async with self._one_at_a_time:
             snapshot = await self._database.run(
                 lambda session: snapshot_events(Turn(self._context, session, self._clock()))
             )
-            subscription = self._hub.open(snapshot)
-        _log.debug("watching", worker=worker)
-        try:
-            yield subscription.events()
-        finally:
-            self._hub.close(subscription)
+            for subscription in subscriptions:
+                self._hub.open(subscription, snapshot)
+        return [None] * len(subscriptions)

@@ -12,6 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import secrets
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -21,9 +22,11 @@ from sqlalchemy.orm import Session
 from coordinator import leases
 from coordinator.attendance import finite_speed
 from coordinator.audit.jobs import backlog
+from coordinator.audit.schema import BlockRow, TrustRow
 from coordinator.audit.trust import best_passes
 from coordinator.blocks import reason_for
 from coordinator.context import to_ms
+from coordinator.lookups import fetch, find, rows_by
 from coordinator.opening import newest_state
 from coordinator.probation import grant_probation, needs_probation
 from coordinator.round_state import Leased, Phase
@@ -37,7 +40,7 @@ from coordinator.schema import (
 )
 from coordinator.turn import Turn
 from coordinator.versions import too_old
-from protocol.errors import NotEnrolled, UsageError
+from protocol.errors import NotEnrolled, ProtocolError, UsageError
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
 
@@ -51,6 +54,14 @@ _log = structlog.get_logger()
 class _Refusal:
     code: str
     reason: str
+
+
+def grant_works(
+    turn: Turn, batch: Sequence[wire.WorkRequest]
+) -> list[service_pb2.WorkReply | ProtocolError]:
+    """Answer requests that came at about the same time; see :func:`grant_work`."""
+    fetch_devices(turn.session, [request.worker for request in batch])
+    return turn.each(batch, grant_work)
 
 
 def grant_work(turn: Turn, request: wire.WorkRequest) -> service_pb2.WorkReply:
@@ -84,6 +95,28 @@ def grant_work(turn: Turn, request: wire.WorkRequest) -> service_pb2.WorkReply:
     return service_pb2.WorkReply(assignment=_assign(turn, worker, steps), run_head=head)
 
 
+def welcome_devices(turn: Turn, workers: Sequence[str]) -> list[bool | ProtocolError]:
+    """For each whether it may take part, or the error that says why not."""
+    fetch_devices(turn.session, workers)
+    return [_is_welcome(turn.session, worker) for worker in workers]
+
+
+def _is_welcome(session: Session, worker: str) -> bool | ProtocolError:
+    try:
+        enrolled(session, worker)
+    except (NotEnrolled, UsageError) as error:
+        return error
+    return True
+
+
+def fetch_devices(session: Session, workers: Collection[str]) -> None:
+    """Read at once what decides whether some devices may take part, and what they have passed."""
+    fetch(session, WorkerRow.worker, workers)
+    donors = {row.donor for worker in workers for row in rows_by(session, WorkerRow.worker, worker)}
+    fetch(session, BlockRow.key, {*workers, *donors})
+    fetch(session, TrustRow.worker, workers)
+
+
 def enrolled(session: Session, worker: str) -> WorkerRow:
     """The row of a device that was admitted and is still welcome.
 
@@ -104,7 +137,7 @@ def known(session: Session, worker: str) -> WorkerRow:
     Raises:
         NotEnrolled: it has not.
     """
-    row = session.get(WorkerRow, worker)
+    row = find(session, WorkerRow, worker)
     if row is None:
         raise NotEnrolled("this device is not enrolled in the run: enrol first")
     return row

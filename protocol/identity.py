@@ -8,6 +8,7 @@ A PeerID is ``base58(0x00 || len || PublicKey protobuf)`` for keys this short, s
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from pathlib import Path
 
 import base58
@@ -56,20 +57,9 @@ class PublicKey:
         Raises:
             BadRecord: not the PeerID of an Ed25519 key.
         """
-        prefix = _MULTIHASH_PREFIX + _PUBLIC_PREFIX
         if len(peer_id) > _MAX_PEER_ID_CHARS:
             raise BadRecord("PeerID is too long")
-        try:
-            decoded = base58.b58decode(peer_id)
-        except ValueError as error:
-            raise BadRecord(f"not a PeerID: {peer_id!r}") from error
-        if len(decoded) != len(prefix) + 32 or not decoded.startswith(prefix):
-            raise BadRecord(f"not the PeerID of an Ed25519 key: {peer_id!r}")
-        key = cls(decoded[len(prefix) :])
-        # base58 forgives trailing white space: a second spelling would be a second worker.
-        if key.peer_id != peer_id:
-            raise BadRecord(f"not the canonical spelling of a PeerID: {peer_id!r}")
-        return key
+        return _named(peer_id)
 
     def verify(self, signature: bytes, message: bytes) -> None:
         """Check a signature over ``message``.
@@ -90,6 +80,23 @@ class PublicKey:
 
     def __repr__(self) -> str:
         return f"PublicKey({self.peer_id})"
+
+
+@lru_cache(maxsize=1 << 14)
+def _named(peer_id: PeerId) -> PublicKey:
+    """A service meets the same few thousand keys in every call; base58 costs a third of a check."""
+    prefix = _MULTIHASH_PREFIX + _PUBLIC_PREFIX
+    try:
+        decoded = base58.b58decode(peer_id)
+    except ValueError as error:
+        raise BadRecord(f"not a PeerID: {peer_id!r}") from error
+    if len(decoded) != len(prefix) + 32 or not decoded.startswith(prefix):
+        raise BadRecord(f"not the PeerID of an Ed25519 key: {peer_id!r}")
+    key = PublicKey(decoded[len(prefix) :])
+    # base58 forgives trailing white space: a second spelling would be a second worker.
+    if key.peer_id != peer_id:
+        raise BadRecord(f"not the canonical spelling of a PeerID: {peer_id!r}")
+    return key
 
 
 class Identity:

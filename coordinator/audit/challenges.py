@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import structlog
 from sqlalchemy import delete, func, select
@@ -118,6 +118,14 @@ def ask(
         session.add(row)
         session.flush()
     return row
+
+
+def who_is_asked(session: Session, workers: Collection[str]) -> set[str]:
+    """Those of some workers that have something to show."""
+    asked = select(ChallengeRow.asked).where(
+        ChallengeRow.asked.in_(workers), ChallengeRow.status.in_((ASKED, SILENT))
+    )
+    return set(session.scalars(asked.distinct()))
 
 
 def open_challenges(turn: Turn, worker: str) -> list[service_pb2.Challenge]:

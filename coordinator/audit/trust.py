@@ -14,24 +14,24 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from coordinator.audit.schema import TrustRow
+from coordinator.lookups import rows_by
 from protocol.audit_policy import Why
 from protocol.identity import PeerId
 
 
 def passes_of(session: Session, worker: PeerId, execution: str) -> int:
     """Consecutive audited passes of a device in one execution class."""
-    row = session.get(TrustRow, (worker, execution))
-    return 0 if row is None else row.passes
+    rows = rows_by(session, TrustRow.worker, worker)
+    return sum(row.passes for row in rows if row.execution == execution)
 
 
 def best_passes(session: Session, worker: PeerId) -> int:
     """The same in the class in which it has most: for what does not depend on arithmetic."""
-    most = session.scalar(select(func.max(TrustRow.passes)).where(TrustRow.worker == worker))
-    return most or 0
+    return max((row.passes for row in rows_by(session, TrustRow.worker, worker)), default=0)
 
 
 def add_pass(session: Session, worker: PeerId, execution: str) -> None:

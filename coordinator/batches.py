@@ -1,0 +1,89 @@
+"""Requests of one kind, answered together: what has gathered while the last ones were answered.
+
+A transaction costs a flush of a disk and a few ways to the database, however much it does. Alone a
+request waits for nothing; ten thousand of them share a few hundred transactions.
+
+Invariants:
+
+* Each is answered once, after the transaction that holds its effects is committed, in the order
+  in which they came.
+* One request's fault is its own: it comes back as that request's error. When a whole batch fails
+  for a reason that is not one of ours, each of it is tried alone.
+* A batch is bounded, so nobody waits for all of a crowd.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+from protocol.errors import ProtocolError
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+
+Answer = Callable[[Sequence[Q]], Awaitable[Sequence[A | ProtocolError]]]
+
+
+class Batches(Generic[Q, A]):
+    """Gathers requests and hands them on, one batch at a time."""
+
+    def __init__(self, answer: Answer[Q, A], most: int) -> None:
+        """Touches nothing yet.
+
+        Args:
+            answer: replies, or errors to raise, in the order of the requests.
+            most: requests of one batch.
+        """
+        self._answer = answer
+        self._most = most
+        self._waiting: deque[tuple[Q, asyncio.Future[A]]] = deque()
+        self._work: asyncio.Task[None] | None = None  # ends when nobody waits
+
+    async def ask(self, request: Q) -> A:
+        """The reply to one request.
+
+        Raises:
+            ProtocolError: the request's own, or the whole batch's.
+        """
+        reply: asyncio.Future[A] = asyncio.get_running_loop().create_future()
+        self._waiting.append((request, reply))
+        if self._work is None or self._work.done():
+            self._work = asyncio.create_task(self._answer_waiting())
+        return await reply
+
+    async def _answer_waiting(self) -> None:
+        while self._waiting:
+            batch = list[tuple[Q, asyncio.Future[A]]]()
+            while self._waiting and len(batch) < self._most:
+                request, reply = self._waiting.popleft()
+                if not reply.done():  # else its caller has gone
+                    batch.append((request, reply))
+            if batch:
+                await self._answer_together(batch)
+
+    async def _answer_together(self, batch: list[tuple[Q, asyncio.Future[A]]]) -> None:
+        try:
+            outcomes = await self._answer([request for request, _ in batch])
+        except ProtocolError as error:
+            outcomes = [error] * len(batch)
+        except Exception as error:  # a bug, whoever's request met with it: it is that caller's
+            if len(batch) == 1:
+                _settle(batch[0][1], error)
+                return
+            for one in batch:
+                await self._answer_together([one])
+            return
+        for (_, reply), outcome in zip(batch, outcomes, strict=True):
+            _settle(reply, outcome)
+
+
+def _settle(reply: asyncio.Future[A], outcome: A | Exception) -> None:
+    if reply.done():
+        return
+    if isinstance(outcome, Exception):
+        reply.set_exception(outcome)
+    else:
+        reply.set_result(outcome)
