@@ -140,6 +140,7 @@ class Turn:
         if self.machine.ended and self.row.ended_at_s is None:
             self._end()
         elif self.context.manifest.lag_rounds and closes(before, self.machine):
+            self._store()
             self._overlap(self.row)
             self._open_next(earlier_reducing=True)
 
