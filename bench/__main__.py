@@ -9,6 +9,7 @@ from importlib.util import find_spec
 BENCHES = (
     "train",
     "allreduce",
+    "wan",
     "ledger",
     "leaderboard",
     "economics",
@@ -17,6 +18,7 @@ BENCHES = (
     "honest",
     "flood",
     "lost_reducer",
+    "links",
     "network_cap",
     "daemon",
     "coordinator",

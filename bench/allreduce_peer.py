@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from protocol.envelope import open_envelope
@@ -24,16 +25,24 @@ from protocol.wire import records_pb2 as wire
 
 Answer = dict[str, Any]
 T = TypeVar("T")
+_SAMPLES = 64
+_PATIENCE_S = 240
 
 
 def vector(elements: int, rank: int) -> torch.Tensor:
     return torch.randn(elements, generator=torch.Generator().manual_seed(rank))
 
 
+def sample(values: Any) -> Answer:
+    """Some of a vector, to see that all peers have the same."""
+    chosen = values[:: max(1, len(values) // _SAMPLES)]
+    return {"sample": [float(value) for value in chosen[:_SAMPLES]]}
+
+
 class Ours:
     """Our two-phase all-reduce; the parent is the coordinator."""
 
-    def __init__(self, rank: int, elements: int, codec: Any, **start: Any) -> None:
+    def __init__(self, address: str, rank: int, elements: int, codec: Any, **start: Any) -> None:
         from worker.swarm import Swarm
 
         # The loop runs in its own thread: peers are served while we wait for a command.
@@ -52,6 +61,7 @@ class Ours:
             trust=trust,
             initial_peers=start["peers"],
             client_mode=False,
+            listen=[f"/ip4/{address}/tcp/0"],
         )
         self._swarm = self._wait(creating)
         self.addresses = self._wait(self._swarm.multiaddrs())
@@ -85,8 +95,11 @@ class Ours:
     def finish(self, inclusion: str) -> Answer:
         envelope = wire.Envelope.FromString(bytes.fromhex(inclusion))
         signed = open_envelope(envelope, wire.InclusionSet)
-        self._wait(self._group.finish(signed))
+        self._mean = self._wait(self._group.finish(signed)).mean_update
         return {}
+
+    def sample(self) -> Answer:
+        return sample(self._mean)
 
     def close(self) -> Answer:
         self._loop.call_soon_threadsafe(self._group.close)
@@ -100,16 +113,21 @@ class Ours:
 class Stock:
     """hivemind's DecentralizedAverager; only its all-reduce is timed, not its matchmaking."""
 
-    def __init__(self, rank: int, elements: int, codec: str, peers: list[str], size: int) -> None:
+    def __init__(
+        self, address: str, rank: int, elements: int, codec: str, peers: list[str], size: int
+    ) -> None:
         import hivemind
         from hivemind import compression
 
+        _mend_quantization()
         codecs: dict[str, Callable[[], Any]] = {
             "none": compression.NoCompression,
             "fp16": compression.Float16Compression,
             "8bit": compression.Uniform8BitQuantization,
         }
-        self._dht = hivemind.DHT(initial_peers=peers, start=True)
+        self._dht = hivemind.DHT(
+            initial_peers=peers, host_maddrs=[f"/ip4/{address}/tcp/0"], start=True
+        )
         self._averager = hivemind.averaging.DecentralizedAverager(
             [vector(elements, rank)],
             self._dht,
@@ -126,15 +144,19 @@ class Stock:
     def prepare(self) -> Answer:
         from hivemind.averaging.control import AveragingStage
 
-        self._step = self._averager.step(wait=False, require_trigger=True, timeout=120)
+        self._step = self._averager.step(wait=False, require_trigger=True, timeout=_PATIENCE_S)
         while self._step.stage != AveragingStage.AWAITING_TRIGGER:
             time.sleep(0.01)  # the stage is a byte in shared memory: nothing to wait on
         return {}
 
     def go(self) -> Answer:
         self._step.allow_allreduce()
-        self._step.result(timeout=120)
+        self._step.result(timeout=_PATIENCE_S)
         return {}
+
+    def sample(self) -> Answer:
+        with self._averager.get_tensors() as (tensor,):
+            return sample(tensor)
 
     def stop(self) -> Answer:
         self._averager.shutdown()
@@ -142,10 +164,30 @@ class Stock:
         return {}
 
 
-class Gloo:
-    """torch.distributed over TCP on loopback."""
+def _mend_quantization() -> None:
+    """Let hivemind 1.1.12 read its own 8-bit tensors under numpy 2.
 
-    def __init__(self, rank: int, elements: int, codec: str, store: str, size: int) -> None:
+    It makes an int of an array of one element, which is an error there: every part would fail, and
+    its all-reduce end early with what arrived.
+    """
+    from hivemind.compression import quantization
+
+    class Numpy:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(np, name)
+
+        @staticmethod
+        def frombuffer(*arguments: Any, **options: Any) -> Any:
+            array = np.frombuffer(*arguments, **options)
+            return array[0] if options.get("count") == 1 else array
+
+    quantization.np = Numpy()
+
+
+class Gloo:
+    """torch.distributed over TCP."""
+
+    def __init__(self, address: str, rank: int, elements: int, store: str, size: int) -> None:
         torch.distributed.init_process_group(
             "gloo", init_method=f"file://{store}", rank=rank, world_size=size
         )
@@ -160,6 +202,9 @@ class Gloo:
         torch.distributed.all_reduce(self._vector)
         self._vector /= torch.distributed.get_world_size()
         return {}
+
+    def sample(self) -> Answer:
+        return sample(self._vector)
 
     def stop(self) -> Answer:
         torch.distributed.destroy_process_group()

@@ -21,22 +21,17 @@ _TABLE_COLUMNS = 120
 Row = dict[str, object]
 
 
-def write_report(name: str, rows: list[Row], *, note: str) -> Path:
+def write_report(name: str, rows: list[Row], *, note: str, show: bool = True) -> Path:
     """Print ``rows`` as a table and write them to ``bench/results/<name>.json``.
 
     Args:
         name: the benchmark's module name.
         rows: one mapping per line, all with the same keys; units belong in the keys.
         note: what was measured against what, in a sentence.
+        show: print it, too.
     """
-    table = Table(title=name, caption=note)
-    for column in rows[0]:
-        table.add_column(column.replace("_", " "))
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
-    console = Console()
-    console.width = max(console.width, _TABLE_COLUMNS)  # a wrapped line is better than "pl…"
-    console.print(table)
+    if show:
+        _show(name, rows, note)
     report = {
         "name": name,
         "note": note,
@@ -50,6 +45,17 @@ def write_report(name: str, rows: list[Row], *, note: str) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     return path
+
+
+def _show(name: str, rows: list[Row], note: str) -> None:
+    table = Table(title=name, caption=note)
+    for column in rows[0]:
+        table.add_column(column.replace("_", " "))
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    console = Console()
+    console.width = max(console.width, _TABLE_COLUMNS)  # a wrapped line is better than "pl…"
+    console.print(table)
 
 
 def machine() -> Row:

@@ -1,14 +1,15 @@
-"""What everything in the engine knows of the run it serves. Frozen, no I/O."""
+"""What everything in the engine knows of the run it serves. No I/O; only the speeds ever change."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from google.protobuf.message import Message
 
 from coordinator.keys import KeyRing
 from coordinator.round_state import Policy
+from coordinator.speeds import ReducerSpeeds
 from ledger.log import Log
 from protocol.dataset import DatasetManifest
 from protocol.envelope import seal
@@ -73,6 +74,7 @@ class RunContext:
     keys: KeyRing
     log: Log
     options: EngineOptions = EngineOptions()
+    speeds: ReducerSpeeds = field(default_factory=ReducerSpeeds, compare=False)
 
     @cached_property
     def run_id(self) -> bytes:

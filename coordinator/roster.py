@@ -3,8 +3,10 @@
 Rules (protocol.md section 7, docs/verification.md):
 
 * Anchors and the members that may reduce (publicly reachable, trusted, not suspended: the caller
-  says which) share the chunks evenly. One donor holds at most a quarter, anchors apart; what that
-  cap leaves over goes to the anchors. Where there is no anchor the cap gives way as far as it must.
+  says which) share the chunks in proportion to their measured speeds. A speed counts from a
+  sixteenth to four times the (lower) median, which an unknown one is taken for: a lie gains little,
+  and the slowest is still measured. One donor holds at most a quarter, anchors apart; what that cap
+  leaves over goes to the others. Where there is no anchor the cap gives way as far as it must.
 * The last attempt uses anchors only. With neither an anchor nor a trusted member nobody reduces.
 * A member without enough audited passes weighs at most a share of the median of the trusted ones.
 
@@ -16,6 +18,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 from statistics import median_low
 
 MAX_REDUCERS = 64
@@ -24,6 +27,9 @@ members take the rest. Reports, which go by members and reducers, stay small too
 
 _DONOR_SHARE = 4
 """One donor holds at most 1/4 of the chunks, anchors apart."""
+
+_SLOWEST, _FASTEST = 16, 4
+"""Within which factors of the median a measured speed counts."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class Candidate:
     anchor: bool
     multiaddrs: tuple[str, ...]
     trusted: bool = True
+    speed: float | None = None  # measured chunks a second
 
     @property
     def able(self) -> bool:
@@ -115,27 +122,37 @@ def choose_reducers(
 
 
 def _counts(reducers: Sequence[Candidate], chunk_count: int) -> list[int]:
-    """Chunks for each reducer, by the rules of the module."""
-    if not reducers:
-        return []
-    anchors = [i for i, c in enumerate(reducers) if c.anchor]
+    """Chunks for each reducer, by the rules of the module: each chunk to the one that would be done
+    with it first, of those whose donor has room."""
+    room, weights = _room(reducers, chunk_count), _weights(reducers)
+    counts, left = [0] * len(reducers), chunk_count if reducers else 0
+    waiting = [(1 / weight, index) for index, weight in enumerate(weights)]
+    heapify(waiting)
+    while left:
+        _, index = heappop(waiting)
+        candidate = reducers[index]
+        if not candidate.anchor:
+            if not room[candidate.donor]:
+                continue
+            room[candidate.donor] -= 1
+        counts[index] += 1
+        left -= 1
+        heappush(waiting, ((counts[index] + 1) / weights[index], index))
+    return counts
+
+
+def _room(reducers: Sequence[Candidate], chunk_count: int) -> Counter[str]:
+    """How many chunks each donor may hold, anchors apart."""
     devices = Counter(c.donor for c in reducers if not c.anchor)
     cap = chunk_count // _DONOR_SHARE
-    if not anchors:
-        cap = max(cap, -(-chunk_count // len(devices)))
-    even = chunk_count // len(reducers)
-    counts = [even if c.anchor else min(even, cap // devices[c.donor]) for c in reducers]
-    rest = chunk_count - sum(counts)
-    if anchors:
-        for position, index in enumerate(anchors):
-            counts[index] += rest // len(anchors) + (position < rest % len(anchors))
-        return counts
-    held = Counter[str]()
-    for candidate, count in zip(reducers, counts, strict=True):
-        held[candidate.donor] += count
-    for _ in range(rest):
-        able = [i for i, c in enumerate(reducers) if held[c.donor] < cap]
-        least = min(able, key=lambda i: counts[i])
-        counts[least] += 1
-        held[reducers[least].donor] += 1
-    return counts
+    if any(c.anchor for c in reducers):
+        return Counter({donor: cap - cap % count for donor, count in devices.items()})
+    cap = max(cap, -(-chunk_count // max(1, len(devices))))
+    return Counter(dict.fromkeys(devices, cap))
+
+
+def _weights(reducers: Sequence[Candidate]) -> list[float]:
+    known = [c.speed for c in reducers if c.speed is not None]
+    median = median_low(known) if known else 1.0
+    least, most = median / _SLOWEST, median * _FASTEST
+    return [median if c.speed is None else min(max(c.speed, least), most) for c in reducers]

@@ -135,6 +135,7 @@ class Turn:
         if self.machine.phase is not before.phase:
             self._announce_phase()
         suspensions.take_note(self.session, before, self.machine)
+        self.context.speeds.take_note(self.machine, self.now_s)
         for effect in effects:
             self._carry_out(effect)
         if self.machine.ended and self.row.ended_at_s is None:
@@ -269,6 +270,8 @@ class Turn:
         self.session.flush()
         left_out = tuple(worker for worker in effect.members if worker not in members)
         reducers = tuple(share.candidate.worker for share in shares)
+        chunks = {share.candidate.worker: share.end - share.first for share in shares}
+        self.context.speeds.begin(self.machine.number, effect.attempt, chunks, self.now_s)
         self.apply(round_state.RosterSigned(reducers, left_out))
         self.say(service_pb2.RunEvent(roster=envelope))
         _log.info(
@@ -340,6 +343,7 @@ class Turn:
                 row.anchor,
                 tuple(json.loads(row.multiaddrs)),
                 trusted=row.worker not in suspended and self._may_reduce(row.worker),
+                speed=self.context.speeds.of(row.worker),
             )
             there = row.last_seen_s >= since_s or row.worker in members
             (heard if there else silent).append(candidate)

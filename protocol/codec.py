@@ -28,6 +28,13 @@ from numpy.typing import NDArray
 
 from protocol.errors import BadRecord, Diverged
 from protocol.manifest import Codec
+from protocol.rounding import (
+    block_maxima,
+    holds_least_nibble,
+    pack_nibbles,
+    round_codes,
+    unpack_nibbles,
+)
 
 BLOCK_ELEMENTS = 256
 MEAN_SOURCE = "mean"
@@ -36,6 +43,7 @@ MEAN_SOURCE = "mean"
 _LEVELS: dict[Codec, int] = {"int8": 127, "int4": 7}
 _NOISE_DOMAIN = b"barnraise-noise/1\x00"
 _SCALE_BYTES = 2
+_NOT_FINITE = "the update holds a value that is not finite"
 
 FloatVector = NDArray[np.float32]
 
@@ -77,20 +85,37 @@ def encode_chunk(codec: Codec, values: FloatVector, key: bytes) -> bytes:
     """
     if values.ndim != 1 or values.dtype != np.float32 or not len(values):
         raise ValueError("a chunk is a non-empty float32 vector")
-    if not np.isfinite(values).all():
-        raise Diverged("the update holds a value that is not finite")
     if codec == "fp32":
-        return values.astype("<f4").tobytes()
+        if not np.isfinite(values).all():
+            raise Diverged(_NOT_FINITE)
+        return values.astype("<f4", copy=False).tobytes()
     levels = _LEVELS[codec]
     blocks = _in_blocks(values)
     scales = _block_scales(blocks, levels)
-    codes = _round_codes(blocks, scales, key).reshape(-1)[: len(values)]
-    packed = codes if codec == "int8" else _pack_nibbles(codes)
+    codes = round_codes(blocks, scales.astype(np.float32), key).reshape(-1)[: len(values)]
+    packed = codes if codec == "int8" else pack_nibbles(codes)
     return scales.astype("<f2").tobytes() + packed.tobytes()
 
 
-def decode_chunk(codec: Codec, data: bytes, elements: int) -> FloatVector:
+def check_chunk(codec: Codec, data: bytes, elements: int) -> None:
+    """Insist that a chunk from an untrusted peer decodes, without decoding it.
+
+    Raises:
+        BadRecord: exactly where :func:`decode_chunk` raises it.
+    """
+    if codec == "fp32":
+        _plain_values(data, elements)
+    else:
+        _scales_and_codes(codec, data, elements)
+
+
+def decode_chunk(
+    codec: Codec, data: bytes, elements: int, out: FloatVector | None = None
+) -> FloatVector:
     """Decode one chunk from an untrusted peer.
+
+    Args:
+        out: where to put the values, if not into a new vector; untouched if the chunk is refused.
 
     Returns:
         Float32 vector of ``elements`` finite values.
@@ -98,24 +123,54 @@ def decode_chunk(codec: Codec, data: bytes, elements: int) -> FloatVector:
     Raises:
         BadRecord: wrong size, a scale or value that is not finite, or a code out of range.
     """
-    expected = encoded_bytes(codec, elements)
-    if len(data) != expected:
-        raise BadRecord(f"a {codec} chunk of {elements} elements has {expected} bytes")
+    if out is None:
+        out = np.empty(elements, np.float32)
     if codec == "fp32":
-        values = np.frombuffer(data, "<f4").astype(np.float32)
-        if not np.isfinite(values).all():
-            raise BadRecord("a chunk holds a value that is not finite")
-        return values
+        out[...] = _plain_values(data, elements)
+        return out
+    scales, stored = _scales_and_codes(codec, data, elements)
+    codes = stored if codec == "int8" else unpack_nibbles(stored, elements)
+    whole = elements // BLOCK_ELEMENTS
+    full = whole * BLOCK_ELEMENTS
+    np.multiply(
+        codes[:full].reshape(whole, BLOCK_ELEMENTS),
+        scales[:whole, None],
+        out=out[:full].reshape(whole, BLOCK_ELEMENTS),
+    )
+    if full < elements:  # the last block is short
+        np.multiply(codes[full:], scales[-1], out=out[full:])
+    return out
+
+
+def _plain_values(data: bytes, elements: int) -> NDArray[np.float32]:
+    _check_size("fp32", data, elements)
+    values: FloatVector = np.frombuffer(data, "<f4")
+    if not np.isfinite(values).all():
+        raise BadRecord("a chunk holds a value that is not finite")
+    return values
+
+
+def _scales_and_codes(
+    codec: Codec, data: bytes, elements: int
+) -> tuple[FloatVector, NDArray[np.int8]]:
+    """The checked parts of a quantised chunk: scales, and codes as they are stored."""
+    _check_size(codec, data, elements)
     blocks = _block_count(elements)
-    scales = np.frombuffer(data, "<f2", blocks).astype(np.float32)
+    scales: FloatVector = np.frombuffer(data, "<f2", blocks).astype(np.float32)
     if not np.isfinite(scales).all() or np.signbit(scales).any():
         raise BadRecord("a chunk holds a scale that is negative or not finite")
     stored = np.frombuffer(data, np.int8, offset=_SCALE_BYTES * blocks)
-    codes = stored if codec == "int8" else _unpack_nibbles(stored, elements)
-    if (codes < -_LEVELS[codec]).any():
+    if codec == "int4" and elements % 2 and stored[-1] >> 4:
+        raise BadRecord("the spare nibble of a chunk is not zero")
+    if stored.min() < -_LEVELS["int8"] if codec == "int8" else holds_least_nibble(stored):
         raise BadRecord("a chunk holds a code out of range")
-    padded = _in_blocks(codes.astype(np.float32))
-    return np.multiply(padded, scales[:, None]).reshape(-1)[:elements]
+    return scales, stored
+
+
+def _check_size(codec: Codec, data: bytes, elements: int) -> None:
+    expected = encoded_bytes(codec, elements)
+    if len(data) != expected:
+        raise BadRecord(f"a {codec} chunk of {elements} elements has {expected} bytes")
 
 
 def _block_count(elements: int) -> int:
@@ -132,7 +187,9 @@ def _in_blocks(values: FloatVector) -> FloatVector:
 
 def _block_scales(blocks: FloatVector, levels: int) -> NDArray[np.float16]:
     """The least fp16 that is not below absmax / levels, for each block."""
-    largest: FloatVector = np.abs(blocks).max(axis=1)
+    largest = block_maxima(blocks)
+    if not np.isfinite(largest).all():
+        raise Diverged(_NOT_FINITE)
     with np.errstate(over="ignore", under="ignore"):
         scales: NDArray[np.float16] = (largest / np.float32(levels)).astype(np.float16)
         # 11 significant bits times 7 fit in float32: the comparison is exact.
@@ -141,33 +198,3 @@ def _block_scales(blocks: FloatVector, levels: int) -> NDArray[np.float16]:
     if not np.isfinite(scales).all():
         raise Diverged(f"the update holds a value over {65_504 * levels:,}")
     return scales
-
-
-def _round_codes(blocks: FloatVector, scales: NDArray[np.float16], key: bytes) -> NDArray[np.int8]:
-    """``floor(value / scale + u)`` with u uniform in [0, 1): unbiased.
-
-    The sum is taken in float64: in float32, 127 + (1 - 2^-24) would round to 128.
-    """
-    divisors = scales.astype(np.float32)
-    divisors[divisors == 0] = 1  # an all-zero block
-    quotients = np.divide(blocks, divisors[:, None])
-    return np.floor(quotients + _uniforms(key, blocks.size).reshape(blocks.shape)).astype(np.int8)
-
-
-def _uniforms(key: bytes, count: int) -> NDArray[np.float64]:
-    """Philox4x64-10, key read as a little-endian integer: upper 24 bits of each raw word."""
-    raw = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(count)
-    return np.multiply((raw >> np.uint64(40)).astype(np.float64), 2.0**-24)
-
-
-def _pack_nibbles(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
-    padded = np.pad(codes, (0, len(codes) % 2)).view(np.uint8) & np.uint8(0x0F)
-    return padded[0::2] | (padded[1::2] << np.uint8(4))
-
-
-def _unpack_nibbles(packed: NDArray[np.int8], elements: int) -> NDArray[np.int8]:
-    # Arithmetic shifts extend the sign of each nibble.
-    codes = np.stack([(packed << 4) >> 4, packed >> 4], axis=1).reshape(-1)
-    if codes[elements:].any():
-        raise BadRecord("the spare nibble of a chunk is not zero")
-    return codes[:elements]

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.roster import Candidate, Claim, choose_reducers, member_weights
+from coordinator.roster import MAX_REDUCERS, Candidate, Claim, choose_reducers, member_weights
 
 
 def candidate(
@@ -75,6 +76,49 @@ def test_with_neither_an_anchor_nor_trust_nobody_reduces() -> None:
     newcomers = [candidate(f"m{i}", f"d{i}", trusted=False) for i in range(5)]
     assert choose_reducers(newcomers, 9) == ()
     assert choose_reducers(newcomers, 9, anchors_only=True) == ()
+
+
+SPEEDS = st.lists(
+    st.none() | st.floats(1e-300, 1e300, allow_nan=False), min_size=1, max_size=MAX_REDUCERS
+)
+
+
+@given(speeds=SPEEDS, chunks=st.integers(1, 5000))
+def test_shares_are_in_proportion_to_speeds_within_bounds(
+    speeds: list[float | None], chunks: int
+) -> None:
+    anchors = [
+        replace(candidate(f"a{i}", "org", anchor=True), speed=speed)
+        for i, speed in enumerate(speeds)
+    ]
+    shares = choose_reducers(anchors, chunks)
+    counts = Counter({s.candidate.worker: s.end - s.first for s in shares})
+    chosen = anchors[:chunks]
+    known = sorted(c.speed for c in chosen if c.speed is not None)
+    median = known[(len(known) - 1) // 2] if known else 1.0
+    weights = {
+        c.worker: 1.0 if c.speed is None else min(max(c.speed / median, 1 / 16), 4.0)
+        for c in chosen
+    }
+    total = sum(weights.values())
+    for name, weight in weights.items():  # off by at most what rounding can move
+        assert counts[name] <= chunks * weight / total + len(chosen)
+        assert counts[name] >= chunks * weight / total - len(chosen)
+
+
+@given(others=st.lists(st.floats(1, 2), min_size=2, max_size=20), chunks=st.integers(200, 2000))
+def test_a_member_that_lies_about_its_speed_gains_a_bounded_share(
+    others: list[float], chunks: int
+) -> None:
+    members = [replace(candidate(f"m{i}", f"d{i}"), speed=speed) for i, speed in enumerate(others)]
+    liar = replace(candidate("liar", "liar"), speed=1e300)
+    anchor = replace(candidate("anchor", "org", anchor=True), speed=1.0)
+    shares = choose_reducers([*members, liar, anchor], chunks)
+    held = {s.candidate.worker: s.end - s.first for s in shares}
+    assert held["liar"] <= chunks // 4
+    median = sorted([1.0, *others])[(len(others) + 1) // 2]
+    fair = chunks * 4 * median / (sum(others) + 1.0)
+    assert held["liar"] <= fair + len(others) + 2
 
 
 @given(claims=CLAIMS, share=st.floats(0.01, 1.0), cap=st.none() | st.integers(1, 10**12))

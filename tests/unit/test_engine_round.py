@@ -274,3 +274,25 @@ async def test_run_drives_everything_by_itself(boot: Any) -> None:
         with pytest.raises(asyncio.CancelledError):
             await running
     assert wire.RunHead.FromString(event.run_head.payload).settled_rounds == 1
+
+
+async def test_the_next_roster_gives_a_slow_reducer_fewer_chunks(boot: Any) -> None:
+    rig = await boot()
+    fast, slow, ada = rig.enrol(1, anchor=True), rig.enrol(2, anchor=True), rig.enrol(3)
+    shares = []
+    for _ in range(2):
+        await ada.lease()
+        ada.train()
+        await ada.commit()
+        roster, _ = rig.roster()
+        shares.append({r.reducer: r.end_chunk - r.first_chunk for r in roster.reducers})
+        await rig.gather()
+        for reducer, taken_s in ((fast, 1), (slow, 2)):
+            rig.now_s += taken_s
+            pieces = [p for p in rig.results() if p.result.signatures[0].keyid == reducer.name]
+            await rig.submit(pieces)
+        assert await rig.engine.settle()
+    evenly, by_speed = shares
+    assert abs(evenly[fast.name] - evenly[slow.name]) <= 1
+    # Three seconds against one: a quarter of the chunks.
+    assert by_speed[slow.name] == pytest.approx(rig.layout.count / 4, abs=1)
