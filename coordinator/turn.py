@@ -14,7 +14,6 @@ Invariants:
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -26,8 +25,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from coordinator import leases, round_state, suspensions
-from coordinator.audit.trust import best_passes, passes_of
-from coordinator.blocks import welcome
+from coordinator.candidates import reducer_candidates, roster_members, still_welcome
 from coordinator.context import RunContext, to_ms
 from coordinator.ending import drop_results, free_leases
 from coordinator.opening import (
@@ -38,7 +36,7 @@ from coordinator.opening import (
     running_rounds,
 )
 from coordinator.record import log_ended_rounds
-from coordinator.roster import Candidate, Claim, choose_reducers, member_weights
+from coordinator.roster import choose_reducers
 from coordinator.round import tick
 from coordinator.round_state import Effect, Event, FreeLeases, Phase, Round, Settle
 from coordinator.schema import (
@@ -48,7 +46,6 @@ from coordinator.schema import (
     ResultRow,
     RosterRow,
     RoundRow,
-    WorkerRow,
 )
 from protocol.errors import ProtocolError
 from protocol.wire import records_pb2 as wire
@@ -222,9 +219,9 @@ class Turn:
 
     def _sign_roster(self, effect: round_state.SignRoster) -> None:
         layout, update = self.context.layout, self.context.manifest.update
-        members = self._still_welcome(effect.members)
+        members = still_welcome(self, effect.members)
         shares = choose_reducers(
-            self._candidates(members),
+            reducer_candidates(self, members),
             layout.count,
             avoid=effect.avoid,
             anchors_only=effect.anchors_only,
@@ -238,7 +235,7 @@ class Turn:
             round=self.machine.number,
             attempt=effect.attempt,
             state_digest=newest_state(self.session).digest,
-            members=self._members(members),
+            members=roster_members(self, members),
             reducers=[
                 wire.ReducerRange(
                     reducer=share.candidate.worker,
@@ -281,78 +278,6 @@ class Turn:
             members=len(members),
             reducers=len(shares),
         )
-
-    def _still_welcome(self, members: tuple[str, ...]) -> tuple[str, ...]:
-        """Without those that were blocked since they committed."""
-        found = self.session.scalars(
-            select(WorkerRow.worker).where(WorkerRow.worker.in_(members), welcome())
-        )
-        kept = set(found)
-        return tuple(worker for worker in members if worker in kept)
-
-    def _members(self, workers: tuple[str, ...]) -> list[wire.RosterMember]:
-        policy = self.context.manifest.verification
-        found = self.session.execute(
-            select(ContributionRow, WorkerRow.client_mode)
-            .join(WorkerRow, WorkerRow.worker == ContributionRow.worker)
-            .where(ContributionRow.round == self.machine.number)
-        ).all()
-        by_worker = {row.worker: (row, client_mode) for row, client_mode in found}
-        rows = [by_worker[worker] for worker in workers]
-        weights = member_weights(
-            [Claim(row.tokens, self._has_weight(row)) for row, _ in rows],
-            newcomer_share=policy.newcomer_weight_share,
-            cap_tokens=policy.weight_cap_tokens,
-        )
-        return [
-            wire.RosterMember(
-                worker=row.worker,
-                assignment_id=row.assignment_id,
-                weight=weight,
-                commitment_root=row.commitment_root,
-                client_mode=client_mode,
-            )
-            for (row, client_mode), weight in zip(rows, weights, strict=True)
-        ]
-
-    def _has_weight(self, row: ContributionRow) -> bool:
-        """Trusted in the class in which it was computed: another one rounds otherwise."""
-        passes = passes_of(self.session, row.worker, row.execution)
-        return passes >= self.context.manifest.verification.probation_passes
-
-    def _candidates(self, members: tuple[str, ...]) -> list[Candidate]:
-        """Anchors heard of lately and public members that are there; silent anchors if there is
-        nobody else, unless it is known that they are gone."""
-        rows = self.session.scalars(
-            select(WorkerRow)
-            .where(WorkerRow.client_mode.is_(False) | WorkerRow.anchor)
-            .where(welcome())
-            .where(WorkerRow.anchor | WorkerRow.worker.in_(members))
-            .order_by(WorkerRow.worker)
-        ).all()
-        suspended = suspensions.suspended(self.session, self.machine.number, members)
-        since_s = self.now_s - self.context.options.silent_after_s
-        heard: list[Candidate] = []
-        silent: list[Candidate] = []
-        for row in rows:
-            if self.is_absent(row.worker):
-                continue
-            candidate = Candidate(
-                row.worker,
-                row.donor,
-                row.anchor,
-                tuple(json.loads(row.multiaddrs)),
-                trusted=row.worker not in suspended and self._may_reduce(row.worker),
-                speed=self.context.speeds.of(row.worker),
-            )
-            there = row.last_seen_s >= since_s or row.worker in members
-            (heard if there else silent).append(candidate)
-        return heard if any(candidate.able for candidate in heard) else silent
-
-    def _may_reduce(self, worker: str) -> bool:
-        """Combining is the same arithmetic everywhere: trust in any class will do."""
-        least = self.context.manifest.verification.reducer_passes
-        return best_passes(self.session, worker) >= least
 
     def _sign_inclusion(self, effect: round_state.SignInclusion) -> None:
         roster = self.session.get_one(RosterRow, (self.machine.number, effect.attempt))
