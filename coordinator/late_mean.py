@@ -2,7 +2,7 @@
 
 A late mean covers ground that the round before it has covered too, and momentum multiplies what is
 already counted twice: numbers that are good without an overlap may diverge with it
-(docs/adr/0044-an-overlap-pays-on-slow-lines-only.md).
+(docs/adr/0044-an-overlap-costs-more-than-it-hides.md).
 """
 
 from __future__ import annotations
