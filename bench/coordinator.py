@@ -50,8 +50,8 @@ from protocol.envelope import open_envelope, seal
 from protocol.link import JoinLink
 from protocol.wire import records_pb2 as wire
 
-_TESTS = Path(__file__).parents[1] / "tests"
-sys.path.extend((str(_TESTS), str(_TESTS / "chaos")))
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "chaos"))
 
 from chaos_limits_rig import ENVIRONMENT, Server, serve
 from postgres_rig import postgres
@@ -205,8 +205,15 @@ def _play(server: Server, manifest: Path, scale: Scale) -> Iterator[tuple[dict[s
             seen = json.loads(line)
             now = _Spent.of(process)
             wall_s = max(1e-3, now.at_s - before.at_s)
-            cpu = round((now.cpu_s - before.cpu_s) / wall_s, 2)
-            yield seen, {"server_cores": cpu, "server_peak_mib": server.peak_rss_bytes // MIB}
+            cpu_s = now.cpu_s - before.cpu_s
+            yield (
+                seen,
+                {
+                    "server_cpu_s": round(cpu_s, 1),
+                    "server_cores": round(cpu_s / wall_s, 2),
+                    "server_peak_mib": server.peak_rss_bytes // MIB,
+                },
+            )
             before = now
 
 

@@ -2,11 +2,12 @@
 
 Each has a real key and does what a worker does towards the coordinator: it watches the run, beats
 at the interval that the coordinator tells it, asks for work, and commits a signed contribution
-whose root is that of its own encoded update, at a moment of the grace of its own. It prints one JSON line
-at the end of each phase; whoever started it measures the server meanwhile.
+whose root is that of its own encoded update, at a moment of the grace of its own. One JSON line
+ends each phase; whoever started this measures the server meanwhile.
 
 Signing is not part of any latency: a call's time runs from the frame's writing to the reply.
-Contributions are encoded and signed when their work is handed out, before the grace begins.
+Contributions are encoded and signed when their work is handed out, before the grace begins. What is
+refused is counted and not tried again, though a worker would.
 """
 
 from __future__ import annotations

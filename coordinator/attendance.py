@@ -127,7 +127,8 @@ class Attendance:
     ) -> bool:
         """Whether a worker was not heard of since it got its lease, for several heartbeats."""
         since_s = max(self._seen.get(worker, 0.0), leased_at_s, self._started_at_s)
-        patience_s = max(options.silent_after_s, _MISSED * self._told_s.get(worker, 0.0))
+        told_s = self._told_s.get(worker) or self.heartbeat_s(options)  # by us before a restart
+        patience_s = max(options.silent_after_s, _MISSED * told_s)
         return now_s - since_s > patience_s
 
     def doubtful(self, workers: Collection[str], now_s: float, options: EngineOptions) -> list[str]:

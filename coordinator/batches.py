@@ -16,9 +16,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence, Sized
 from typing import Generic, TypeVar
 
+from sqlalchemy import event
+
+from coordinator.turn import Turn
 from protocol.errors import ProtocolError
 
 Q = TypeVar("Q")
@@ -87,3 +90,45 @@ def _settle(reply: asyncio.Future[A], outcome: A | Exception) -> None:
         reply.set_exception(outcome)
     else:
         reply.set_result(outcome)
+
+
+class HalfDoneError(RuntimeError):
+    """A request of a batch failed when it had begun to write: the others must not keep that."""
+
+
+def each(
+    turn: Turn, requests: Sequence[Q], work: Callable[[Turn, Q], A | ProtocolError]
+) -> list[A | ProtocolError]:
+    """Do a batch's requests in their order, in one turn; what they write is flushed together.
+
+    The round is stored once, after the last, and whenever something follows from it.
+
+    Returns:
+        For each what ``work`` returned, or the error of ours that it raised.
+
+    Raises:
+        HalfDoneError: one of several raised when it had begun to write: undo them all.
+    """
+    if len(requests) == 1:
+        return [work(turn, requests[0])]
+    flushes: list[object] = []
+    event.listen(turn.session, "after_flush", lambda _, context: flushes.append(context))
+    turn.storing = False
+    outcomes = list[A | ProtocolError]()
+    for request in requests:
+        before = _written(turn, flushes)
+        try:
+            outcomes.append(work(turn, request))
+        except ProtocolError as error:
+            if _written(turn, flushes) != before:
+                raise HalfDoneError from error
+            outcomes.append(error)
+    turn.storing = True
+    turn.store()
+    return outcomes
+
+
+def _written(turn: Turn, flushes: Sized) -> tuple[object, ...]:
+    session = turn.session
+    waiting = len(session.new), len(session.dirty), len(session.deleted)
+    return turn.machine.number, id(turn.machine), len(turn.then.events), len(flushes), *waiting

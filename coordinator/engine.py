@@ -1,4 +1,4 @@
-"""The engine: requests in, one transaction each, replies and events out.
+"""The engine: requests in, one transaction for each batch of them, replies and events out.
 
 Invariants:
 
@@ -16,7 +16,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TypeVar
 
 import structlog
 
@@ -35,7 +34,7 @@ from coordinator.context import EngineOptions, RunContext
 from coordinator.crowd.desk import ActDesk, CheckFresh
 from coordinator.crowd.upkeep import CampaignKey
 from coordinator.database import Database
-from coordinator.heartbeats import HeartbeatDesk
+from coordinator.heartbeats import HeartbeatDesk, Reply
 from coordinator.keys import KeyRing
 from coordinator.loops import for_ever, whenever
 from coordinator.probation_commits import accept_units
@@ -59,13 +58,10 @@ from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
 
 _PIECES_PER_TURN = 16
-_REQUESTS_PER_TURN = 64  # of one kind: others wait for these
+_TOGETHER, _LEASED_TOGETHER = 64, 24  # requests of one kind in a turn: other kinds wait for them
 _ALIVE_EVERY_S = 2.0  # how often the time is noted, to know for how long we were away
 _ABSENT_AFTER_S = 5.0  # without a tick: the server was stopped, or without its database
 _QUIET_S = 5.0  # without a failure: a full disk may have room for one write and not for another
-
-Q = TypeVar("Q")
-A = TypeVar("A")
 
 _log = structlog.get_logger()
 
@@ -117,23 +113,15 @@ class Engine:
             self.context, database, checkpoints, self._turn, clock, Validation(evaluate)
         )
         self._audits = AuditDesk(self.context, self._turn, ReplayStore(checkpoints.url))
-        beats = HeartbeatDesk(
+        self._beats = HeartbeatDesk(
             self._attendance, self.context.options, lambda: self._audits.retain_from_round
         )
-        self._heartbeats = self._in_batches(beats.answer)
-        self._work_requests = self._in_batches(grant_works)
-        self._doors = self._in_batches(welcome_devices)
-        self._commits = self._in_batches(accept_units)
+        self._heartbeats = Batches(self._heartbeat, _TOGETHER)
+        self._work_requests = Batches(self._request_work, _LEASED_TOGETHER)
+        self._doors = Batches(self._require_welcome, _TOGETHER)
+        self._commits = Batches(self._commit, _TOGETHER)
         key = campaign_key or (lambda: keys.crowd.get(wire.KEY_PURPOSE_CAMPAIGN))
         self._acts = ActDesk(self.context, database, self._turn, clock, key)
-
-    def _in_batches(
-        self, answer: Callable[[Turn, Sequence[Q]], list[A | ProtocolError]]
-    ) -> Batches[Q, A]:
-        """Requests of one kind, each batch in one turn."""
-        return Batches(
-            lambda requests: self._turn(lambda turn: answer(turn, requests)), _REQUESTS_PER_TURN
-        )
 
     # ---- life ----
 
@@ -218,6 +206,11 @@ class Engine:
         """
         return await self._work_requests.ask(signed.record)
 
+    async def _request_work(
+        self, batch: Sequence[wire.WorkRequest]
+    ) -> list[service_pb2.WorkReply | ProtocolError]:
+        return await self._turn(lambda turn: grant_works(turn, batch))
+
     async def commit(self, signed: Signed[wire.Contribution]) -> service_pb2.CommitReply:
         """Accept a contribution, once.
 
@@ -225,6 +218,11 @@ class Engine:
             BadRecord, Conflict, TooLate: see :mod:`coordinator.commits`.
         """
         return await self._commits.ask(signed)
+
+    async def _commit(
+        self, batch: Sequence[Signed[wire.Contribution]]
+    ) -> list[service_pb2.CommitReply | ProtocolError]:
+        return await self._turn(lambda turn: accept_units(turn, batch))
 
     async def reducer_report(
         self, signed: Signed[wire.ReducerReport]
@@ -280,6 +278,9 @@ class Engine:
         reply = await self._heartbeats.ask(record)
         self._attendance.note(record, self._clock(), reply.next_heartbeat_ms / 1000)
         return reply
+
+    async def _heartbeat(self, batch: Sequence[wire.Heartbeat]) -> list[Reply]:
+        return await self._turn(lambda turn: self._beats.answer(turn, batch))
 
     async def answer_challenge(
         self, signed: Signed[wire.ChallengeAnswer], chunks: Sequence[wire.OpenedChunk]
@@ -351,6 +352,9 @@ class Engine:
             NotEnrolled, UsageError: it may not; says why.
         """
         await self._doors.ask(worker)
+
+    async def _require_welcome(self, batch: Sequence[str]) -> list[bool | ProtocolError]:
+        return await self._turn(lambda turn: welcome_devices(turn, batch))
 
     @asynccontextmanager
     async def subscribe(self, worker: str) -> AsyncIterator[AsyncIterator[service_pb2.RunEvent]]:

@@ -18,7 +18,7 @@ from coordinator.audit.challenges import open_challenges, who_is_asked
 from coordinator.audit.schema import ProbationRow
 from coordinator.context import EngineOptions, to_ms
 from coordinator.lookups import fetch
-from coordinator.schema import AssignmentRow
+from coordinator.schema import AssignmentRow, ControlRow
 from coordinator.turn import Turn
 from coordinator.work import fetch_devices, kept_out, known
 from protocol.errors import NotEnrolled, ProtocolError
@@ -51,7 +51,10 @@ class HeartbeatDesk:
         fetch(turn.session, AssignmentRow.assignment_id, units)
         asked = who_is_asked(turn.session, workers)
         heartbeat_s = self._attendance.heartbeat_s(self._options)
-        return [self._answer(turn, beat, heartbeat_s, beat.worker in asked) for beat in beats]
+        control = turn.session.get_one(ControlRow, 1)
+        replies = [self._answer(turn, beat, heartbeat_s, beat.worker in asked) for beat in beats]
+        del control  # the session forgets a row that nobody holds
+        return replies
 
     def _answer(
         self, turn: Turn, beat: wire.Heartbeat, heartbeat_s: float, is_asked: bool

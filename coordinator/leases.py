@@ -21,9 +21,13 @@ from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from coordinator.schema import CONSUMED, FREE, LEASED, IntervalRow
+from ledger.schema import Base
 
 SEED_BITS = 63
 """A seed fits into a signed 64-bit integer, which is what databases and frameworks have."""
+
+_INTERVALS = Base.metadata.tables[IntervalRow.__tablename__]
+_I = _INTERVALS.c
 
 _SAFETY = 0.9
 """Part of the time left that a lease fills: encoding and committing take the rest."""
@@ -98,38 +102,34 @@ def release(session: Session, assignment_id: bytes) -> bool:
 def held(session: Session, assignment_id: bytes) -> Lease | None:
     """The open lease of an assignment."""
     row = session.execute(
-        select(IntervalRow.epoch, IntervalRow.start, IntervalRow.stop).where(
-            IntervalRow.assignment_id == assignment_id
-        )
+        select(_I.epoch, _I.start, _I.stop).where(_I.assignment_id == assignment_id)
     ).one_or_none()
     return None if row is None else Lease(*row)
 
 
 def consumed_batches(session: Session) -> int:
     """Inner batches consumed over all epochs."""
-    length = func.sum(IntervalRow.stop - IntervalRow.start)
-    return int(session.scalar(select(length).where(IntervalRow.state == CONSUMED)) or 0)
+    length = func.sum(_I.stop - _I.start)
+    return int(session.scalar(select(length).where(_I.state == CONSUMED)) or 0)
 
 
 def _find_gap(session: Session, wanted: int) -> Lease | None:
-    oldest = session.scalar(select(func.min(IntervalRow.epoch)).where(IntervalRow.state == FREE))
+    oldest = session.scalar(select(func.min(_I.epoch)).where(_I.state == FREE))
     if oldest is None:
         return None
-    length = IntervalRow.stop - IntervalRow.start
-    gaps = select(IntervalRow.epoch, IntervalRow.start, IntervalRow.stop).where(
-        IntervalRow.epoch == oldest, IntervalRow.state == FREE
-    )
+    length = _I.stop - _I.start
+    gaps = select(_I.epoch, _I.start, _I.stop).where(_I.epoch == oldest, _I.state == FREE)
     row = session.execute(
-        gaps.where(length * 2 >= wanted).order_by(IntervalRow.start).limit(1)
+        gaps.where(length * 2 >= wanted).order_by(_I.start).limit(1)
     ).one_or_none()
     if row is None:
-        longest_first = gaps.order_by(length.desc(), IntervalRow.start).limit(1)
+        longest_first = gaps.order_by(length.desc(), _I.start).limit(1)
         row = session.execute(longest_first).one()
     return Lease(*row)
 
 
 def _new_epoch(session: Session, batches: int) -> Lease:
-    last = session.scalar(select(func.max(IntervalRow.epoch)))
+    last = session.scalar(select(func.max(_I.epoch)))
     epoch = 0 if last is None else last + 1
     _insert(session, epoch, 0, batches, FREE)
     return Lease(epoch, 0, batches)
@@ -141,7 +141,7 @@ def _new_epoch(session: Session, batches: int) -> Lease:
 
 def _insert(session: Session, epoch: int, start: int, stop: int, state: str) -> None:
     session.execute(
-        insert(IntervalRow).values(
+        insert(_INTERVALS).values(
             epoch=epoch, start=start, stop=stop, previous_stop=start or None, state=state
         )
     )
@@ -157,10 +157,7 @@ def _split(session: Session, whole: Lease, middle: int) -> None:
 
 def _set_stop(session: Session, epoch: int, start: int, stop: int) -> None:
     session.execute(
-        update(IntervalRow)
-        .where(IntervalRow.epoch == epoch, IntervalRow.start == start)
-        .values(stop=stop)
-        .execution_options(synchronize_session=False)
+        update(_INTERVALS).where(_I.epoch == epoch, _I.start == start).values(stop=stop)
     )
 
 
@@ -168,30 +165,27 @@ def _set_state(
     session: Session, epoch: int, start: int, state: str, assignment_id: bytes | None
 ) -> None:
     session.execute(
-        update(IntervalRow)
-        .where(IntervalRow.epoch == epoch, IntervalRow.start == start)
+        update(_INTERVALS)
+        .where(_I.epoch == epoch, _I.start == start)
         .values(state=state, assignment_id=assignment_id)
-        .execution_options(synchronize_session=False)
     )
 
 
 def _join(session: Session, epoch: int, start: int, state: str) -> None:
     """Merge the interval at ``start`` with neighbours of the same kind."""
-    here = select(IntervalRow.start, IntervalRow.stop).where(
-        IntervalRow.epoch == epoch, IntervalRow.state == state
-    )
-    before = session.execute(here.where(IntervalRow.stop == start)).one_or_none()
+    here = select(_I.start, _I.stop).where(_I.epoch == epoch, _I.state == state)
+    before = session.execute(here.where(_I.stop == start)).one_or_none()
     if before is not None:
         start = _absorb(session, epoch, before.start, start)
-    stop = session.execute(here.where(IntervalRow.start == start)).one().stop
-    if session.execute(here.where(IntervalRow.start == stop)).one_or_none() is not None:
+    stop = session.execute(here.where(_I.start == start)).one().stop
+    if session.execute(here.where(_I.start == stop)).one_or_none() is not None:
         _absorb(session, epoch, start, stop)
 
 
 def _absorb(session: Session, epoch: int, left_start: int, right_start: int) -> int:
     """Make one interval of two neighbours; returns where it starts."""
-    right = (IntervalRow.epoch == epoch, IntervalRow.start == right_start)
-    stop = session.execute(select(IntervalRow.stop).where(*right)).scalar_one()
-    session.execute(delete(IntervalRow).where(*right).execution_options(synchronize_session=False))
+    right = (_I.epoch == epoch, _I.start == right_start)
+    stop = session.execute(select(_I.stop).where(*right)).scalar_one()
+    session.execute(delete(_INTERVALS).where(*right))
     _set_stop(session, epoch, left_start, stop)
     return left_start

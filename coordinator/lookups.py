@@ -3,7 +3,7 @@
 Invariants:
 
 * What is found here is what the session itself would find. The rows are the session's own, so they
-  show what the transaction changed; what it adds or deletes meanwhile is asked for anew.
+  show what the transaction changed and added. Nothing that is looked up here is deleted in it.
 * Nothing outlives its transaction, in which nobody else writes (:mod:`coordinator.database`).
 """
 
@@ -18,25 +18,27 @@ from sqlalchemy.orm import InstrumentedAttribute, Mapper, Session
 
 Row = TypeVar("Row")
 
-_READ = "lookups"  # in Session.info: column -> value -> rows
+_READ = "lookups"  # in Session.info: (class, attribute) -> value -> rows
 
 
 def fetch(session: Session, column: InstrumentedAttribute[Any], values: Collection[Any]) -> None:
     """Read all rows of a table that have one of ``values`` in ``column``."""
     if _READ not in session.info:
         session.info[_READ] = {}
-        event.listen(session, "after_flush", _forget_changed)
-    known = session.info[_READ].setdefault(column, {})
+        event.listen(session, "after_attach", _take_note)
+    known = session.info[_READ].setdefault((column.class_, column.key), {})
     wanted = [value for value in dict.fromkeys(values) if value not in known]
+    if not wanted:
+        return
+    rows = session.scalars(select(column.class_).where(column.in_(wanted))).all()
     known |= {value: [] for value in wanted}
-    if wanted:
-        for row in session.scalars(select(column.class_).where(column.in_(wanted))):
-            known[getattr(row, column.key)].append(row)
+    for row in rows:
+        known[getattr(row, column.key)].append(row)
 
 
 def rows_by(session: Session, column: InstrumentedAttribute[Any], value: Any) -> list[Any]:
     """All rows with ``value`` in ``column``."""
-    found = session.info.get(_READ, {}).get(column, {}).get(value)
+    found = _fetched(session, column, value)
     if found is not None:
         return list(found)
     return list(session.scalars(select(column.class_).where(column == value)))
@@ -44,11 +46,16 @@ def rows_by(session: Session, column: InstrumentedAttribute[Any], value: Any) ->
 
 def find(session: Session, kind: type[Row], value: Any) -> Row | None:
     """The row of a table whose primary key, of one column, is ``value``."""
-    key = _primary_key(cast(Hashable, kind))
-    found = session.info.get(_READ, {}).get(key, {}).get(value)
+    found = _fetched(session, _primary_key(cast(Hashable, kind)), value)
     if found is None:
         return session.get(kind, value)
     return found[0] if found else None
+
+
+def _fetched(session: Session, column: InstrumentedAttribute[Any], value: Any) -> list[Any] | None:
+    read = session.info.get(_READ, {})
+    found: list[Any] | None = read.get((column.class_, column.key), {}).get(value)
+    return found
 
 
 @cache
@@ -60,9 +67,10 @@ def _primary_key(kind: type[Any]) -> InstrumentedAttribute[Any]:
     return attribute
 
 
-def _forget_changed(session: Session, _: object) -> None:
-    """What was added or deleted may change the answer: the next one asks the database."""
-    for row in (*session.new, *session.deleted):
-        for column, known in session.info[_READ].items():
-            if isinstance(row, column.class_):
-                known.pop(getattr(row, column.key), None)
+def _take_note(session: Session, row: object) -> None:
+    """A row that is added is found from then on."""
+    for (kind, key), known in session.info[_READ].items():
+        if isinstance(row, kind):
+            rows = known.get(getattr(row, key))
+            if rows is not None and row not in rows:
+                rows.append(row)

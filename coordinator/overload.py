@@ -55,7 +55,7 @@ class Shares:
 
 
 CALLS = Shares(Share(1024, per_address=128, per_key=8), Share(64, per_address=16))
-"""Calls that wait for the database, which takes some hundreds a second, one after the other."""
+"""Calls that wait for the database, which takes them in batches, one after the other."""
 
 DOWNLOADS = Shares(Share(512, per_address=64, per_key=8), Share(128, per_address=32))
 """Each holds a piece of at most 1 MiB."""

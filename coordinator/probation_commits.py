@@ -20,6 +20,7 @@ import structlog
 
 from coordinator.audit.begin import begin_audit
 from coordinator.audit.schema import COMMITTED, ISSUED, ProbationRow
+from coordinator.batches import each
 from coordinator.commits import accept_contribution, check_contribution, check_execution_of
 from coordinator.evidence import keep_evidence
 from coordinator.lookups import fetch, find
@@ -49,7 +50,7 @@ def accept_units(
         fetch(turn.session, column, units)
     fetch(turn.session, ContributionRow.commitment_root, [s.record.commitment_root for s in batch])
     fetch_devices(turn.session, [signed.signer for signed in batch])
-    return turn.each(batch, accept_unit)
+    return each(turn, batch, accept_unit)
 
 
 def accept_unit(

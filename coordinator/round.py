@@ -149,7 +149,8 @@ def _abandoned(state: Round, event: Abandoned, now_s: float) -> Step:
 def _without_worker(state: Round, worker: str) -> tuple[str, ...]:
     if worker not in state.training:
         raise ImpossibleEvent(f"{worker} has no open lease")
-    return tuple(other for other in state.training if other != worker)
+    at = state.training.index(worker)
+    return state.training[:at] + state.training[at + 1 :]
 
 
 def _close_if_done(state: Round, now_s: float) -> Step:

@@ -10,6 +10,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 
 class Phase(StrEnum):
@@ -256,8 +257,9 @@ def dump(state: Round) -> str:
     return json.dumps(fields | {"policy": dataclasses.asdict(state.policy)})
 
 
+@lru_cache(maxsize=4)
 def load(text: str) -> Round:
-    """Inverse of :func:`dump`."""
+    """Inverse of :func:`dump`; each turn loads what the one before stored."""
     raw = json.loads(text)
     raw["policy"] = Policy(**raw["policy"])
     raw["phase"] = Phase(raw["phase"])

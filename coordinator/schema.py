@@ -25,6 +25,7 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -145,6 +146,14 @@ class IntervalRow(Base):
 
     __table_args__ = (
         Index("ix_intervals_chain", "epoch", "previous_stop"),
+        # A free gap is found without a look at what thousands of members hold.
+        Index(
+            "ix_intervals_free",
+            "epoch",
+            "start",
+            sqlite_where=text("state = 'free'"),
+            postgresql_where=text("state = 'free'"),
+        ),
         UniqueConstraint("epoch", "start", name="uq_intervals_start"),
         UniqueConstraint("epoch", "stop", name="uq_intervals_stop"),
         ForeignKeyConstraint(

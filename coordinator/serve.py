@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -42,6 +43,10 @@ from protocol.identity import PeerId
 from protocol.link import JoinLink
 from protocol.manifest import RunManifest
 from protocol.wire import records_pb2 as wire
+
+_SWITCH_S = 0.0005
+"""Checking a signature lets go of the interpreter, and so does each statement of the database: with
+Python's 5 ms they would wait so long for each other each time."""
 
 _CHILD_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
@@ -136,6 +141,7 @@ async def serve_run(
     Raises:
         UsageError: the folder is unusable or the port taken.
     """
+    sys.setswitchinterval(_SWITCH_S)
     stop = stop_on_signals()
     run = Run.open(folder, time.time())
     with folder.hold():

@@ -14,11 +14,9 @@ Invariants:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from typing import TypeVar
+from dataclasses import dataclass, field
 
 import structlog
 from sqlalchemy import func, select
@@ -47,20 +45,12 @@ from coordinator.schema import (
     RosterRow,
     RoundRow,
 )
-from protocol.errors import ProtocolError
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
-
-Q = TypeVar("Q")
-T = TypeVar("T")
 
 GROUP_ID_BYTES = 20
 
 _log = structlog.get_logger()
-
-
-_load = lru_cache(maxsize=4)(round_state.load)
-"""A round of thousands is read from the same text at every turn, and frozen."""
 
 
 def current_roster(session: Session, machine: Round) -> RosterRow | None:
@@ -101,7 +91,7 @@ class Turn:
         self.now_s = now_s
         self.is_absent = is_absent
         self.then = AfterCommit()
-        self._together = False
+        self.storing = True  # the round at each event, or once at the end of a batch
         self.head = b""  # of the round in training, once the work is done
         self._earlier: Turn | None = None
         self._later: Turn | None = None
@@ -127,8 +117,8 @@ class Turn:
         """Feed one event to the state machine and carry out what it asks for."""
         before = self.machine
         self.machine, effects = tick(before, event, self.now_s)
-        if effects or not self._together:
-            self._store()
+        if effects or self.storing:
+            self.store()
         if self.machine.phase is not before.phase:
             self._announce_phase()
         suspensions.take_note(self.session, before, self.machine)
@@ -138,39 +128,9 @@ class Turn:
         if self.machine.ended and self.row.ended_at_s is None:
             self._end()
         elif self.context.manifest.lag_rounds and closes(before, self.machine):
-            self._store()
+            self.store()
             self._overlap(self.row)
             self._open_next(earlier_reducing=True)
-
-    def each(
-        self, requests: Iterable[Q], work: Callable[[Turn, Q], T | ProtocolError]
-    ) -> list[T | ProtocolError]:
-        """Do a batch's requests in their order, the effects of each or none of them.
-
-        The round is stored once, after the last, and whenever something follows from it.
-
-        Returns:
-            For each what ``work`` returned, or the error of ours that it raised.
-        """
-        self._together = True
-        outcomes = [self._attempt(request, work) for request in requests]
-        self._together = False
-        self._store()
-        return outcomes
-
-    def _attempt(
-        self, request: Q, work: Callable[[Turn, Q], T | ProtocolError]
-    ) -> T | ProtocolError:
-        before = [(turn, vars(turn).copy()) for turn in self.running]
-        followed = replace(self.then, events=self.then.events.copy())
-        try:
-            with self.session.begin_nested():
-                return work(self, request)
-        except ProtocolError as error:
-            for turn, fields in before:
-                vars(turn).update(fields)
-            vars(self.then).update(vars(followed))
-            return error
 
     def expire(self, worker: str) -> None:
         """Give up the open lease of a worker that left or fell silent."""
@@ -320,12 +280,12 @@ class Turn:
 
     # ---- from round to round ----
 
-    def _store(self) -> None:
-        if self.machine is self._stored:
-            return
-        self._stored = self.machine
-        self.row.machine = round_state.dump(self.machine)
-        self.row.phase = self.machine.phase.value
+    def store(self) -> None:
+        """Write the round down, if it has changed."""
+        if self.machine is not self._stored:
+            self._stored = self.machine
+            self.row.machine = round_state.dump(self.machine)
+            self.row.phase = self.machine.phase.value
 
     def _announce_phase(self) -> None:
         """Phases that come with no record of their own."""
@@ -367,11 +327,11 @@ class Turn:
 
     def _take_up(self, row: RoundRow) -> None:
         self.row = row
-        self.machine = self._stored = _load(row.machine)
+        self.machine = self._stored = round_state.load(row.machine)
 
     def _overlap(self, row: RoundRow) -> None:
         """That round is reduced while this turn's is trained."""
         earlier = copy(self)
-        earlier._together = False
+        earlier.storing = True
         earlier._take_up(row)
         earlier._earlier, earlier._later, self._earlier = None, self, earlier

@@ -2,6 +2,7 @@
 
 Invariants:
 
+* A turn is one request's, or a batch's of one kind (:mod:`coordinator.batches`).
 * Turns do not overlap, and their events are published in the order of their commits.
 * Nothing is told to anybody before it is committed. An error that a turn *returns* is raised after
   the commit, so that evidence of a conflict stays; one that it *raises* undoes the turn.

@@ -24,6 +24,7 @@ from coordinator.attendance import finite_speed
 from coordinator.audit.jobs import backlog
 from coordinator.audit.schema import BlockRow, TrustRow
 from coordinator.audit.trust import best_passes
+from coordinator.batches import each
 from coordinator.blocks import reason_for
 from coordinator.context import to_ms
 from coordinator.lookups import fetch, find, rows_by
@@ -59,13 +60,28 @@ class _Refusal:
 def grant_works(
     turn: Turn, batch: Sequence[wire.WorkRequest]
 ) -> list[service_pb2.WorkReply | ProtocolError]:
-    """Answer requests that came at about the same time; see :func:`grant_work`."""
-    fetch_devices(turn.session, [request.worker for request in batch])
-    return turn.each(batch, grant_work)
+    """Answer requests that came at about the same time; see the module."""
+    workers = [request.worker for request in batch]
+    fetch_devices(turn.session, workers)
+    found = select(AssignmentRow).where(
+        AssignmentRow.round == turn.machine.number, AssignmentRow.worker.in_(workers)
+    )
+    shared = turn.session.get_one(ControlRow, 1), newest_state(turn.session)
+    held = {row.worker: row for row in turn.session.scalars(found)}
+    replies = each(turn, batch, lambda turn, request: _grant_work(turn, request, held))
+    del shared  # the session forgets rows that nobody holds
+    return replies
 
 
-def grant_work(turn: Turn, request: wire.WorkRequest) -> service_pb2.WorkReply:
+def _grant_work(
+    turn: Turn, request: wire.WorkRequest, held: dict[str, AssignmentRow]
+) -> service_pb2.WorkReply:
     """Answer a RequestWork whose signature was checked.
+
+    Args:
+        turn: of the running round.
+        request: for work in it.
+        held: assignments of the round by worker; a new one is added.
 
     Raises:
         NotEnrolled: the device is not known.
@@ -76,11 +92,7 @@ def grant_work(turn: Turn, request: wire.WorkRequest) -> service_pb2.WorkReply:
     refusal = _refuse_all(turn) or _refuse_old(turn, worker)
     if refusal is None and needs_probation(turn, worker):
         return grant_probation(turn, worker, request)
-    row = turn.session.scalars(
-        select(AssignmentRow).where(
-            AssignmentRow.round == turn.machine.number, AssignmentRow.worker == worker.worker
-        )
-    ).one_or_none()
+    row = held.get(worker.worker)
     if row is not None and row.status == TRAINING:
         envelope = wire.Envelope.FromString(row.envelope)
         return service_pb2.WorkReply(assignment=envelope, run_head=head)
@@ -92,7 +104,8 @@ def grant_work(turn: Turn, request: wire.WorkRequest) -> service_pb2.WorkReply:
             refusal = _Refusal("round_closing", "too little time is left in this round")
     if refusal is not None:
         return service_pb2.WorkReply(wait=_wait(turn, refusal), run_head=head)
-    return service_pb2.WorkReply(assignment=_assign(turn, worker, steps), run_head=head)
+    envelope, held[worker.worker] = _assign(turn, worker, steps)
+    return service_pb2.WorkReply(assignment=envelope, run_head=head)
 
 
 def welcome_devices(turn: Turn, workers: Sequence[str]) -> list[bool | ProtocolError]:
@@ -225,12 +238,13 @@ def _steps(turn: Turn, worker: WorkerRow, request: wire.WorkRequest) -> int:
     return steps or int(time_left_s > duration_s / 2)
 
 
-def _assign(turn: Turn, worker: WorkerRow, steps: int) -> wire.Envelope:
+def _assign(turn: Turn, worker: WorkerRow, steps: int) -> tuple[wire.Envelope, AssignmentRow]:
     context, number = turn.context, turn.machine.number
     # Not the newest one: a mean may have been applied since the round opened.
     state = turn.session.get_one(StateRow, turn.row.settled_rounds)
     assignment_id, seed = secrets.token_bytes(16), secrets.randbits(leases.SEED_BITS)
-    lease = leases.take(turn.session, assignment_id, steps, context.batches_per_epoch)
+    with turn.session.no_autoflush:  # it reads and writes intervals only
+        lease = leases.take(turn.session, assignment_id, steps, context.batches_per_epoch)
     turn.apply(Leased(worker.worker))
     assert turn.machine.deadline_s is not None
     batch = context.manifest.inner.sequences_per_batch
@@ -250,19 +264,18 @@ def _assign(turn: Turn, worker: WorkerRow, steps: int) -> wire.Envelope:
             deadline_ms=to_ms(turn.machine.deadline_s),
         )
     )
-    turn.session.add(
-        AssignmentRow(
-            assignment_id=assignment_id,
-            round=number,
-            worker=worker.worker,
-            epoch=lease.epoch,
-            start_batch=lease.start,
-            stop_batch=lease.stop,
-            seed=seed,
-            status=TRAINING,
-            leased_at_s=turn.now_s,
-            envelope=envelope.SerializeToString(),
-        )
+    row = AssignmentRow(
+        assignment_id=assignment_id,
+        round=number,
+        worker=worker.worker,
+        epoch=lease.epoch,
+        start_batch=lease.start,
+        stop_batch=lease.stop,
+        seed=seed,
+        status=TRAINING,
+        leased_at_s=turn.now_s,
+        envelope=envelope.SerializeToString(),
     )
-    _log.info("leased", round=number, worker=worker.worker, steps=lease.steps, epoch=lease.epoch)
-    return envelope
+    turn.session.add(row)
+    _log.debug("leased", round=number, worker=worker.worker, steps=lease.steps, epoch=lease.epoch)
+    return envelope, row

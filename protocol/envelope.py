@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from functools import cache
 from typing import Generic, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -41,7 +40,6 @@ class Signed(Generic[Record]):
         return hashlib.sha256(self.envelope.payload).digest()
 
 
-@cache
 def payload_type(record_class: type[Message]) -> str:
     """``GatherStatement`` -> ``application/vnd.barnraise.gather-statement+protobuf``."""
     name = re.sub(r"(?<!^)(?=[A-Z])", "-", record_class.DESCRIPTOR.name).lower()

@@ -1,0 +1,242 @@
+"""Many at once: what comes together is committed together, and each by itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+
+from coordinator.attendance import Attendance
+from coordinator.batches import Batches, each
+from coordinator.context import EngineOptions
+from coordinator.database import Database
+from coordinator.events import Hub, Subscription
+from coordinator.lookups import fetch, find, rows_by
+from coordinator.schema import ContributionRow, EvidenceRow, WorkerRow
+from coordinator.turn import Turn
+from protocol.errors import BadRecord, Conflict, NotEnrolled
+from protocol.identity import Identity
+from protocol.wire import records_pb2 as wire
+from protocol.wire import service_pb2 as api
+
+CROWD = 40
+
+
+@pytest.fixture
+def transactions(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """One entry for each transaction."""
+    counted: list[object] = []
+    once = Database._once
+
+    def count(self: Database, work: Any) -> Any:
+        counted.append(work)
+        return once(self, work)
+
+    monkeypatch.setattr(Database, "_once", count)
+    return counted
+
+
+async def crowd(boot: Any, count: int = CROWD) -> tuple[Any, list[Any]]:
+    """Members that have leased and trained."""
+    rig = await boot(round={"max_members": CROWD + 2})
+    members = [rig.enrol(seed) for seed in range(1, count + 1)]
+    await asyncio.gather(*(member.lease() for member in members))
+    for member in members:
+        member.train()
+    return rig, members
+
+
+async def test_leases_that_are_asked_for_at_once_differ(
+    boot: Any, transactions: list[object]
+) -> None:
+    _, members = await crowd(boot)
+    assert len(transactions) < CROWD
+    starts = {(m.assignment.epoch, m.assignment.start_sequence) for m in members}
+    assert len(starts) == CROWD
+
+
+async def test_one_who_asks_twice_at_once_has_one_lease(boot: Any) -> None:
+    rig = await boot()
+    ada = rig.enrol(1)
+    replies = await asyncio.gather(*(ada.request() for _ in range(5)))
+    assert len({reply.assignment.payload for reply in replies}) == 1
+
+
+async def test_commits_that_come_at_once_share_transactions(
+    boot: Any, transactions: list[object]
+) -> None:
+    rig, members = await crowd(boot)
+    transactions.clear()
+    replies = await asyncio.gather(*(member.commit() for member in members))
+    assert all(reply.first for reply in replies)
+    assert len(transactions) < CROWD / 4
+    await rig.reboot()  # nothing that was acknowledged is lost
+    assert await members[0].commit() == api.CommitReply(first=False)
+    with rig.database.session() as session:
+        assert session.scalar(select(func.count()).select_from(ContributionRow)) == CROWD
+
+
+async def test_a_bad_commit_is_refused_among_good_ones(boot: Any) -> None:
+    _, members = await crowd(boot)
+    asked = [m.commit(**({"codec": "none"} if m is members[3] else {})) for m in members]
+    outcomes = await asyncio.gather(*asked, return_exceptions=True)
+    assert isinstance(outcomes[3], BadRecord)
+    assert [outcome.first for outcome in outcomes if outcome is not outcomes[3]] == [True] * 39
+
+
+async def test_the_same_commit_twice_at_once_counts_once(boot: Any) -> None:
+    _, (ada, bob, *_) = await crowd(boot)
+    replies = await asyncio.gather(ada.commit(), bob.commit(), ada.commit())
+    assert [reply.first for reply in replies] == [True, True, False]
+
+
+async def test_two_different_commits_at_once_are_evidence(boot: Any) -> None:
+    rig, (ada, bob, *_) = await crowd(boot)
+    first, other, second = await asyncio.gather(
+        ada.commit(), bob.commit(), ada.commit(mean_loss=4.0), return_exceptions=True
+    )
+    assert first.first
+    assert other.first
+    assert isinstance(second, Conflict)
+    with rig.database.session() as session:
+        assert session.scalars(select(EvidenceRow.signer)).all() == [ada.name]
+
+
+async def test_an_update_is_copied_by_nobody_who_commits_with_its_maker(boot: Any) -> None:
+    _, (ada, bob, cleo, *_) = await crowd(boot)
+    outcomes = await asyncio.gather(
+        cleo.commit(),
+        ada.commit(),
+        bob.commit(commitment_root=ada.update.root),
+        return_exceptions=True,
+    )
+    assert [getattr(outcome, "first", None) for outcome in outcomes] == [True, True, None]
+    assert isinstance(outcomes[2], BadRecord)
+
+
+async def test_who_fails_half_way_takes_nothing_of_the_others_along(boot: Any) -> None:
+    rig = await boot()
+    names = [rig.enrol(seed).name for seed in (1, 2, 3)]
+
+    def rename(turn: Turn, worker: str) -> str:
+        turn.session.get_one(WorkerRow, worker).device_name = "renamed"
+        if worker == names[1]:
+            raise BadRecord("after it was written")
+        return worker
+
+    desk = Batches[str, str](
+        lambda batch: rig.engine._turn(lambda turn: each(turn, batch, rename)), 8
+    )
+    outcomes = await asyncio.gather(*map(desk.ask, names), return_exceptions=True)
+    assert [outcomes[0], outcomes[2]] == [names[0], names[2]]
+    assert isinstance(outcomes[1], BadRecord)
+    with rig.database.session() as session:
+        found = [session.get_one(WorkerRow, name).device_name for name in names]
+    assert found == ["renamed", "", "renamed"]
+
+
+async def test_heartbeats_that_come_at_once_are_answered_each_for_itself(
+    boot: Any, transactions: list[object]
+) -> None:
+    rig = await boot()
+    members = [rig.enrol(seed) for seed in range(1, CROWD + 1)]
+    rig.block(members[5].name, "a test")
+    beats = [wire.Heartbeat(run_id=rig.run_id, worker=member.name) for member in members]
+    stranger = Identity.generate()
+    unknown = wire.Heartbeat(run_id=rig.run_id, worker=stranger.peer_id)
+    transactions.clear()
+    *replies, refused = await asyncio.gather(
+        *(rig.engine.heartbeat(m.sign(b)) for m, b in zip(members, beats, strict=True)),
+        rig.engine.heartbeat(type(members[0])(rig, stranger).sign(unknown)),
+        return_exceptions=True,
+    )
+    assert len(transactions) < CROWD / 4
+    assert isinstance(refused, NotEnrolled)
+    actions = Counter(reply.action for reply in replies)
+    assert actions == {api.ACTION_KEEP: CROWD - 1, api.ACTION_PAUSE: 1}
+    assert "a test" in replies[5].reason
+
+
+async def test_rows_are_found_as_the_transaction_has_them(boot: Any) -> None:
+    rig = await boot()
+    ada = rig.enrol(1).name
+    fields = {"donor": ada, "device_class": "cpu", "enrolled_at_s": 0.0}
+    with rig.database.session() as session:
+        fetch(session, WorkerRow.worker, [ada, "absent"])
+        assert find(session, WorkerRow, ada).worker == ada
+        assert find(session, WorkerRow, "absent") is None
+        session.add(WorkerRow(worker="absent", **fields))
+        assert find(session, WorkerRow, "absent").donor == ada  # added, not flushed yet
+        assert len(rows_by(session, WorkerRow.donor, ada)) == 2  # by the database
+        assert len(rows_by(session, WorkerRow.worker, "absent")) == 1
+
+
+# ---- how often members are to be heard of ----
+
+
+def test_many_members_beat_less_often() -> None:
+    attendance, options = Attendance(0.0), EngineOptions(heartbeat_s=4.0, heartbeats_per_s=10.0)
+    assert attendance.heartbeat_s(options) == 4.0
+    for number in range(80):
+        attendance.came(str(number))
+    assert attendance.heartbeat_s(options) == 8.0
+    for number in range(10_000):
+        attendance.came(str(number))
+    assert attendance.heartbeat_s(options) == 60.0
+
+
+def test_who_was_told_to_beat_less_often_is_waited_for_longer() -> None:
+    attendance, options = Attendance(0.0), EngineOptions(heartbeat_s=4.0)
+    for name, told_s in (("ada", 4.0), ("bob", 20.0)):
+        attendance.note(wire.Heartbeat(worker=name), 100.0, told_s)
+    gone: dict[float, list[str]] = {
+        112.0: [],
+        113.0: ["ada"],
+        160.0: ["ada"],
+        161.0: ["ada", "bob"],
+    }
+    for now_s, absent in gone.items():
+        assert [n for n in ("ada", "bob") if attendance.is_absent(n, now_s, options)] == absent
+    silent = [n for n in ("ada", "bob") if attendance.is_silent(n, 0.0, 131.0, options)]
+    assert silent == attendance.doubtful(("ada", "bob"), 131.0, options) == ["ada"]
+
+
+# ---- news for a crowd ----
+
+
+async def test_a_crowd_hears_everything_in_order_a_few_at_a_time() -> None:
+    hub, readers = Hub(16), [Subscription(16) for _ in range(200)]
+    for reader in readers:
+        hub.open(reader, ())
+    hub.publish([api.RunEvent(round=1)])
+    hub.publish([api.RunEvent(round=2)])
+    late = Subscription(16)
+    hub.open(late, [api.RunEvent(round=2)])  # its snapshot holds what is published
+    hub.publish([api.RunEvent(round=3)])
+    assert 0 < sum(not reader._queue.empty() for reader in readers) < 200
+    for reader in readers:
+        events = reader.events()
+        assert [(await anext(events)).round for _ in range(3)] == [1, 2, 3]
+    events = late.events()
+    assert [(await anext(events)).round for _ in range(2)] == [2, 3]
+
+
+async def test_who_leaves_while_its_stream_opens_is_not_remembered(boot: Any) -> None:
+    rig = await boot()
+    hub = rig.engine._turns._hub
+
+    async def watch() -> None:
+        async with rig.watching():
+            raise AssertionError("it was cancelled before")
+
+    task = asyncio.create_task(watch())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    async with rig.watching() as events:
+        await anext(events)
+        assert len(hub) == 1
