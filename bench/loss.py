@@ -1,0 +1,94 @@
+"""Loss against tokens and against time: ours, and what it is an alternative to.
+
+Everybody trains the same Llama on the same bytes of Shakespeare in the same order, with as many
+tokens in all, and is evaluated on plays that nobody trained on. *Synchronous* AdamW and Muon average
+gradients after every step, as in a data centre; *DiLoCo* is AdamW that keeps its state, averaged in
+float32 every H steps with the outer optimizer of its paper; *ours* is the protocol's own code. All
+share clipping, weight decay and the cosine schedule of the learning rate; each has the learning
+rate that was best for it among the powers of two times 0.001 that were tried.
+
+Wall time is reckoned (:mod:`bench.loss_link`): the measured step, and a home's line between steps. *In
+the same time* trains the synchronous ones anew, on as many tokens as fit, with the schedule ending there.
+
+Every finished run is a line of ``results/loss-runs.jsonl``; only what is missing there is trained. To
+train all of it anew, delete that file.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from bench import loss_plan
+from bench.loss_arm import Arm
+from bench.loss_figure import write_figure
+from bench.loss_link import HOME, rounds_within, wall_s
+from bench.loss_record import Record
+from bench.loss_run import run_arm
+from bench.loss_table import elements_of, make_rows
+from bench.report import RESULTS, Row, write_report
+
+NOTE = (
+    "nats per byte of plays that were held out, mean of the seeds; equal tokens, but for *in the same"
+    f" time*; sent: by a member; wall time on {HOME.bandwidth_bit_s / 1e6:.0f} Mbit/s both ways,"
+    f" {HOME.round_trip_s * 1000:.0f} ms"
+)
+
+
+def run(quick: bool) -> list[Row]:
+    """Train what has not been trained yet; ``quick`` only proves that everything runs."""
+    torch.set_num_threads(1)
+    if quick:
+        with tempfile.TemporaryDirectory() as folder:
+            rows, _ = _measure(loss_plan.quick(), Path(folder) / "runs.jsonl")
+        write_report("loss-quick", rows, note=NOTE)
+        return rows
+    plan = loss_plan.full()
+    rows, record = _measure(plan, RESULTS / "loss-runs.jsonl")
+    write_report("loss", rows, note=NOTE)
+    write_figure(plan, record)
+    return rows
+
+
+def _measure(plan: Sequence[Arm], path: Path) -> tuple[list[Row], Record]:
+    record = Record(path)
+    _train_missing(plan, record)
+    reference = plan[0]
+    outcome = record.get(reference)
+    assert outcome is not None
+    timed = [
+        budgeted
+        for arm in plan
+        if arm.synchronous and arm.workers == reference.workers
+        if (budgeted := in_the_same_time(arm, reference, outcome.step_s)) is not None
+    ]
+    _train_missing(timed, record)
+    return make_rows([*plan, *timed], record, outcome.step_s), record
+
+
+def in_the_same_time(arm: Arm, reference: Arm, step_s: float) -> Arm | None:
+    """A synchronous arm with the tokens for which ours leaves it time; None if it needs no less."""
+    elements = elements_of(arm)
+    budget_s = wall_s(reference, elements, step_s, HOME)
+    steps = rounds_within(arm, elements, step_s, HOME, budget_s)
+    return replace(arm, member_steps=steps * arm.workers) if steps < arm.rounds else None
+
+
+def _train_missing(arms: Iterable[Arm], record: Record) -> None:
+    missing = [arm for arm in arms if record.get(arm) is None]
+    for number, arm in enumerate(missing, start=1):
+        started = time.monotonic()
+        outcome = run_arm(arm)
+        record.add(arm, outcome)
+        print(
+            f"{number}/{len(missing)} {arm.label}, {arm.workers} workers, H {arm.steps}, seed"
+            f" {arm.seed}: {outcome.loss:.4f} in {time.monotonic() - started:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
