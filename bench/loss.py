@@ -1,17 +1,18 @@
 """Loss against tokens and against time: ours, and what it is an alternative to.
 
 Everybody trains the same Llama on the same bytes of Shakespeare in the same order, with as many
-tokens in all, and is evaluated on plays that nobody trained on. *Synchronous* AdamW and Muon average
-gradients after every step, as in a data centre; *DiLoCo* is AdamW that keeps its state, averaged in
-float32 every H steps with the outer optimizer of its paper; *ours* is the protocol's own code. All
-share clipping, weight decay and the cosine schedule of the learning rate; each has the learning
-rate that was best for it among the powers of two times 0.001 that were tried.
+tokens in all, and is evaluated on plays that nobody trained on. *Synchronous* AdamW and Muon
+average gradients after every step, as in a data centre; *DiLoCo* is AdamW that keeps its state,
+averaged in float32 every H steps by the outer optimizer of its paper; *ours* is the protocol's own
+code. All share clipping, weight decay and the cosine schedule of the learning rate; each has the
+peak that was best for it among those tried (``docs/lab-notes.md``).
 
-Wall time is reckoned (:mod:`bench.loss_link`): the measured step, and a home's line between steps. *In
-the same time* trains the synchronous ones anew, on as many tokens as fit, with the schedule ending there.
+Wall time is reckoned (:mod:`bench.loss_link`): the measured step, and a home's line between steps.
+*In the same time* trains the synchronous ones anew, on as many tokens as fit in ours, with a
+schedule that ends there.
 
-Every finished run is a line of ``results/loss-runs.jsonl``; only what is missing there is trained. To
-train all of it anew, delete that file.
+Every finished run is a line of ``results/loss-runs.jsonl``; only what is missing there is trained.
+To train all of it anew, delete that file.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ from bench.loss_table import elements_of, make_rows
 from bench.report import RESULTS, Row, write_report
 
 NOTE = (
-    "nats per byte of plays that were held out, mean of the seeds; equal tokens, but for *in the same"
-    f" time*; sent: by a member; wall time on {HOME.bandwidth_bit_s / 1e6:.0f} Mbit/s both ways,"
-    f" {HOME.round_trip_s * 1000:.0f} ms"
+    "nats per byte of plays that were held out, mean of the seeds; equal tokens, but for what is"
+    " trained in the same time; sent: by a member; wall time on"
+    f" {HOME.bandwidth_bit_s / 1e6:.0f} Mbit/s both ways, {HOME.round_trip_s * 1000:.0f} ms"
 )
 
 

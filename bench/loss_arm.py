@@ -33,6 +33,10 @@ class Arm:
     final_fraction: float = 0.1
     outer_learning_rate: float = 0.7
     outer_momentum: float = 0.9
+    final_outer_learning_rate: float | None = None
+    final_outer_momentum: float | None = None
+    muon_momentum: float = 0.9
+    warmup_fraction: float = 0.0  # of the tokens; each of our units warms up by itself
     overlap: Literal["none", "lag1"] = "none"
 
     @property
@@ -95,10 +99,17 @@ class Arm:
             "sequences_per_batch": sequences_per_batch,
             "learning_rate": {
                 "peak": self.learning_rate,
+                "warmup_tokens": int(self.warmup_fraction * self.tokens),
                 "total_tokens": self.tokens,
                 "final_fraction": self.final_fraction,
             },
+            "muon": {"momentum": self.muon_momentum},
         }
 
     def _outer(self) -> dict[str, Any]:
-        return {"learning_rate": self.outer_learning_rate, "momentum": self.outer_momentum}
+        return {
+            "learning_rate": self.outer_learning_rate,
+            "momentum": self.outer_momentum,
+            "final_learning_rate": self.final_outer_learning_rate,
+            "final_momentum": self.final_outer_momentum,
+        }

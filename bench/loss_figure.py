@@ -27,7 +27,7 @@ def _on_the_way(arms: Sequence[Arm], record: Record) -> Panel:
         arm
         for arm in arms
         if (arm.workers, arm.size, arm.seed) == (reference.workers, reference.size, 0)
-        and (arm.synchronous or arm.codec in ("int4", "fp32") and arm.overlap == "none")
+        and (arm.synchronous or (arm.codec in ("int4", "fp32") and arm.overlap == "none"))
     ]
     lines = []
     for arm in same:
@@ -46,11 +46,8 @@ def _by_workers(arms: Sequence[Arm], record: Record) -> Panel:
     dashed = {}
     for arm in arms:
         if (
-            arm.size == size
-            and arm.overlap == "none"
-            and arm.codec == arms[0].codec
-            or arm.synchronous
-        ):
+            arm.size == size and arm.overlap == "none" and arm.codec == arms[0].codec
+        ) or arm.synchronous:
             lines.setdefault(_name(arm), {})[arm.workers] = _mean_loss(arm, arms, record)
             dashed[_name(arm)] = arm.synchronous
     return Panel(

@@ -1,4 +1,4 @@
-"""Finished runs of the benchmark of losses: one JSON line each, so that it goes on where it ended."""
+"""Finished runs of the benchmark of losses, one JSON line each: it goes on where it ended."""
 
 from __future__ import annotations
 

@@ -45,19 +45,17 @@ _EVALUATION = Execution(micro_batch_sequences=64)
 class Outcome:
     loss: float  # at the end, nats per byte of held-out text
     curve: list[tuple[int, float]]  # (tokens, loss), on fewer sequences but the last
-    step_s: (
-        float  # processor time of one member's step, with its share of everything but evaluation
-    )
+    step_s: float  # processor time of one member's step; evaluation is left out
 
 
 def run_arm(arm: Arm) -> Outcome:
     """Train from the start to the end and evaluate on the way."""
     manifest, text = arm.manifest(), make_text(SEQUENCE_LENGTH, _FINAL_SEQUENCES, arm.seed)
     curve: list[tuple[int, float]] = []
-    weights = initial_weights(manifest)
+    start = weights = initial_weights(manifest)
     wanted = [arm.tokens * n // _CURVE_POINTS for n in range(1, _CURVE_POINTS)]
     started, evaluating_s = time.process_time(), 0.0
-    for tokens, weights in _method(arm)(arm, manifest, text, weights):
+    for tokens, weights in _method(arm)(arm, manifest, text, start):
         if wanted and tokens >= wanted[0] and tokens < arm.tokens:
             wanted = [later for later in wanted if later > tokens]
             paused = time.process_time()
@@ -95,7 +93,8 @@ def _diloco(arm: Arm, manifest: RunManifest, text: Text, weights: FloatVector) -
             learner.train(text, start, arm.steps, round_ * arm.steps, arm.workers)
             updates.append(np.subtract(weights, learner.weights()))
         mean = np.mean(updates, axis=0, dtype=np.float64).astype(np.float32)
-        weights, momentum = outer_step(weights, momentum, mean, manifest.outer)
+        outer = manifest.outer_at(_tokens_after(arm, round_ - 1))
+        weights, momentum = outer_step(weights, momentum, mean, outer)
         yield _tokens_after(arm, round_), weights
 
 
@@ -115,8 +114,9 @@ def _ours(arm: Arm, manifest: RunManifest, text: Text, weights: FloatVector) -> 
             last = round_ == arm.rounds - 1
             ready = [each for each in (late, mean if last else None) if each is not None]
             late = mean
+        outer = manifest.outer_at(base)
         for each in ready:
-            weights, momentum = outer_step(weights, momentum, each, manifest.outer)
+            weights, momentum = outer_step(weights, momentum, each, outer)
         yield _tokens_after(arm, round_), weights
 
 
@@ -133,12 +133,8 @@ def _reduced(manifest: RunManifest, updates: Sequence[FloatVector], round_: int)
 
     received = [sent(update, f"member {n}") for n, update in enumerate(updates)]
     ranges = [slice(*layout.bounds(chunk)) for chunk in range(layout.count)]
-    mean = [
-        combine_chunk(
-            manifest.update.combine, [each[where] for each in received], [1] * len(received)
-        )
-        for where in ranges
-    ]
+    rule, equal = manifest.update.combine, [1] * len(received)
+    mean = [combine_chunk(rule, [each[where] for each in received], equal) for where in ranges]
     return sent(np.concatenate(mean), MEAN_SOURCE)
 
 
