@@ -12,7 +12,7 @@ Wall time is reckoned (:mod:`bench.loss_link`): the measured step, and a home's 
 schedule that ends there.
 
 Every finished run is a line of ``results/loss-runs.jsonl``; only what is missing there is trained.
-To train all of it anew, delete that file.
+To train all of it anew, delete that file. The table and the figure go to ``docs/loss.md``.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from bench import loss_plan
 from bench.loss_arm import Arm
 from bench.loss_figure import write_figure
 from bench.loss_link import HOME, rounds_within, wall_s
+from bench.loss_page import write_table
 from bench.loss_record import Record
 from bench.loss_run import run_arm
 from bench.loss_table import elements_of, make_rows
@@ -54,6 +55,7 @@ def run(quick: bool) -> list[Row]:
     rows, record = _measure(plan, RESULTS / "loss-runs.jsonl")
     write_report("loss", rows, note=NOTE)
     write_figure(plan, record)
+    write_table(rows)
     return rows
 
 

@@ -48,9 +48,9 @@ class Outcome:
     step_s: float  # processor time of one member's step; evaluation is left out
 
 
-def run_arm(arm: Arm) -> Outcome:
-    """Train from the start to the end and evaluate on the way."""
-    manifest, text = arm.manifest(), make_text(SEQUENCE_LENGTH, _FINAL_SEQUENCES, arm.seed)
+def run_arm(arm: Arm, *, held_out: int = _FINAL_SEQUENCES) -> Outcome:
+    """Train from the start to the end, and evaluate: at the end on ``held_out`` sequences."""
+    manifest, text = arm.manifest(), make_text(SEQUENCE_LENGTH, held_out, arm.seed)
     curve: list[tuple[int, float]] = []
     start = weights = initial_weights(manifest)
     wanted = [arm.tokens * n // _CURVE_POINTS for n in range(1, _CURVE_POINTS)]

@@ -14,6 +14,7 @@ from bench import loss, loss_plan
 from bench.line_chart import Line, Panel, draw
 from bench.loss_arm import SEQUENCE_LENGTH, SEQUENCES_PER_BATCH, Arm
 from bench.loss_link import Link, rounds_within, sent_bytes, wall_s
+from bench.loss_page import BEGIN, END, write_table
 from bench.loss_record import Record
 from bench.loss_run import Outcome, run_arm
 from bench.loss_text import VOCABULARY, make_text
@@ -21,6 +22,10 @@ from protocol.codec import encoded_bytes
 
 ROUND = Arm("ours", 2, 1, "int4", learning_rate=0.004, member_steps=2)
 LINE = Link(bandwidth_bit_s=8e6, round_trip_s=0.5)
+
+
+def loss_of(arm: Arm) -> float:
+    return run_arm(arm, held_out=8).loss
 
 
 def test_nobody_trains_on_what_is_held_out() -> None:
@@ -57,14 +62,14 @@ def test_everybody_trains_with_the_same_tokens() -> None:
 
 
 def test_the_same_run_twice_is_the_same_loss() -> None:
-    assert run_arm(ROUND).loss == run_arm(ROUND).loss
-    assert run_arm(ROUND).loss != run_arm(ROUND.seeded(1)).loss
+    assert loss_of(ROUND) == loss_of(ROUND)
+    assert loss_of(ROUND) != loss_of(ROUND.seeded(1))
 
 
 def test_a_lag_changes_nothing_where_there_is_no_next_round() -> None:
-    assert run_arm(replace(ROUND, overlap="lag1")).loss == run_arm(ROUND).loss
+    assert loss_of(replace(ROUND, overlap="lag1")) == loss_of(ROUND)
     two = replace(ROUND, member_steps=4)
-    assert run_arm(replace(two, overlap="lag1")).loss != run_arm(two).loss
+    assert loss_of(replace(two, overlap="lag1")) != loss_of(two)
 
 
 def test_what_a_member_sends() -> None:
@@ -103,6 +108,22 @@ def test_finished_runs_are_kept_and_those_on_another_text_left_alone(tmp_path: P
     assert record.get(ROUND.seeded(1)) is None
     record.add(ROUND.seeded(1), outcome)
     assert len(path.read_text().splitlines()) == 3
+
+
+def test_a_table_takes_the_place_of_the_last_one(tmp_path: Path) -> None:
+    page = tmp_path / "loss.md"
+    page.write_text(f"before\n{BEGIN}\n{END}\nafter\n")
+    write_table([{"training": "ours", "sent_MB": 1.5}], page)
+    write_table([{"training": "ours", "sent_MB": 2.5, "tokens": 1000}], page)
+    assert page.read_text().splitlines() == [
+        "before",
+        BEGIN,
+        "| training | sent MB | tokens |",
+        "| --- | --- | --- |",
+        "| ours | 2.5 | 1,000 |",
+        END,
+        "after",
+    ]
 
 
 def test_a_figure_is_whole_and_within_its_frame() -> None:
