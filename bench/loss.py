@@ -12,11 +12,14 @@ Wall time is reckoned (:mod:`bench.loss_link`): the measured step, and a home's 
 schedule that ends there.
 
 Every finished run is a line of ``results/loss-runs.jsonl``; only what is missing there is trained.
-To train all of it anew, delete that file. The table and the figure go to ``docs/loss.md``.
+To train all of it anew, delete that file. With ``LOSS_MINUTES=30`` no run begins after half an
+hour, and what there is makes the report. The table and the figure go to ``docs/loss.md``.
 """
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 import tempfile
 import time
@@ -48,31 +51,32 @@ def run(quick: bool) -> list[Row]:
     torch.set_num_threads(1)
     if quick:
         with tempfile.TemporaryDirectory() as folder:
-            rows, _ = _measure(loss_plan.quick(), Path(folder) / "runs.jsonl")
+            rows = _measure(loss_plan.quick(), Record(Path(folder) / "runs.jsonl"), math.inf)
         write_report("loss-quick", rows, note=NOTE)
         return rows
-    plan = loss_plan.full()
-    rows, record = _measure(plan, RESULTS / "loss-runs.jsonl")
+    plan, record = loss_plan.full(), Record(RESULTS / "loss-runs.jsonl")
+    minutes = float(os.environ.get("LOSS_MINUTES", "inf"))
+    rows = _measure(plan, record, time.monotonic() + 60 * minutes)
     write_report("loss", rows, note=NOTE)
     write_figure(plan, record)
     write_table(rows)
     return rows
 
 
-def _measure(plan: Sequence[Arm], path: Path) -> tuple[list[Row], Record]:
-    record = Record(path)
-    _train_missing(plan, record)
+def _measure(plan: Sequence[Arm], record: Record, end_s: float) -> list[Row]:
     reference = plan[0]
+    _train_missing([reference], record, math.inf)  # by its time that of others is reckoned
     outcome = record.get(reference)
     assert outcome is not None
     timed = [
         budgeted
         for arm in plan
-        if arm.synchronous and arm.workers == reference.workers
+        if arm.synchronous and (arm.workers, arm.size) == (reference.workers, reference.size)
         if (budgeted := in_the_same_time(arm, reference, outcome.step_s)) is not None
     ]
-    _train_missing(timed, record)
-    return make_rows([*plan, *timed], record, outcome.step_s), record
+    _train_missing([*timed, *plan], record, end_s)
+    rows = make_rows(plan, record, outcome.step_s)
+    return rows + make_rows(timed, record, outcome.step_s, note=", in the same time")
 
 
 def in_the_same_time(arm: Arm, reference: Arm, step_s: float) -> Arm | None:
@@ -83,15 +87,17 @@ def in_the_same_time(arm: Arm, reference: Arm, step_s: float) -> Arm | None:
     return replace(arm, member_steps=steps * arm.workers) if steps < arm.rounds else None
 
 
-def _train_missing(arms: Iterable[Arm], record: Record) -> None:
+def _train_missing(arms: Iterable[Arm], record: Record, end_s: float) -> None:
     missing = [arm for arm in arms if record.get(arm) is None]
     for number, arm in enumerate(missing, start=1):
-        started = time.monotonic()
+        started_s = time.monotonic()
+        if started_s >= end_s:
+            return
         outcome = run_arm(arm)
         record.add(arm, outcome)
         print(
             f"{number}/{len(missing)} {arm.label}, {arm.workers} workers, H {arm.steps}, seed"
-            f" {arm.seed}: {outcome.loss:.4f} in {time.monotonic() - started:.0f} s",
+            f" {arm.seed}: {outcome.loss:.4f} in {time.monotonic() - started_s:.0f} s",
             file=sys.stderr,
             flush=True,
         )

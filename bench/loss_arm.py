@@ -55,6 +55,17 @@ class Arm:
         return names[self.method] + (", lag1" if self.overlap == "lag1" else "")
 
     @property
+    def outer_label(self) -> str:
+        """Learning rate and momentum of the outer step, and what they move to."""
+        if self.synchronous:
+            return ""
+        outer = self.manifest().outer
+        start, end = (
+            f"{now.learning_rate:g}, {now.momentum:g}" for now in (outer.at(0, 1), outer.at(1, 1))
+        )
+        return start if start == end else f"{start} to {end}"
+
+    @property
     def rounds(self) -> int:
         """Times that the members exchange something."""
         return self.member_steps // (self.workers * self.steps)

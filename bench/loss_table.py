@@ -12,25 +12,27 @@ from bench.report import Row
 from protocol.model import element_count, parameter_spec
 
 
-def make_rows(arms: Sequence[Arm], record: Record, step_s: float) -> list[Row]:
+def make_rows(arms: Sequence[Arm], record: Record, step_s: float, *, note: str = "") -> list[Row]:
     """One row for all seeds of an arm, of those that have run."""
     families: dict[str, list[Arm]] = {}
     for arm in arms:
         if record.get(arm) is not None:
             families.setdefault(arm.seeded(0).key, []).append(arm)
-    return [_row(family, record, step_s) for family in families.values()]
+    return [_row(family, record, step_s, note) for family in families.values()]
 
 
-def _row(family: Sequence[Arm], record: Record, step_s: float) -> Row:
+def _row(family: Sequence[Arm], record: Record, step_s: float, note: str) -> Row:
     arm = family[0]
     elements = elements_of(arm)
     losses = [outcome.loss for each in family if (outcome := record.get(each)) is not None]
     return {
-        "training": arm.label,
+        "training": arm.label + note,
         "size": arm.size,
         "workers": arm.workers,
         "H": arm.steps,
         "codec": "fp16" if arm.synchronous else arm.codec,
+        "lr": arm.learning_rate,
+        "outer": arm.outer_label,
         "tokens": arm.tokens,
         "seeds": len(losses),
         "loss": round(statistics.mean(losses), 4),
