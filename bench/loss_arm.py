@@ -33,10 +33,9 @@ class Arm:
     final_fraction: float = 0.1
     outer_learning_rate: float = 0.7
     outer_momentum: float = 0.9
-    final_outer_learning_rate: float | None = None
-    final_outer_momentum: float | None = None
     muon_momentum: float = 0.9
     warmup_fraction: float = 0.0  # of the tokens; each of our units warms up by itself
+    unit_warmup_steps: int = 2
     overlap: Literal["none", "lag1"] = "none"
 
     @property
@@ -56,14 +55,10 @@ class Arm:
 
     @property
     def outer_label(self) -> str:
-        """Learning rate and momentum of the outer step, and what they move to."""
+        """Learning rate and momentum of the outer step."""
         if self.synchronous:
             return ""
-        outer = self.manifest().outer
-        start, end = (
-            f"{now.learning_rate:g}, {now.momentum:g}" for now in (outer.at(0, 1), outer.at(1, 1))
-        )
-        return start if start == end else f"{start} to {end}"
+        return f"{self.outer_learning_rate:g}, {self.outer_momentum:g}"
 
     @property
     def rounds(self) -> int:
@@ -107,6 +102,7 @@ class Arm:
     def _inner(self, sequences_per_batch: int) -> dict[str, Any]:
         return {
             "max_steps": self.steps,
+            "warmup_steps": self.unit_warmup_steps,
             "sequences_per_batch": sequences_per_batch,
             "learning_rate": {
                 "peak": self.learning_rate,
@@ -121,6 +117,4 @@ class Arm:
         return {
             "learning_rate": self.outer_learning_rate,
             "momentum": self.outer_momentum,
-            "final_learning_rate": self.final_outer_learning_rate,
-            "final_momentum": self.final_outer_momentum,
         }

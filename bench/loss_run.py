@@ -93,8 +93,7 @@ def _diloco(arm: Arm, manifest: RunManifest, text: Text, weights: FloatVector) -
             learner.train(text, start, arm.steps, round_ * arm.steps, arm.workers)
             updates.append(np.subtract(weights, learner.weights()))
         mean = np.mean(updates, axis=0, dtype=np.float64).astype(np.float32)
-        outer = manifest.outer_at(_tokens_after(arm, round_ - 1))
-        weights, momentum = outer_step(weights, momentum, mean, outer)
+        weights, momentum = outer_step(weights, momentum, mean, manifest.outer)
         yield _tokens_after(arm, round_), weights
 
 
@@ -114,9 +113,8 @@ def _ours(arm: Arm, manifest: RunManifest, text: Text, weights: FloatVector) -> 
             last = round_ == arm.rounds - 1
             ready = [each for each in (late, mean if last else None) if each is not None]
             late = mean
-        outer = manifest.outer_at(base)
         for each in ready:
-            weights, momentum = outer_step(weights, momentum, each, outer)
+            weights, momentum = outer_step(weights, momentum, each, manifest.outer)
         yield _tokens_after(arm, round_), weights
 
 

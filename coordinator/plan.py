@@ -91,8 +91,6 @@ preset = "{preset}"                       # ... or a preset: {presets}
 [outer]
 # learning_rate = 0.7
 # momentum = 0.9
-# final_learning_rate = ...           # what they come to, token by token, at total_tokens;
-# final_momentum = ...                # default: they stay
 
 [round]
 # duration_s = 300.0

@@ -94,10 +94,7 @@ def compute(context: RunContext, before: ModelState, inputs: SettleInputs) -> Mo
     mean = decode_update(inputs.chunks, context.layout, context.manifest.update.codec)
     with np.errstate(over="ignore", invalid="ignore"):
         weights, momentum = outer_step(
-            before.weights,
-            before.momentum,
-            mean,
-            context.manifest.outer_at(before.descriptor.merged_tokens),
+            before.weights, before.momentum, mean, context.manifest.outer
         )
     if not (np.isfinite(weights).all() and np.isfinite(momentum).all()):
         return None

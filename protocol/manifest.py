@@ -17,15 +17,7 @@ import math
 from typing import Annotated, Any, Final, Literal, Self, get_args
 
 import rfc8785
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from protocol.errors import BadRecord, UsageError
 from protocol.identity import PublicKey
@@ -110,35 +102,10 @@ class InnerSpec(_Frozen):
 
 
 class OuterSpec(_Frozen):
-    """Nesterov momentum on the mean update (protocol section 9).
-
-    A final value is reached in equal steps of merged tokens. Without one, its field is not in the
-    canonical JSON either: runs that are older than the fields keep their id.
-    """
+    """Nesterov momentum on the mean update (protocol section 9)."""
 
     learning_rate: float = Field(0.7, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
-    final_learning_rate: float | None = Field(None, gt=0)
-    final_momentum: float | None = Field(None, ge=0, lt=1)
-
-    @model_serializer(mode="wrap")
-    def _without_absent(self, inner: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in inner(self).items() if value is not None}
-
-    def at(self, merged_tokens: int, total_tokens: int) -> OuterSpec:
-        """Both numbers for the step from a state with ``merged_tokens``.
-
-        Float64, one correctly rounded operation at a time: the same bits on every machine.
-        """
-        progress = min(1.0, merged_tokens / total_tokens)
-
-        def between(start: float, end: float | None) -> float:
-            return start if end is None else start + (end - start) * progress
-
-        return OuterSpec(
-            learning_rate=between(self.learning_rate, self.final_learning_rate),
-            momentum=between(self.momentum, self.final_momentum),
-        )
 
 
 class RoundSpec(_Frozen):
@@ -254,10 +221,6 @@ class RunManifest(_Frozen):
     def tokens_per_step(self) -> int:
         """Tokens of one inner step: what a lease is counted in."""
         return self.inner.sequences_per_batch * self.sequence_length
-
-    def outer_at(self, merged_tokens: int) -> OuterSpec:
-        """The outer step's numbers from a state with ``merged_tokens``."""
-        return self.outer.at(merged_tokens, self.inner.learning_rate.total_tokens)
 
     def canonical(self) -> bytes:
         """RFC 8785 bytes: what is hashed, stored and sent."""

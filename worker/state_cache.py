@@ -212,7 +212,7 @@ class StateCache:
             self._values(_part_of(head, "weights")),
             self._values(_part_of(head, "momentum")),
             mean_update,
-            self._manifest.outer_at(head.merged_tokens),
+            self._manifest.outer,
         )
         descriptor = describe(
             weights,

@@ -66,7 +66,6 @@ class Ancestor:
     """A state, and the mean that leads from it to the next one."""
 
     saved: SavedState
-    merged_tokens: int
     result_digest: bytes
 
 
@@ -171,8 +170,8 @@ class BaseWeights:
     def _rebuilt(self, plan: Plan) -> Vector:
         weights, momentum, steps = self._start(plan)
         for step in steps:
-            outer = self._manifest.outer_at(step.merged_tokens)
-            weights, momentum = outer_step(weights, momentum, self._mean(step), outer)
+            mean = self._mean(step)
+            weights, momentum = outer_step(weights, momentum, mean, self._manifest.outer)
         if vector_root(weights, self._manifest.update.chunk_elements) != plan.weights_root:
             raise NotFound(
                 f"what is stored does not lead to the weights of state {plan.settled_rounds}"
@@ -230,9 +229,7 @@ def plan(session: Session, state_digest: bytes) -> Plan:
         )
         .order_by(StateRow.settled_rounds.desc())
     )
-    ancestors = tuple(
-        Ancestor(_saved(state), state.merged_tokens, bytes(digest or b"")) for state, digest in rows
-    )
+    ancestors = tuple(Ancestor(_saved(row[0]), bytes(row[1] or b"")) for row in rows)
     return Plan(target.settled_rounds, target.weights_sha256, target.weights_root, ancestors)
 
 

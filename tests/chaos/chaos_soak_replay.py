@@ -101,7 +101,7 @@ class Replay:
         done = [job.result() for job in jobs]
         mean = self._mean(tasks, [chunks for _, chunks in done])
         state.weights, state.momentum = outer_step(
-            state.weights, state.momentum, mean, self.manifest.outer_at(state.tokens)
+            state.weights, state.momentum, mean, self.manifest.outer
         )
         state.settled += 1
         state.tokens += sum(task.steps for task in tasks) * self.manifest.tokens_per_step

@@ -245,34 +245,6 @@ def outer() -> dict[str, Any]:
     }
 
 
-def outer_schedule() -> dict[str, Any]:
-    """Both numbers of the outer step on the way, and the step that is taken with them."""
-    spec = OuterSpec(learning_rate=0.7, momentum=0.9, final_learning_rate=1.0, final_momentum=0.0)
-    total_tokens = 1_000_000
-    weights, momentum, update = (numbers(20, salt) for salt in (6, 7, 8))
-    steps = []
-    for merged_tokens in (0, 1, 333_333, 999_999, 1_000_000, 1_000_001):
-        now = spec.at(merged_tokens, total_tokens)
-        after, momentum_after = outer_step(weights, momentum, update, now)
-        steps.append(
-            {
-                "merged_tokens": merged_tokens,
-                "learning_rate": now.learning_rate,
-                "momentum": now.momentum,
-                "weights": after.tolist(),
-                "momentum_vector": momentum_after.tolist(),
-            }
-        )
-    return {
-        "outer": spec.model_dump(mode="json"),
-        "total_tokens": total_tokens,
-        "weights": weights.tolist(),
-        "momentum_vector": momentum.tolist(),
-        "mean_update": update.tolist(),
-        "steps": steps,
-    }
-
-
 def roster() -> dict[str, Any]:
     """A roster of one member and one reducer, and its group id."""
     record = wire.Roster(
@@ -508,7 +480,6 @@ VECTORS = {
     "commitment": commitment,
     "combine": combine,
     "outer": outer,
-    "outer_schedule": outer_schedule,
     "roster": roster,
     "ledger": ledger,
     "crowd": crowd,

@@ -38,52 +38,11 @@ def test_every_default_is_written_out(manifest: RunManifest) -> None:
     assert raw["credit_formula"] == "barnraise-credit/1"
 
 
-def test_an_outer_schedule_is_written_only_where_there_is_one(make_manifest: Make) -> None:
-    scheduled = make_manifest(outer={"final_momentum": 0.0})
-    assert mapping(scheduled)["outer"] == {
-        "learning_rate": 0.7,
-        "momentum": 0.9,
-        "final_momentum": 0.0,
-    }
-    assert RunManifest.parse(scheduled.canonical()) == scheduled
-
-
-def test_an_absent_outer_schedule_has_one_spelling(manifest: RunManifest) -> None:
-    data = manifest.canonical()
-    spelt_out = data.replace(b'"outer":{', b'"outer":{"final_momentum":null,')
-    assert spelt_out != data
-    with pytest.raises(UsageError, match="canonical form"):
-        RunManifest.parse(spelt_out)
-
-
-@pytest.mark.parametrize(
-    "outer", [{"final_momentum": 1.0}, {"final_momentum": -0.1}, {"final_learning_rate": 0.0}]
-)
-def test_an_impossible_outer_schedule_is_refused(make_manifest: Make, outer: object) -> None:
-    with pytest.raises(UsageError, match=r"outer\.final_"):
-        make_manifest(outer=outer)
-
-
-def test_the_outer_step_s_numbers_move_with_the_merged_tokens(make_manifest: Make) -> None:
-    plain = make_manifest()
-    assert plain.outer_at(0) == plain.outer_at(10**12) == plain.outer
-    moving = make_manifest(
-        outer={"learning_rate": 0.5, "final_learning_rate": 1.0, "final_momentum": 0.0}
-    )
-    total = moving.inner.learning_rate.total_tokens
-    numbers = [
-        (moving.outer_at(tokens).learning_rate, moving.outer_at(tokens).momentum)
-        for tokens in (0, total // 2, total, 2 * total)
-    ]
-    assert numbers == [(0.5, 0.9), (0.75, 0.45), (1.0, 0.0), (1.0, 0.0)]
-
-
 def test_every_field_changes_the_run_id(make_manifest: Make, manifest: RunManifest) -> None:
     changed = [
         make_manifest(name="other"),
         make_manifest(inner={"max_steps": 11}),
         make_manifest(outer={"learning_rate": 0.5}),
-        make_manifest(outer={"final_momentum": 0.9}),
         make_manifest(update={"codec": "int4"}),
         make_manifest(init={"kind": "seed", "seed": 2}),
     ]

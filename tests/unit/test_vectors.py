@@ -310,26 +310,6 @@ def test_outer_steps_and_state() -> None:
     assert tree_root([leaf_hash(part) for part in (*roots, *counts)]).hex() == state["digest"]
 
 
-def test_outer_schedule() -> None:
-    found = vector("outer_schedule")
-    outer = found["outer"]
-    given = zip(found["weights"], found["momentum_vector"], found["mean_update"], strict=True)
-    elements = list(given)
-    for step in found["steps"]:
-        progress = min(1.0, step["merged_tokens"] / found["total_tokens"])
-        for name in ("learning_rate", "momentum"):
-            start, end = outer[name], outer[f"final_{name}"]
-            assert start + (end - start) * progress == step[name]
-        rate, mu = float32(step["learning_rate"]), float32(step["momentum"])
-        momentum = [float32(float32(m * mu) + d) for _, m, d in elements]
-        weights = [
-            float32(w - float32(float32(d + float32(m * mu)) * rate))
-            for (w, _, d), m in zip(elements, momentum, strict=True)
-        ]
-        assert momentum == step["momentum_vector"]
-        assert weights == step["weights"]
-
-
 def vector_root(values: list[float], size: int) -> bytes:
     parts = [values[start : start + size] for start in range(0, len(values), size)]
     return tree_root([leaf_hash(struct.pack(f"<{len(part)}f", *part)) for part in parts])
