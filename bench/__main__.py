@@ -8,6 +8,7 @@ from importlib.util import find_spec
 
 BENCHES = (
     "train",
+    "loss",
     "allreduce",
     "wan",
     "ledger",
