@@ -56,7 +56,7 @@ momentum = {outer_momentum}
 [round]
 duration_s = {duration_s}
 grace_s = {grace_s}
-gather_s = 10.0
+gather_s = {gather_s}
 broadcast_s = 10.0
 min_members = {min_members}
 max_rounds = {max_rounds}
@@ -206,6 +206,7 @@ class Rig:
             **{"max_steps": 20, "duration_s": 6.0, "grace_s": 3.0, "min_members": 1},
             **{"max_rounds": 3, "codec": "int8", "combine": "mean", "public_url": ""},
             **{"overlap": "none", "outer_learning_rate": 0.7, "outer_momentum": 0.9},
+            "gather_s": 10.0,
             # For tests that are not about audits: everybody is trusted from the start.
             **{"probation_steps": 0, "reducer_passes": 0, "auditor": "false"},
         }
