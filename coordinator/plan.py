@@ -263,7 +263,7 @@ def _require_stable(manifest: RunManifest) -> None:
         raise UsageError(
             '[training] overlap = "lag1" applies each mean one round late, and with [outer] '
             f"learning_rate = {outer.learning_rate:g}, momentum = {outer.momentum:g} training "
-            "would diverge: set them to 0.4 and 0, or leave the overlap out"
+            "would diverge: set them to 0.6 and 0, or leave the overlap out"
         )
 
 
