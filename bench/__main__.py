@@ -11,6 +11,7 @@ BENCHES = (
     "data",
     "settling",
     "validation",
+    "loss",
     "allreduce",
     "wan",
     "ledger",

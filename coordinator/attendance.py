@@ -203,7 +203,7 @@ def decide_action(
     """What a worker should do about what it says it is doing, and why.
 
     Args:
-        turn: of the running round.
+        turn: of the round in training.
         heartbeat: what it says.
         known: the device.
         kept_out: why the device takes no part, if so.
@@ -219,7 +219,7 @@ def decide_action(
             return service_pb2.ACTION_ABANDON, "this assignment is not yours"
         if row.status == MERGED:
             return service_pb2.ACTION_KEEP, "merged: report your state when you have it"
-        if row.round != turn.machine.number:
+        if row.round not in [running.machine.number for running in turn.running]:
             return service_pb2.ACTION_ABANDON, f"round {row.round} is over"
         if row.status not in (TRAINING, COMMITTED):
             return service_pb2.ACTION_ABANDON, "the lease was given up after a long silence"

@@ -36,10 +36,10 @@ from coordinator.context import RunContext
 from coordinator.crowd.pools import POOL_KEYS
 from coordinator.key_files import CROWD_KEYS
 from coordinator.keys import ANCHOR_KEY, PRIVATE_FILES, ROOT_KEY, KeyRing
+from coordinator.opening import newest_state, running_round
 from coordinator.serve import engine_options
 from coordinator.settle import saved_state
 from coordinator.snapshot import Snapshot, take_snapshot
-from coordinator.turn import newest_state, running_round
 from ledger import tree
 from ledger.log import Log
 from protocol.dataset import DatasetManifest, read_manifest

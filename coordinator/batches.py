@@ -131,4 +131,4 @@ def each(
 def _written(turn: Turn, flushes: Sized) -> tuple[object, ...]:
     session = turn.session
     waiting = len(session.new), len(session.dirty), len(session.deleted)
-    return turn.machine.number, id(turn.machine), len(turn.events), len(flushes), *waiting
+    return turn.machine.number, id(turn.machine), len(turn.then.events), len(flushes), *waiting

@@ -18,10 +18,11 @@ from coordinator.checkpoints import CheckpointStore, SavedState
 from coordinator.context import RunContext
 from coordinator.crowd.delegations import log_delegations
 from coordinator.database import Database
+from coordinator.opening import newest_state, open_round
 from coordinator.round_state import Restarted
 from coordinator.schema import AssignmentRow, ControlRow, RoundRow, StateRow
 from coordinator.settle import ModelState, Vector, saved_state, state_row
-from coordinator.turn import Turn, newest_state, open_round
+from coordinator.turn import Turn
 from ledger import tree
 from ledger.records import RunLeaf
 from protocol.errors import BadDigest, UsageError
@@ -91,10 +92,12 @@ def resume(turn: Turn) -> None:
     control = turn.session.get_one(ControlRow, 1)
     downtime_s = max(0.0, turn.now_s - control.alive_at_s)
     _log.info("back", away_s=round(downtime_s, 1))
-    if turn.machine.deadline_s is not None:
-        _log.info("round_resumed", round=turn.machine.number, downtime_s=round(downtime_s, 1))
-        turn.apply(Restarted(downtime_s))
-        _do_not_count(turn, downtime_s)
+    for running in turn.running:
+        if running.machine.deadline_s is not None:
+            number = running.machine.number
+            _log.info("round_resumed", round=number, downtime_s=round(downtime_s, 1))
+            running.apply(Restarted(downtime_s))
+            _do_not_count(running, downtime_s)
     control.alive_at_s = turn.now_s
 
 

@@ -17,18 +17,20 @@ def let_time_pass(turn: Turn, attendance: Attendance, *, paused: bool) -> None:
     """The organiser's pause, silent workers, deadlines, and a settle that is still due.
 
     Args:
-        turn: of the running round; it may be the next one afterwards.
+        turn: of the round in training; it may be the next one afterwards.
         attendance: who was heard of.
         paused: what the database says the organiser wants.
     """
     if paused is not turn.machine.paused:
         turn.apply(Paused() if paused else Resumed())
     _expire_leases(turn, attendance)
-    if turn.machine.deadline_s is not None:
-        there_to_be = {*turn.machine.committed, *turn.machine.reducers}
-        turn.apply(Tick(frozenset(filter(turn.is_absent, there_to_be))))
-    if turn.machine.settling:
-        turn.settle_due = True
+    for running in turn.running:
+        machine = running.machine
+        if machine.deadline_s is not None:
+            there_to_be = {*machine.committed, *machine.reducers}
+            running.apply(Tick(frozenset(filter(turn.is_absent, there_to_be))))
+        if running.machine.settling:
+            turn.then.settle_due = True
 
 
 def _expire_leases(turn: Turn, attendance: Attendance) -> None:

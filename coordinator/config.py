@@ -30,6 +30,7 @@ from protocol.manifest import (
     AdamWSpec,
     MuonSpec,
     OuterSpec,
+    Overlap,
     RoundSpec,
     RunManifest,
     UpdateSpec,
@@ -68,6 +69,7 @@ class TrainingSection(_Section):
     final_fraction: float = 0.1
     warmup_tokens: int = 0
     total_tokens: int | None = None  # where the schedule ends; default: one epoch
+    overlap: Overlap = "none"  # lag1: a round is reduced while the next one is trained
     muon: MuonSpec = MuonSpec()
     adamw: AdamWSpec = AdamWSpec()
 

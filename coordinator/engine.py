@@ -183,7 +183,7 @@ class Engine:
             control = turn.session.get_one(ControlRow, 1)
             if abs(turn.now_s - control.alive_at_s) >= _ALIVE_EVERY_S:
                 control.alive_at_s = turn.now_s
-            turn.leaves_added |= self.context.log.behind(turn.session)
+            turn.then.leaves_added |= self.context.log.behind(turn.session)
             write_presence(turn.session, unwritten)
             let_time_pass(turn, self._attendance, paused=control.paused)
 

@@ -17,24 +17,14 @@ import structlog
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from coordinator import leases, round_state
+from coordinator import round_state
 from coordinator.audit.schema import SuspensionRow
 from coordinator.context import RunContext
+from coordinator.ending import drop_results, free_leases
+from coordinator.opening import newest_state, open_round, running_round, running_rounds
 from coordinator.record import keep_loss, log_ended_rounds
 from coordinator.round_state import Phase
-from coordinator.schema import (
-    COMMITTED,
-    EXPIRED,
-    TRAINING,
-    UNMERGED,
-    AssignmentRow,
-    ControlRow,
-    ResultRow,
-    RosterRow,
-    RoundRow,
-    StateRow,
-)
-from coordinator.turn import newest_state, open_round, running_round
+from coordinator.schema import ControlRow, RoundRow, StateRow
 from ledger import tree
 from ledger.records import RestoreLeaf
 from protocol.errors import TooLate, UsageError
@@ -54,7 +44,7 @@ _log = structlog.get_logger()
 class Continuation:
     """Where a restored run goes on."""
 
-    lost_round: int  # that was running when the backup was made
+    lost_round: int  # that was in training when the backup was made
     next_round: int
     settled_rounds: int
     merged_tokens: int
@@ -111,7 +101,7 @@ def rounds_to_skip(session: Session, *, since_s: float, left: int) -> int:
 def go_on(
     context: RunContext, session: Session, *, skip: int, log_size: int, now_s: float
 ) -> Continuation:
-    """Give the round up that the backup was made in, and open one with a number never used.
+    """Give up what was alive when the backup was made, and open a round with a number never used.
 
     Args:
         context: of the run.
@@ -131,7 +121,8 @@ def go_on(
             f"{context.keys.draws.rounds - 1}, and at least one round is skipped"
         )
     kept = tree.tree_size(session)
-    _give_up(session, lost, now_s)
+    for row in running_rounds(session):
+        _give_up(session, row, now_s)
     for settled in session.scalars(
         select(StateRow.settled_rounds).where(StateRow.evaluated.is_(False))
     ).all():
@@ -167,17 +158,10 @@ def go_on(
 
 
 def _give_up(session: Session, row: RoundRow, now_s: float) -> None:
-    """End the round of the backup: its leases are free, it gets no leaf."""
+    """End a round of the backup: its leases are free, it gets no leaf."""
     machine = replace(round_state.load(row.machine), phase=Phase.SKIPPED, reason=_LOST)
     row.machine, row.phase, row.reason = round_state.dump(machine), machine.phase.value, _LOST
     row.ended_at_s, row.logged = now_s, True
-    rows = session.scalars(
-        select(AssignmentRow).where(
-            AssignmentRow.round == row.number, AssignmentRow.status.in_((TRAINING, COMMITTED))
-        )
-    )
-    for assignment in rows.all():
-        assignment.status = UNMERGED if assignment.status == COMMITTED else EXPIRED
-        leases.release(session, assignment.assignment_id)
-    groups = select(RosterRow.group_id).where(RosterRow.round == row.number)
-    session.execute(update(ResultRow).where(ResultRow.group_id.in_(groups)).values(encoded=None))
+    row.settled_after = newest_state(session).settled_rounds
+    free_leases(session, row.number)
+    drop_results(session, row.number)

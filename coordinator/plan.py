@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 from coordinator.config import RunFile
+from coordinator.late_mean import bears_late_means
 from ledger.credit import MICROCREDITS_PER_CREDIT, training_microcredits
 from protocol.dataset import DatasetManifest
 from protocol.errors import UsageError
@@ -87,6 +88,7 @@ preset = "{preset}"                       # ... or a preset: {presets}
 # warmup_tokens = 0
 # total_tokens = ...                  # where the schedule ends; default: one pass over the data
 # final_fraction = 0.1
+# overlap = "none"                    # lag1: for slow lines; see docs/adr/0044
 
 [outer]
 # learning_rate = 0.7
@@ -240,6 +242,7 @@ def build_manifest(
         },
         "outer": file.outer.model_dump(),
         "round": file.round.model_dump(),
+        "overlap": training.overlap,
         "update": file.update.model_dump(),
         "verification": file.verification.model_dump(),
         "campaign": _campaign(file, model, total_tokens, dataset.sequence_length),
@@ -250,7 +253,18 @@ def build_manifest(
             f"the dataset has {dataset.train_sequences} training sequences, fewer than one batch "
             f"of {manifest.inner.sequences_per_batch}: build it from more text"
         )
+    _require_stable(manifest)
     return manifest
+
+
+def _require_stable(manifest: RunManifest) -> None:
+    outer = manifest.outer
+    if manifest.lag_rounds and not bears_late_means(outer):
+        raise UsageError(
+            '[training] overlap = "lag1" applies each mean one round late, and with [outer] '
+            f"learning_rate = {outer.learning_rate:g}, momentum = {outer.momentum:g} training "
+            "would diverge: set them to 0.6 and 0, or leave the overlap out"
+        )
 
 
 def model_config(section: dict[str, Any], dataset: DatasetManifest, base: Path) -> dict[str, Any]:

@@ -34,8 +34,9 @@ from coordinator.audit.schema import (
 )
 from coordinator.audit.trust import passes_of
 from coordinator.context import to_ms
+from coordinator.opening import running_rounds
 from coordinator.schema import IntervalRow, RoundRow, StateRow, WorkerRow
-from coordinator.turn import Turn, newest_state
+from coordinator.turn import Turn
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
 
@@ -168,7 +169,7 @@ def _base(session: Session) -> tuple[StateRow, int]:
 
     A run that has settled nothing yet has only its first state.
     """
-    settled_rounds = max(0, newest_state(session).settled_rounds - 1)
+    settled_rounds = max(0, running_rounds(session)[0].settled_rounds - 1)
     number = session.scalar(
         select(func.max(RoundRow.number)).where(RoundRow.settled_rounds == settled_rounds)
     )

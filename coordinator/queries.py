@@ -42,14 +42,14 @@ def read_receipt(
 def snapshot_events(turn: Turn) -> list[service_pb2.RunEvent]:
     """The events that bring a newcomer up to date: the head, and the reduce under way."""
     events = [service_pb2.RunEvent(run_head=wire.Envelope.FromString(turn.row.head))]
-    roster = current_roster(turn.session, turn.machine)
+    roster = current_roster(turn.session, turn.reducing.machine)
     if roster is not None:
         envelope = wire.Envelope.FromString(roster.envelope)
         events.append(service_pb2.RunEvent(roster=envelope))
         if roster.inclusion is not None:
             envelope = wire.Envelope.FromString(roster.inclusion)
             events.append(service_pb2.RunEvent(inclusion_set=envelope))
-    wanted = turn.wanted_results()
+    wanted = turn.reducing.wanted_results()
     if wanted is not None:
         events.append(wanted)
     for event in events:

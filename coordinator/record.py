@@ -35,7 +35,7 @@ def log_ended_rounds(context: RunContext, session: Session, now_s: float) -> boo
     added = False
     for row in rows:
         settled = row.phase == "SETTLED"
-        state = session.get_one(StateRow, row.settled_rounds + settled)
+        state = session.get_one(StateRow, row.settled_after)
         if settled and not state.evaluated:
             break
         context.log.append(session, [_round_leaf(context, row, state, settled, now_s)])

@@ -32,7 +32,6 @@ from coordinator.database import Database
 from coordinator.keys import KeyRing
 from coordinator.model_card import CardFacts, licence_note, model_card
 from coordinator.provenance import FILE_NAME, Origin, sign_statement, statement
-from coordinator.round_state import Phase
 from coordinator.schema import RoundRow, StateRow
 from ledger.donors import names_of
 from ledger.fold import fold
@@ -131,8 +130,7 @@ def _choose(session: Session, round_: int | None) -> Chosen:
         ended = session.get(RoundRow, round_)
         if ended is None or ended.ended_at_s is None:
             raise UsageError(f"round {round_} has not ended: see 'barnraise coordinator rounds'")
-        settled = int(ended.phase == Phase.SETTLED)
-        row = session.get(StateRow, ended.settled_rounds + settled)
+        row = session.get(StateRow, ended.settled_after)
     if row is None:
         raise UsageError("the database holds no state: was it made by 'coordinator init'?")
     return Chosen(

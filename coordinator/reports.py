@@ -77,8 +77,8 @@ def accept_reducer_report(
             )
         )
         turn.session.flush()
-        if roster_row is current_roster(turn.session, turn.machine):
-            _count(turn, roster, share, record)
+        if roster_row is current_roster(turn.session, turn.reducing.machine):
+            _count(turn.reducing, roster, share, record)
     reply = service_pb2.ReducerReportReply()
     if roster_row.inclusion is not None:
         reply.inclusion_set.ParseFromString(roster_row.inclusion)
@@ -177,14 +177,14 @@ def accept_report(
         turn.session.add(known)
     settled = row.phase == Phase.SETTLED
     if settled:
-        after = turn.session.get_one(StateRow, row.settled_rounds + 1)
+        after = turn.session.get_one(StateRow, row.settled_after)
         judge(known, after.digest)
     head = turn.row.head
     return service_pb2.ReportReply(
         settled=settled,
         agrees=bool(known.agrees),
         run_head=wire.Envelope.FromString(head),
-        missing=missing_chunks(turn) if record.round == turn.machine.number else [],
+        missing=missing_chunks(turn) if record.round == turn.reducing.machine.number else [],
     )
 
 

@@ -29,12 +29,12 @@ from coordinator.database import Database
 from coordinator.init import join_link, partial_folder, plain_errors, publish_link
 from coordinator.keys import KeyRing
 from coordinator.lost_rounds import Continuation, go_on, rounds_to_skip
+from coordinator.opening import running_round
 from coordinator.recovered_log import Recovered, recover
 from coordinator.run_toml import set_server
 from coordinator.schema import ControlRow
 from coordinator.serve import engine_options
 from coordinator.snapshot import PGDUMP, SQLITE, restore_dump
-from coordinator.turn import running_round
 from ledger import tree
 from ledger.authority import load_delegations, store_delegations
 from ledger.log import Log

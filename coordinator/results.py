@@ -96,6 +96,7 @@ def keep_pieces(turn: Turn, pieces: Sequence[CheckedPiece]) -> int:
     Raises:
         BadRecord: a piece of a group or by a reducer that does not exist.
     """
+    turn = turn.reducing
     roster_row = current_roster(turn.session, turn.machine)
     broadcasting = roster_row is not None and turn.machine.phase is Phase.BROADCAST
     longest = longest_result(turn, roster_row) if roster_row and broadcasting else None
@@ -192,6 +193,7 @@ def _count_delivered(turn: Turn) -> None:
 
 def missing_chunks(turn: Turn) -> list[int]:
     """Chunks of the running reduce that are not held; empty unless it is in BROADCAST."""
+    turn = turn.reducing
     roster_row = current_roster(turn.session, turn.machine)
     if roster_row is None or turn.machine.phase is not Phase.BROADCAST:
         return []

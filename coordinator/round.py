@@ -11,6 +11,8 @@ Invariants:
   back does not lengthen a phase beyond its full length from then on.
 * What is included was complete at *every* reducer of the attempt, and a round settles only when
   every reducer of that attempt has delivered all its result chunks.
+* A round that opened while the one before is reduced (``overlap = lag1``) trains, but does not
+  close before that one has ended: its mean is applied to the state that comes out of it.
 * Whoever is gone is not waited for: a gather ends when all that are there are complete, and a lost
   reducer ends its attempt at once, unless others turn out to hold what it had made.
 
@@ -29,6 +31,7 @@ from coordinator.round_state import (
     Abandoned,
     AskHolders,
     Committed,
+    EarlierEnded,
     Effect,
     Event,
     FreeLeases,
@@ -174,10 +177,19 @@ def _wait_out_grace(state: Round, _: Tick, now_s: float) -> Step:
 
 
 def _close(state: Round, now_s: float) -> Step:
+    if state.earlier_reducing:
+        return state, ()
     if len(state.committed) < state.policy.min_members:
         have, need = len(state.committed), state.policy.min_members
         return _skip(state, f"{have} of at least {need} members committed in time")
     return _next_attempt(state, (), now_s, "")
+
+
+def _earlier_ended(state: Round, _: EarlierEnded, now_s: float) -> Step:
+    if not state.earlier_reducing:
+        raise ImpossibleEvent("no round was reduced beside this one")
+    after = replace(state, earlier_reducing=False)
+    return (after, ()) if state.phase is Phase.OPEN else _close_if_done(after, now_s)
 
 
 def _next_attempt(state: Round, failed: tuple[str, ...], now_s: float, why: str) -> Step:
@@ -387,6 +399,8 @@ _HANDLERS: dict[tuple[Phase, type], Callable[[Round, Any, float], Step]] = {
     (Phase.BROADCAST, SettleDone): _settled,
     (Phase.BROADCAST, SettleRefused): _settle_refused,
 }
+for _phase in (Phase.OPEN, Phase.TRAINING, Phase.COMMITTING):
+    _HANDLERS[_phase, EarlierEnded] = _earlier_ended
 for _phase in (p for p in Phase if TRANSITIONS[p]):
     _HANDLERS |= {
         (_phase, Restarted): _restarted,

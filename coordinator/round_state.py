@@ -58,6 +58,7 @@ class Round:
     delivered: tuple[str, ...] = ()  # reducers whose results are all held
     rescue_until_s: float | None = None  # holders are asked for a lost reducer's results
     settling: bool = False
+    earlier_reducing: bool = False  # the round before has not ended: this one does not close
     paused: bool = False
     reason: str = ""  # why it was skipped
 
@@ -168,6 +169,11 @@ class Restarted:
 
 
 @dataclass(frozen=True)
+class EarlierEnded:
+    """The round before, which was reduced while this one was trained, is settled or skipped."""
+
+
+@dataclass(frozen=True)
 class Paused:
     pass
 
@@ -189,6 +195,7 @@ Event = (
     | SettleDone
     | SettleRefused
     | Restarted
+    | EarlierEnded
     | Paused
     | Resumed
 )

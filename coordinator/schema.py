@@ -88,7 +88,7 @@ class ControlRow(Base):
 
 
 class StateRow(Base):
-    """A model state; the newest one is what the running round starts from."""
+    """A model state; the newest one is what the next round starts from."""
 
     __tablename__ = "states"
 
@@ -116,6 +116,9 @@ class RoundRow(Base):
     phase: Mapped[str] = mapped_column(String(16), index=True)
     settled_rounds: Mapped[int] = mapped_column(
         ForeignKey("states.settled_rounds"), comment="the state it starts from"
+    )
+    settled_after: Mapped[int | None] = mapped_column(
+        comment="settled rounds of the run when it ended, itself included"
     )
     head: Mapped[bytes] = mapped_column(LargeBinary, comment="signed RunHead")
     opened_at_s: Mapped[float] = mapped_column()

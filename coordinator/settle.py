@@ -27,6 +27,7 @@ from coordinator import leases
 from coordinator.audit import selection
 from coordinator.checkpoints import SavedState
 from coordinator.context import RunContext
+from coordinator.opening import newest_state
 from coordinator.record import append_credit
 from coordinator.reports import judge, read_roster
 from coordinator.results import held_chunks
@@ -62,7 +63,7 @@ class SettleInputs:
     """Everything that the new state is computed from, besides the old one."""
 
     round: int
-    settled_rounds: int  # of the state before
+    settled_rounds: int  # of the state that the mean is applied to
     group_id: bytes
     chunks: tuple[bytes, ...]
     tokens: int  # merged by this round
@@ -70,13 +71,14 @@ class SettleInputs:
 
 def read_inputs(turn: Turn) -> SettleInputs | None:
     """What is to be settled, or None when nothing is."""
+    turn = turn.reducing
     if not turn.machine.settling:
         return None
     roster_row = current_roster(turn.session, turn.machine)
     assert roster_row is not None
     return SettleInputs(
         turn.machine.number,
-        turn.row.settled_rounds,
+        newest_state(turn.session).settled_rounds,
         roster_row.group_id,
         held_chunks(turn, roster_row.group_id),
         sum(row.tokens for row in _merged(turn)),
@@ -107,8 +109,8 @@ def compute(context: RunContext, before: ModelState, inputs: SettleInputs) -> Mo
 
 def refuse(turn: Turn) -> None:
     """Give the round up: its mean leads out of the finite numbers."""
-    _log.error("round_diverged", round=turn.machine.number)
-    turn.apply(SettleRefused("the mean of its updates is too large for the model"))
+    _log.error("round_diverged", round=turn.reducing.machine.number)
+    turn.reducing.apply(SettleRefused("the mean of its updates is too large for the model"))
 
 
 def record_settled(
@@ -122,12 +124,13 @@ def record_settled(
     """Step 4, in the caller's transaction.
 
     Args:
-        turn: of the round that ``inputs`` were read from.
+        turn: of the run.
         inputs: what was settled.
         descriptor: of the new state.
         saved: its files.
         evaluated: whether no validation loss is to come.
     """
+    turn = turn.reducing
     assert turn.machine.settling and turn.machine.number == inputs.round
     roster_row = current_roster(turn.session, turn.machine)
     assert roster_row is not None
@@ -147,7 +150,7 @@ def record_settled(
         now_s=turn.now_s,
     )
     selection.open_audits(turn, merged, roster_row, chances)
-    turn.leaves_added = True
+    turn.then.leaves_added = True
     turn.row.members = len(merged)
     turn.row.tokens = inputs.tokens
     turn.row.result_digest = merkle.root([merkle.leaf_hash(chunk) for chunk in inputs.chunks])

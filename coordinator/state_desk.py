@@ -127,7 +127,7 @@ class StateDesk:
 
         def keep(turn: Turn) -> None:
             keep_loss(turn.session, settled_rounds, loss)
-            turn.leaves_added |= log_ended_rounds(self._context, turn.session, turn.now_s)
+            turn.then.leaves_added |= log_ended_rounds(self._context, turn.session, turn.now_s)
 
         await self._turn(keep)
         _log.info("validated", settled_rounds=settled_rounds, loss=loss)

@@ -1,45 +1,49 @@
-"""One transaction's work on the running round: events in, effects carried out, all or nothing.
+"""One transaction's work on a running round: events in, effects carried out, all or nothing.
 
 Invariants:
 
 * The state machine's new state and everything that its effects write commit together, so a
   coordinator that is killed at any instruction comes back to a state and effects that agree.
-* What others are to hear (:attr:`Turn.events`) is collected here and sent only after the commit.
-* When a round ends, the next one opens in the same transaction: there is always exactly one
-  running round, the one with the highest number.
+* What others are to hear (:attr:`AfterCommit.events`) is collected here and sent only after the
+  commit.
+* When a round ends, the next one opens in the same transaction; with ``overlap = lag1`` it opens
+  when a round closes. There is always exactly one round in training, the one with the highest
+  number; the one before it may be alive beside it (:attr:`Turn.reducing`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass, field
 
 import structlog
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from coordinator import leases, round_state, suspensions
-from coordinator.audit.trust import best_passes, passes_of
-from coordinator.blocks import welcome
+from coordinator.candidates import reducer_candidates, roster_members, still_welcome
 from coordinator.context import RunContext, to_ms
+from coordinator.ending import drop_results, free_leases
+from coordinator.opening import (
+    newest_state,
+    note_whether_finished,
+    open_round,
+    running_round,
+    running_rounds,
+)
 from coordinator.record import log_ended_rounds
-from coordinator.roster import Candidate, Claim, choose_reducers, member_weights
+from coordinator.roster import choose_reducers
 from coordinator.round import tick
 from coordinator.round_state import Effect, Event, FreeLeases, Phase, Round, Settle
 from coordinator.schema import (
-    COMMITTED,
     EXPIRED,
-    TRAINING,
-    UNMERGED,
     AssignmentRow,
     ContributionRow,
-    ControlRow,
     ResultRow,
     RosterRow,
     RoundRow,
-    StateRow,
-    WorkerRow,
 )
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
@@ -49,23 +53,31 @@ GROUP_ID_BYTES = 20
 _log = structlog.get_logger()
 
 
-def running_round(session: Session) -> RoundRow:
-    """The row of the running round; there is always one after the engine has started."""
-    return session.scalars(select(RoundRow).order_by(RoundRow.number.desc()).limit(1)).one()
-
-
-def newest_state(session: Session) -> StateRow:
-    """The state that the running round starts from."""
-    return session.scalars(select(StateRow).order_by(StateRow.settled_rounds.desc()).limit(1)).one()
-
-
 def current_roster(session: Session, machine: Round) -> RosterRow | None:
     """The roster of the running attempt, once it is signed."""
     return session.get(RosterRow, (machine.number, machine.attempt)) if machine.reducers else None
 
 
+@dataclass
+class AfterCommit:
+    """What follows once a transaction is committed; the turns of its rounds share one."""
+
+    events: list[service_pb2.RunEvent] = field(default_factory=list)
+    settle_due: bool = False
+    leaves_added: bool = False
+
+
+def closes(before: Round, after: Round) -> bool:
+    """Whether an event ended the training of a round that goes on to be reduced."""
+    return before.accepts_commits and after.phase is Phase.GATHER
+
+
 class Turn:
-    """The running round within one transaction."""
+    """The round in training within one transaction; :attr:`reducing` may be another one."""
+
+    row: RoundRow
+    machine: Round
+    _stored: Round  # as the row has it
 
     def __init__(
         self,
@@ -78,13 +90,28 @@ class Turn:
         self.session = session
         self.now_s = now_s
         self.is_absent = is_absent
-        self.row = running_round(session)
-        self.head = b""  # of the running round, once the work is done
-        self.machine = self._stored = round_state.load(self.row.machine)
+        self.then = AfterCommit()
         self.storing = True  # the round at each event, or once at the end of a batch
-        self.events: list[service_pb2.RunEvent] = []
-        self.settle_due = False
-        self.leaves_added = False
+        self.head = b""  # of the round in training, once the work is done
+        self._earlier: Turn | None = None
+        self._later: Turn | None = None
+        if context.manifest.lag_rounds:
+            *earlier, row = running_rounds(session)
+            for reducing in earlier:
+                self._overlap(reducing)
+        else:
+            row = running_round(session)
+        self._take_up(row)
+
+    @property
+    def reducing(self) -> Turn:
+        """The round that is reduced, or will be before any other."""
+        return self._earlier or self
+
+    @property
+    def running(self) -> tuple[Turn, ...]:
+        """Every round that is alive, the earlier one first."""
+        return (self,) if self._earlier is None else (self._earlier, self)
 
     def apply(self, event: Event) -> None:
         """Feed one event to the state machine and carry out what it asks for."""
@@ -100,6 +127,10 @@ class Turn:
             self._carry_out(effect)
         if self.machine.ended and self.row.ended_at_s is None:
             self._end()
+        elif self.context.manifest.lag_rounds and closes(before, self.machine):
+            self.store()
+            self._overlap(self.row)
+            self._open_next(earlier_reducing=True)
 
     def expire(self, worker: str) -> None:
         """Give up the open lease of a worker that left or fell silent."""
@@ -115,7 +146,7 @@ class Turn:
     def say(self, event: service_pb2.RunEvent) -> None:
         """Queue an event of the running round for everybody who watches."""
         event.MergeFrom(self.describe_phase())
-        self.events.append(event)
+        self.then.events.append(event)
 
     def describe_phase(self) -> service_pb2.RunEvent:
         """An event without content: phase, round, and the times that go with them."""
@@ -125,6 +156,7 @@ class Turn:
             round=self.machine.number,
             server_time_ms=to_ms(self.now_s),
             deadline_ms=0 if deadline_s is None else to_ms(deadline_s),
+            running_from=self.reducing.machine.number + self.reducing.machine.ended,
         )
 
     # ---- effects ----
@@ -136,20 +168,20 @@ class Turn:
             case round_state.SignInclusion():
                 self._sign_inclusion(effect)
             case FreeLeases():
-                self._free_leases()
+                free_leases(self.session, self.machine.number)
             case round_state.AskHolders():
                 self._ask_holders()
             case Settle():
-                self.settle_due = True
+                self.then.settle_due = True
             case round_state.Skip():
                 self.row.reason = effect.reason
                 _log.warning("round_skipped", round=self.machine.number, reason=effect.reason)
 
     def _sign_roster(self, effect: round_state.SignRoster) -> None:
         layout, update = self.context.layout, self.context.manifest.update
-        members = self._still_welcome(effect.members)
+        members = still_welcome(self, effect.members)
         shares = choose_reducers(
-            self._candidates(members),
+            reducer_candidates(self, members),
             layout.count,
             avoid=effect.avoid,
             anchors_only=effect.anchors_only,
@@ -163,7 +195,7 @@ class Turn:
             round=self.machine.number,
             attempt=effect.attempt,
             state_digest=newest_state(self.session).digest,
-            members=self._members(members),
+            members=roster_members(self, members),
             reducers=[
                 wire.ReducerRange(
                     reducer=share.candidate.worker,
@@ -207,78 +239,6 @@ class Turn:
             reducers=len(shares),
         )
 
-    def _still_welcome(self, members: tuple[str, ...]) -> tuple[str, ...]:
-        """Without those that were blocked since they committed."""
-        found = self.session.scalars(
-            select(WorkerRow.worker).where(WorkerRow.worker.in_(members), welcome())
-        )
-        kept = set(found)
-        return tuple(worker for worker in members if worker in kept)
-
-    def _members(self, workers: tuple[str, ...]) -> list[wire.RosterMember]:
-        policy = self.context.manifest.verification
-        found = self.session.execute(
-            select(ContributionRow, WorkerRow.client_mode)
-            .join(WorkerRow, WorkerRow.worker == ContributionRow.worker)
-            .where(ContributionRow.round == self.machine.number)
-        ).all()
-        by_worker = {row.worker: (row, client_mode) for row, client_mode in found}
-        rows = [by_worker[worker] for worker in workers]
-        weights = member_weights(
-            [Claim(row.tokens, self._has_weight(row)) for row, _ in rows],
-            newcomer_share=policy.newcomer_weight_share,
-            cap_tokens=policy.weight_cap_tokens,
-        )
-        return [
-            wire.RosterMember(
-                worker=row.worker,
-                assignment_id=row.assignment_id,
-                weight=weight,
-                commitment_root=row.commitment_root,
-                client_mode=client_mode,
-            )
-            for (row, client_mode), weight in zip(rows, weights, strict=True)
-        ]
-
-    def _has_weight(self, row: ContributionRow) -> bool:
-        """Trusted in the class in which it was computed: another one rounds otherwise."""
-        passes = passes_of(self.session, row.worker, row.execution)
-        return passes >= self.context.manifest.verification.probation_passes
-
-    def _candidates(self, members: tuple[str, ...]) -> list[Candidate]:
-        """Anchors heard of lately and public members that are there; silent anchors if there is
-        nobody else, unless it is known that they are gone."""
-        rows = self.session.scalars(
-            select(WorkerRow)
-            .where(WorkerRow.client_mode.is_(False) | WorkerRow.anchor)
-            .where(welcome())
-            .where(WorkerRow.anchor | WorkerRow.worker.in_(members))
-            .order_by(WorkerRow.worker)
-        ).all()
-        suspended = suspensions.suspended(self.session, self.machine.number, members)
-        since_s = self.now_s - self.context.options.silent_after_s
-        heard: list[Candidate] = []
-        silent: list[Candidate] = []
-        for row in rows:
-            if self.is_absent(row.worker):
-                continue
-            candidate = Candidate(
-                row.worker,
-                row.donor,
-                row.anchor,
-                tuple(json.loads(row.multiaddrs)),
-                trusted=row.worker not in suspended and self._may_reduce(row.worker),
-                speed=self.context.speeds.of(row.worker),
-            )
-            there = row.last_seen_s >= since_s or row.worker in members
-            (heard if there else silent).append(candidate)
-        return heard if any(candidate.able for candidate in heard) else silent
-
-    def _may_reduce(self, worker: str) -> bool:
-        """Combining is the same arithmetic everywhere: trust in any class will do."""
-        least = self.context.manifest.verification.reducer_passes
-        return best_passes(self.session, worker) >= least
-
     def _sign_inclusion(self, effect: round_state.SignInclusion) -> None:
         roster = self.session.get_one(RosterRow, (self.machine.number, effect.attempt))
         merged_tokens = self.session.scalar(
@@ -318,18 +278,6 @@ class Turn:
         chunks = len(wanted.results_wanted.chunks)
         _log.warning("reducer_lost", round=self.machine.number, chunks_wanted=chunks)
 
-    def _free_leases(self) -> None:
-        """Whatever was not merged is free again (protocol.md section 4)."""
-        rows = self.session.scalars(
-            select(AssignmentRow).where(
-                AssignmentRow.round == self.machine.number,
-                AssignmentRow.status.in_((TRAINING, COMMITTED)),
-            )
-        )
-        for row in rows.all():
-            row.status = UNMERGED if row.status == COMMITTED else EXPIRED
-            leases.release(self.session, row.assignment_id)
-
     # ---- from round to round ----
 
     def store(self) -> None:
@@ -354,52 +302,36 @@ class Turn:
     def _end(self) -> None:
         self.row.ended_at_s = self.now_s
         self.session.flush()
-        # The bytes have done their work; the signatures over their digests stay.
-        groups = select(RosterRow.group_id).where(RosterRow.round == self.machine.number)
-        self.session.execute(
-            update(ResultRow).where(ResultRow.group_id.in_(groups)).values(encoded=None)
+        drop_results(self.session, self.machine.number)
+        self.row.settled_after = newest_state(self.session).settled_rounds
+        self.then.leaves_added |= log_ended_rounds(self.context, self.session, self.now_s)
+        if self._later is None:
+            self._open_next(earlier_reducing=False)
+            return
+        later, self._later = self._later, None
+        later._earlier = None
+        note_whether_finished(self.context, self.session, later.machine.number)
+        later.apply(round_state.EarlierEnded())
+
+    def _open_next(self, *, earlier_reducing: bool) -> None:
+        self._take_up(
+            open_round(
+                self.context,
+                self.session,
+                self.machine.number + 1,
+                self.now_s,
+                earlier_reducing=earlier_reducing,
+            )
         )
-        self.leaves_added |= log_ended_rounds(self.context, self.session, self.now_s)
-        self.row = open_round(self.context, self.session, self.machine.number + 1, self.now_s)
-        self.machine = self._stored = round_state.load(self.row.machine)
         self.say(service_pb2.RunEvent(run_head=wire.Envelope.FromString(self.row.head)))
 
+    def _take_up(self, row: RoundRow) -> None:
+        self.row = row
+        self.machine = self._stored = round_state.load(row.machine)
 
-def open_round(context: RunContext, session: Session, number: int, now_s: float) -> RoundRow:
-    """Sign the head of the newest state and open a round on it."""
-    state = newest_state(session)
-    control = session.get_one(ControlRow, 1)
-    # Without a preimage for its draw a round could not settle: the chain's end is the run's.
-    control.finished = (
-        context.finished(state.settled_rounds, state.merged_tokens)
-        or number >= context.keys.draws.rounds
-    )
-    head = context.sign(
-        wire.RunHead(
-            run_id=context.run_id,
-            round=number,
-            state_digest=state.digest,
-            weights_root=state.weights_root,
-            momentum_root=state.momentum_root,
-            merged_tokens=state.merged_tokens,
-            weights_sha256=state.weights_sha256,
-            weights_bytes=state.weights_bytes,
-            momentum_sha256=state.momentum_sha256,
-            momentum_bytes=state.momentum_bytes,
-            issued_at_ms=to_ms(now_s),
-            settled_rounds=state.settled_rounds,
-        )
-    )
-    machine = Round(number=number, policy=context.policy, paused=control.paused)
-    row = RoundRow(
-        number=number,
-        machine=round_state.dump(machine),
-        phase=machine.phase.value,
-        settled_rounds=state.settled_rounds,
-        head=head.SerializeToString(),
-        opened_at_s=now_s,
-    )
-    session.add(row)
-    session.flush()
-    _log.info("round_open", round=number, settled=state.settled_rounds, finished=control.finished)
-    return row
+    def _overlap(self, row: RoundRow) -> None:
+        """That round is reduced while this turn's is trained."""
+        earlier = copy(self)
+        earlier.storing = True
+        earlier._take_up(row)
+        earlier._earlier, earlier._later, self._earlier = None, self, earlier

@@ -81,11 +81,11 @@ class Turns:
         async def commit_and_tell() -> T | ProtocolError:
             turn, result = await self._commit(once)
             self.head = wire.Envelope.FromString(turn.head)
-            self._unsigned |= turn.leaves_added
-            self._hub.publish(turn.events)
-            if turn.settle_due:
+            self._unsigned |= turn.then.leaves_added
+            self._hub.publish(turn.then.events)
+            if turn.then.settle_due:
                 self.settle_due.set()
-            await self._sign(insist=turn.leaves_added)
+            await self._sign(insist=turn.then.leaves_added)
             return result
 
         async with self._one_at_a_time:
@@ -100,8 +100,8 @@ class Turns:
 
         def catching_up(session: Session) -> tuple[Turn, T]:
             turn, result = once(session)
-            turn.events += snapshot_events(turn)
-            turn.leaves_added = turn.settle_due = True  # for all we know
+            turn.then.events += snapshot_events(turn)
+            turn.then.leaves_added = turn.then.settle_due = True  # for all we know
             return turn, result
 
         try:

@@ -152,7 +152,7 @@ def _phase(number: int) -> str:
 def rounds(session: Session, most: int) -> list[View]:
     """The newest rounds, newest first."""
     rows = session.scalars(select(RoundRow).order_by(RoundRow.number.desc()).limit(most)).all()
-    following = [row.settled_rounds + 1 for row in rows]
+    following = [row.settled_after for row in rows if row.settled_after is not None]
     states = session.execute(
         select(StateRow.settled_rounds, StateRow.validation_loss).where(
             StateRow.settled_rounds.in_(following)
@@ -166,8 +166,8 @@ def rounds(session: Session, most: int) -> list[View]:
             "members": row.members,
             "tokens": row.tokens,
             "duration_s": None if row.ended_at_s is None else row.ended_at_s - row.opened_at_s,
-            "validation_loss": losses.get(row.settled_rounds + 1)
-            if row.phase == round_state.Phase.SETTLED
+            "validation_loss": losses.get(row.settled_after)
+            if row.phase == round_state.Phase.SETTLED and row.settled_after is not None
             else None,
             "reason": row.reason,
         }

@@ -28,6 +28,7 @@ from coordinator.batches import each
 from coordinator.blocks import reason_for
 from coordinator.context import to_ms
 from coordinator.lookups import fetch, find, rows_by
+from coordinator.opening import newest_state
 from coordinator.probation import grant_probation, needs_probation
 from coordinator.round_state import Leased, Phase
 from coordinator.schema import (
@@ -38,7 +39,7 @@ from coordinator.schema import (
     StateRow,
     WorkerRow,
 )
-from coordinator.turn import Turn, newest_state
+from coordinator.turn import Turn
 from coordinator.versions import too_old
 from protocol.errors import NotEnrolled, ProtocolError, UsageError
 from protocol.wire import records_pb2 as wire
@@ -199,9 +200,19 @@ def _refuse(turn: Turn, row: AssignmentRow | None) -> _Refusal | None:
         return _Refusal("lease_expired", f"your lease in round {number} ended: wait for the next")
     if turn.machine.phase not in (Phase.OPEN, Phase.TRAINING):
         return _Refusal("round_closing", f"round {number} is being averaged; the next opens soon")
+    if _is_last_reduced(turn):
+        return _Refusal("round_closing", "the run's last round is being averaged")
     if not turn.machine.accepts_leases:
         return _Refusal("round_full", f"round {number} has all the members it can take")
     return None
+
+
+def _is_last_reduced(turn: Turn) -> bool:
+    """Whether the run is complete if the round under way beside this one is settled."""
+    if turn.reducing is turn:
+        return False
+    state = newest_state(turn.session)
+    return turn.context.finished(state.settled_rounds + 1, state.merged_tokens)
 
 
 def _wait(turn: Turn, refusal: _Refusal) -> service_pb2.Wait:
@@ -229,6 +240,7 @@ def _steps(turn: Turn, worker: WorkerRow, request: wire.WorkRequest) -> int:
 
 def _assign(turn: Turn, worker: WorkerRow, steps: int) -> tuple[wire.Envelope, AssignmentRow]:
     context, number = turn.context, turn.machine.number
+    # Not the newest one: a mean may have been applied since the round opened.
     state = turn.session.get_one(StateRow, turn.row.settled_rounds)
     assignment_id, seed = secrets.token_bytes(16), secrets.randbits(leases.SEED_BITS)
     with turn.session.no_autoflush:  # it reads and writes intervals only

@@ -31,6 +31,7 @@ Hex256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ModelType = Literal["llama", "mistral", "qwen2", "qwen3", "olmo2", "gpt2"]
 Codec = Literal["fp32", "int8", "int4", "int8-aes", "int4-aes"]
 CombineRule = Literal["mean", "clipped_mean"]
+Overlap = Literal["none", "lag1"]
 
 _LOADS_CODE = (
     *("auto_map", "trust_remote_code", "attn_implementation", "experts_implementation"),
@@ -190,7 +191,7 @@ class RunManifest(_Frozen):
     outer: OuterSpec = OuterSpec()
     round: RoundSpec
     update: UpdateSpec = UpdateSpec()
-    overlap: Literal["none"] = "none"
+    overlap: Overlap = "none"
     verification: VerificationSpec = VerificationSpec()
     credit_formula: Literal["barnraise-credit/1"] = CREDIT_FORMULA
     campaign: Campaign
@@ -221,6 +222,11 @@ class RunManifest(_Frozen):
     def tokens_per_step(self) -> int:
         """Tokens of one inner step: what a lease is counted in."""
         return self.inner.sequences_per_batch * self.sequence_length
+
+    @property
+    def lag_rounds(self) -> int:
+        """How many rounds may be reduced while the next one is trained (protocol section 9)."""
+        return 1 if self.overlap == "lag1" else 0
 
     def canonical(self) -> bytes:
         """RFC 8785 bytes: what is hashed, stored and sent."""

@@ -301,14 +301,14 @@ class Rig:
 
         with self.database.session() as session:
             turn = Turn(self.engine.context, session, self.now_s)
-            row = current_roster(session, turn.machine)
+            row = current_roster(session, turn.reducing.machine)
             if row is None:
                 return None, None
             inclusion = row.inclusion and wire.Envelope.FromString(row.inclusion)
             return wire.Envelope.FromString(row.envelope), inclusion or None
 
     def phase(self) -> str:
-        from coordinator.turn import running_round
+        from coordinator.opening import running_round
 
         with self.database.session() as session:
             return running_round(session).phase
@@ -429,7 +429,7 @@ class Rig:
         await self.engine.evaluate()
 
     def head(self) -> wire.RunHead:
-        from coordinator.turn import running_round
+        from coordinator.opening import running_round
 
         with self.database.session() as session:
             envelope = wire.Envelope.FromString(running_round(session).head)

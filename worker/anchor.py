@@ -95,7 +95,8 @@ async def reduce_for_ever(node: Node, board: Board) -> None:
         board.waiting("waiting for a roster", Phase.WAITING)
         reduction = Reduction.of(node, reports=False)
         try:
-            await reduction.follow(head, None, listen=True)
+            round_ = head.record.round - node.watch.lag_rounds
+            await reduction.follow(round_, None, listen=True)
         except TransientError as error:
             log.warning("missed a round", round=head.record.round, problem=str(error))
             await node.watch.change(_PROBLEM_WAIT_S)
@@ -110,14 +111,15 @@ async def publish(node: Node) -> None:
         if head is not None:
             round_, attempt = head.record.round, 0
             await _publish(node, head, None)
-        roster = node.watch.roster_after(round_, attempt)
+        roster = node.watch.roster_after(round_ - node.watch.lag_rounds, attempt)
         if roster is not None:
             attempt = roster.record.attempt
             await _publish(node, None, roster)
 
 
 def _news(node: Node, round_: int, attempt: int) -> bool | None:
-    found = node.watch.head_beyond(round_) or node.watch.roster_after(round_, attempt)
+    reduced = round_ - node.watch.lag_rounds
+    found = node.watch.head_beyond(round_) or node.watch.roster_after(reduced, attempt)
     return True if found else None
 
 

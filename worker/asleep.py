@@ -129,7 +129,8 @@ class Asleep:
     async def _contact(self, session: Session, journal: Journal) -> Contact:
         retained = await asyncio.to_thread(open_retained, self.home, self.config)
         manifest = session.greeting.manifest
-        watch = Watch(session)  # no stream is opened: it would bring what concerns only others
+        # No stream is opened: it would bring what concerns only others.
+        watch = Watch(session, manifest.lag_rounds)
         watch.connected = True
         return Contact(
             home=self.home,

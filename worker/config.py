@@ -74,6 +74,10 @@ class Home:
         """The unit under way, as it was a moment ago: what a kill leaves to go on from."""
         return self.path / "unit"
 
+    def snapshot(self, assignment_id: bytes) -> Path:
+        """Of one unit; in :attr:`unit`."""
+        return self.unit / assignment_id.hex()
+
     @property
     def inputs(self) -> Path:
         """What was reduced here, as long as audits may ask for it."""

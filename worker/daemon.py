@@ -33,8 +33,9 @@ from worker.prefetch import Prefetch
 from worker.probation import Probation
 from worker.race import unless
 from worker.receipts import collect_receipts, last_receipts, store_trust
+from worker.reducing import RECEIPT_PATIENCE_S, Reducing
 from worker.reentry import stay_in_touch
-from worker.round_runner import RECEIPT_PATIENCE_S, RoundRunner
+from worker.round_runner import RoundRunner
 from worker.status import AWAY, Board, Phase
 from worker.taking_part import Reduction
 from worker.trainer import Trainer
@@ -157,10 +158,12 @@ class Daemon:
                 tasks.create_task(self._power(node).run())
                 tasks.create_task(tell_again(self.config, node.enrol))
                 tasks.create_task(seed_weights(node, fetch=False))
+                tasks.create_task(runner.reducing.run())
                 tasks.create_task(runner.prefetch.run())
                 tasks.create_task(runner.prefetch.heed(self._works, self.news))
                 tasks.create_task(keep_cache(node, runner.prefetch, self.board))
                 await self._work(node, runner, beats, Probation(runner))
+                await runner.reducing.drain()
                 await node.outbox.drain(_GOODBYE_S)
                 await last_receipts(node)
                 raise _Done
@@ -188,6 +191,14 @@ class Daemon:
             ),
             room=UnitRoom(node.disk, manifest),
             prefetch=Prefetch(node.data, manifest.sequence_length, self._spares),
+            reducing=Reducing(
+                home=self.home,
+                manifest=manifest,
+                watch=node.watch,
+                journal=node.journal,
+                board=self.board,
+                reduction=lambda ending: Reduction.of(node, ending=ending),
+            ),
             leaving=self.yielding.leaving,
         )
 
@@ -254,7 +265,7 @@ class Daemon:
         self.board.round = head.record.round
         self.board.settled_rounds = head.record.settled_rounds
         self.board.state_digest = head.record.state_digest.hex()
-        await asyncio.to_thread(self._forget_before, node, head.record.round)
+        await self._look_back(node, runner, head.record.round)
         await require_room(node, head.record)
         if not await asyncio.to_thread(probation.expected):
             # Before the lease: its time is for training.
@@ -268,16 +279,16 @@ class Daemon:
         if head is None or head.record.round != lease.round:
             return
         with self.budget.unit():
-            await runner.run(lease, head, Reduction.of(node))
+            await runner.run(lease, head)
 
     async def _see_rest_through(self, node: Node, runner: RoundRunner) -> None:
         """Commit and reduce what was trained before the restart, if its round is still open."""
         head = node.watch.head
         if head is not None:
-            await asyncio.to_thread(self._forget_before, node, head.record.round)
+            await self._look_back(node, runner, head.record.round)
             lease = await self._trained_before(node, head.record.round)
             if lease is not None:
-                await runner.run(lease, head, Reduction.of(node))
+                await runner.run(lease, head)
         self.rest = False
 
     async def _trained_before(self, node: Node, round_: int) -> Lease | None:
@@ -344,10 +355,18 @@ class Daemon:
         except (TransientError, PeerFault, UsageError) as error:
             await self._wait(node, str(error), _PROBLEM_WAIT_S)
 
-    def _forget_before(self, node: Node, round_: int) -> None:
+    async def _look_back(self, node: Node, runner: RoundRunner, round_: int) -> None:
+        """At rounds before the one in training: they are over, or reduced now."""
+        oldest = round_ - node.watch.lag_rounds
+        await asyncio.to_thread(self._forget_before, node, runner, oldest)
+        await runner.reducing.take_up(round_)
+
+    def _forget_before(self, node: Node, runner: RoundRunner, round_: int) -> None:
         """Rounds that ended while nobody looked; what was committed may still have been merged."""
         over = [lease for lease in node.journal.open_leases() if lease.round < round_]
         for lease in over:
+            if runner.reducing.holds(lease.assignment_id):
+                continue  # about to conclude
             if lease.state == LeaseState.TRAINED:
                 node.journal.expect_receipt(
                     lease.assignment_id, lease.round, 0, patience_s=RECEIPT_PATIENCE_S

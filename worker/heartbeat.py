@@ -185,7 +185,8 @@ class Heartbeats:
         if head is None:
             return
         try:
-            await asyncio.to_thread(tidy, self._retain_from, head.record.round)
+            oldest = head.record.round - self.node.watch.lag_rounds  # that may be reduced now
+            await asyncio.to_thread(tidy, self._retain_from, oldest)
             self._untidy.over()
         except TransientError as error:
             self._untidy.tell(error)

@@ -140,7 +140,7 @@ async def open_node(
         )
         stack.push_async_callback(swarm.shutdown)
         swarm.serve_blobs(blobs.known)
-        watch, sources = Watch(session), Sources(session)
+        watch, sources = Watch(session, manifest.lag_rounds), Sources(session)
         sources.head = lambda: watch.head
         fetcher = BlobFetcher(blobs, sources)
         states = StateCache(manifest, fetcher, blobs, journal)

@@ -23,7 +23,8 @@ from protocol.errors import BadRecord, PeerFault, ProtocolError, TransientError,
 from protocol.wire import records_pb2 as wire
 from worker.journal import Journal
 from worker.race import unless
-from worker.round_runner import RECEIPT_PATIENCE_S, RoundRunner
+from worker.reducing import RECEIPT_PATIENCE_S
+from worker.round_runner import RoundRunner
 from worker.status import Phase
 from worker.trainer import Trained
 

@@ -2,6 +2,9 @@
 
     lease -> weights and data -> train -> encode, sign, journal -> commit -> reduce -> next head
 
+With ``overlap = lag1`` the next head comes before the reduce, which :mod:`worker.reducing` sees
+through in the background.
+
 Invariants:
 
 * The Contribution says what was really done: the first h steps of the lease.
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -32,20 +36,19 @@ from worker.journal import Journal, Lease, LeaseState, contribution_key
 from worker.outbox import CONTRIBUTION, Outbox
 from worker.prefetch import Prefetch
 from worker.race import unless
+from worker.reducing import Reducing, Unit
 from worker.session import Session
 from worker.state_cache import StateCache
 from worker.status import Board, Phase
-from worker.taking_part import Outcome, Reduction
 from worker.trainer import Job, Progress, Trained, Trainer
 from worker.tuning import Tuner
 from worker.unit_room import UnitRoom
 from worker.unit_training import train_unit
-from worker.updates import UpdateName, adopt_update, read_update
+from worker.updates import UpdateName, adopt_update
 from worker.watch import Watch
 
 log = structlog.get_logger()
 
-RECEIPT_PATIENCE_S = 7 * 24 * 3600
 _COMMIT_MARGIN_S = 0.5
 _DISK_AGAIN_S = 5.0
 
@@ -73,10 +76,11 @@ class RoundRunner:
     tuner: Tuner
     room: UnitRoom
     prefetch: Prefetch
+    reducing: Reducing
     leaving: asyncio.Event  # set: this machine may not work, what is under way ends early
     abandoned: bytes = b""  # the assignment that the coordinator does not want any more
 
-    async def run(self, lease: Lease, head: Signed[wire.RunHead], reduction: Reduction) -> None:
+    async def run(self, lease: Lease, head: Signed[wire.RunHead]) -> None:
         """See a lease through; one of which nothing is trained when this machine may not work any
         more stays as it is: it may be gone on with as long as its round is open.
 
@@ -102,8 +106,13 @@ class RoundRunner:
                 return
         else:
             self.board.waiting("waiting for the round to close")
-        outcome = await reduction.follow(head, update, listen=False)
-        await self._settle(lease, outcome)
+        unit = Unit(lease, update)
+        if self.watch.lag_rounds:
+            await self.watch.until(partial(self.watch.head_beyond, lease.round))
+            self.board.put_down(lease.assignment_id.hex())
+            await self.reducing.add(unit)
+        else:
+            await self.reducing.see_through(unit)
 
     async def warm_up(self) -> None:
         """Load what a unit needs; both would else be taken from the first unit's time.
@@ -170,13 +179,10 @@ class RoundRunner:
             raise Abandoned("the round went on before the update could be written down")
         return kept
 
-    def _snapshot(self, assignment_id: bytes) -> Path:
-        return self.home.unit / assignment_id.hex()
-
-    def _forget_snapshots(self, but: bytes = b"") -> None:
+    def _forget_snapshots(self, but: bytes) -> None:
         """Of units that are over; blocking."""
         for path in self.home.unit.iterdir():
-            if path != self._snapshot(but):
+            if path != self.home.snapshot(but):
                 path.unlink(missing_ok=True)
 
     async def job(
@@ -198,7 +204,7 @@ class RoundRunner:
             raise TransientError("this machine may not work now")
         weights, shards, dataset = fetched
         output = self.home.scratch / f"{record.assignment_id.hex()}.encoding"
-        snapshot = self._snapshot(record.assignment_id)
+        snapshot = self.home.snapshot(record.assignment_id)
         keep_snapshots = await asyncio.to_thread(self.room.take, output, snapshot, head.record)
         return Job(
             manifest=str(self.home.manifest),
@@ -332,16 +338,20 @@ class RoundRunner:
     # ---- commit ------------------------------------------------------------------------
 
     async def _commit(self, lease: Lease) -> EncodedUpdate:
-        assert lease.contribution is not None and lease.update_path is not None
+        assert lease.contribution is not None
         contribution = open_envelope(lease.contribution, wire.Contribution).record
-        elements = contribution.vector_elements
-        update = await asyncio.to_thread(read_update, lease.update_path, elements, self.manifest)
-        if update is None or update.root != contribution.commitment_root:
+        update = await self.reducing.read_update(lease)
+        if update is None:
             raise Abandoned("the trained update is gone, or was damaged on disk")
         self.board.at_work(Phase.COMMITTING)
-        refusal = await unless(
-            self._deliver(lease), self._round_over(lease.round, lease.assignment_id)
-        )
+        refusal: str | None
+        if self.watch.lag_rounds:
+            # The commit itself may close the round: only its answer tells whether it was taken.
+            refusal = await self._deliver(lease)
+        else:
+            refusal = await unless(
+                self._deliver(lease), self._round_over(lease.round, lease.assignment_id)
+            )
         if refusal is None:
             raise Abandoned("the round went on before the update could be delivered")
         if refusal:
@@ -361,24 +371,6 @@ class RoundRunner:
         except (PeerFault, UsageError) as error:
             return f"the coordinator did not take the update: {error}"
         return ""
-
-    # ---- afterwards --------------------------------------------------------------------
-
-    async def _settle(self, lease: Lease, outcome: Outcome) -> None:
-        # Whoever came back in the middle of a reduce may not have seen how it was decided.
-        if lease.contribution is not None and (outcome.included or not outcome.decided):
-            contribution = open_envelope(lease.contribution, wire.Contribution).record
-            await asyncio.to_thread(
-                self.journal.expect_receipt,
-                lease.assignment_id,
-                lease.round,
-                contribution.tokens,
-                patience_s=RECEIPT_PATIENCE_S,
-            )
-        await asyncio.to_thread(self.journal.end, lease.assignment_id)
-        await asyncio.to_thread(self._forget_snapshots)
-        self.board.peers = outcome.peers
-        self.board.assignment_id, self.board.steps, self.board.steps_done = "", 0, 0
 
     def show(self, record: wire.Assignment) -> None:
         board = self.board

@@ -38,7 +38,8 @@ async def seed_shards(node: Node) -> None:
                 merged = (record.merged_tokens - merged_tokens) // dataset.sequence_length
                 most_sequences = max(most_sequences, merged)
             start = record.merged_tokens // dataset.sequence_length
-            await _hold(node, dataset, shards_from(dataset, start, _ROUNDS_AHEAD * most_sequences))
+            rounds = _ROUNDS_AHEAD + node.watch.lag_rounds  # what is reduced now is not merged yet
+            await _hold(node, dataset, shards_from(dataset, start, rounds * most_sequences))
         except (TransientError, PeerFault, UsageError) as error:
             trouble.tell(error)
             await node.watch.change(_AGAIN_S)

@@ -99,6 +99,11 @@ class Board:
         if self.given_up == assignment_id:
             self.given_up = ""
 
+    def put_down(self, assignment_id: str) -> None:
+        """A unit is over, unless the next one is under way already."""
+        if self.assignment_id == assignment_id:
+            self.assignment_id, self.steps, self.steps_done = "", 0, 0
+
     @property
     def eta_s(self) -> float | None:
         """Seconds until the unit is trained; None when none is or its speed is not known yet."""

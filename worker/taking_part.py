@@ -57,7 +57,6 @@ _REPORT_AGAIN_S = 2.0  # at most: the gather waits for it
 class Outcome:
     """How a round ended, as seen from here."""
 
-    head: Signed[wire.RunHead]  # of the next round
     included: bool = False  # own update was in the last inclusion set
     decided: bool = False  # that set was seen here; else the own update may well be in it
     stepped: bool = False  # own outer step was made, and is the head's state
@@ -94,12 +93,15 @@ class Reduction:
     outbox: Outbox
     retained: Retained
     reports: bool = True  # members report their state; anchors only serve it
+    ending: asyncio.Event = field(default_factory=asyncio.Event)  # no more is waited for than must
     _groups: list[GroupReduce] = field(default_factory=list)
     _last: _Attempt | None = None
     _own_step: _OwnStep | None = None
 
     @classmethod
-    def of(cls, node: Node, *, reports: bool = True) -> Reduction:
+    def of(
+        cls, node: Node, *, reports: bool = True, ending: asyncio.Event | None = None
+    ) -> Reduction:
         """With a node's parts."""
         return cls(
             session=node.session,
@@ -109,32 +111,28 @@ class Reduction:
             outbox=node.outbox,
             retained=node.retained,
             reports=reports,
+            ending=ending or asyncio.Event(),
         )
 
-    async def follow(
-        self, head: Signed[wire.RunHead], update: EncodedUpdate | None, *, listen: bool
-    ) -> Outcome:
+    async def follow(self, round_: int, update: EncodedUpdate | None, *, listen: bool) -> Outcome:
         """Take part in every attempt until the round is over.
 
         Args:
-            head: the state that the round started from.
+            round_: its number.
             update: own committed update, if there is one.
             listen: take part in rosters that do not name us too (anchors keep fresh by that).
         """
-        outcome = await unless(self._attempts(head, update, listen), self._help_out())
+        outcome = await unless(self._attempts(round_, update, listen), self._help_out())
         assert outcome is not None, "helping out never ends by itself"
         return outcome
 
-    async def _attempts(
-        self, head: Signed[wire.RunHead], update: EncodedUpdate | None, listen: bool
-    ) -> Outcome:
-        round_, attempt = head.record.round, -1
+    async def _attempts(self, round_: int, update: EncodedUpdate | None, listen: bool) -> Outcome:
+        head, attempt = await self.watch.until(partial(self._applied_to, round_)), -1
         with ExitStack() as groups:
             while True:
                 await self.watch.until(partial(self._news, round_, attempt))
-                following = self.watch.head_beyond(round_)
-                if following is not None:
-                    return await self._conclude(following)
+                if self._over(round_):
+                    return await self._conclude(round_)
                 roster = self.watch.roster_after(round_, attempt)
                 assert roster is not None, "that was the news"
                 attempt = roster.record.attempt
@@ -153,10 +151,23 @@ class Reduction:
                     log.info("asked for a lost reducer's results", held=len(held))
                     await self._submit(held)
 
+    def _applied_to(self, round_: int) -> Signed[wire.RunHead] | None:
+        """The head whose state the round's mean is applied to, unless there is a later one.
+
+        With an overlap it comes when the round closes.
+        """
+        return self.watch.head_beyond(round_ + self.watch.lag_rounds - 1)
+
+    def _over(self, round_: int) -> bool | None:
+        """True when there is nothing to be done for the round any more."""
+        ended = self.ending.is_set() and self.watch.has_ended(round_)
+        return True if ended or self.watch.over(round_) is not None else None
+
     def _news(self, round_: int, attempt: int) -> bool | None:
         """True when the round is over or has a later attempt."""
-        over = self.watch.head_beyond(round_) or self.watch.roster_after(round_, attempt)
-        return True if over else None
+        if self.watch.roster_after(round_, attempt) is not None:
+            return True
+        return self._over(round_)
 
     async def _attempt(
         self,
@@ -257,7 +268,7 @@ class Reduction:
         async with asyncio.TaskGroup() as tasks:
             submitting = tasks.create_task(self._submit_own(group, inclusion.record))
             try:
-                result = await unless(group.finish(inclusion), self._over(inclusion.record))
+                result = await unless(group.finish(inclusion), self._passed(inclusion.record))
             except (TransientError, PeerFault) as error:
                 log.warning("reduce incomplete", error=str(error), pieces=len(group.pieces))
                 result = None
@@ -266,16 +277,16 @@ class Reduction:
                 return None
             return await self._step(head, roster, inclusion, result)
 
-    async def _over(self, inclusion: wire.InclusionSet) -> None:
+    async def _passed(self, inclusion: wire.InclusionSet) -> None:
         """The round is over, and a moment more, for results in flight still save a download; or
         another attempt has begun."""
         await self.watch.until(partial(self._news, inclusion.round, inclusion.attempt))
-        if self.watch.head_beyond(inclusion.round) is not None:
+        if self._over(inclusion.round):
             await asyncio.sleep(_LAST_MOMENT_S)
 
     async def _submit_own(self, group: GroupReduce, inclusion: wire.InclusionSet) -> None:
         """As soon as they are there, and for as long as the attempt waits for them."""
-        await unless(self._submit_range(group, len(inclusion.members)), self._over(inclusion))
+        await unless(self._submit_range(group, len(inclusion.members)), self._passed(inclusion))
 
     async def _submit_range(self, group: GroupReduce, members: int) -> None:
         pieces = await group.own_results()
@@ -330,12 +341,12 @@ class Reduction:
         )
         key = report_key(record.round, record.attempt, record.worker)
         envelope = seal(record, self.session.identity)
-        if self.watch.head_beyond(record.round) is not None:
+        if self._over(record.round):
             await self.outbox.post(key, REPORT, record.round, envelope)
             return
         # While the coordinator is away the report waits in the outbox, not here.
         sending = self._deliver_report(key, record.round, envelope)
-        await unless(sending, self.watch.until(lambda: self.watch.head_beyond(record.round)))
+        await unless(sending, self.watch.until(partial(self._over, record.round)))
 
     async def _deliver_report(self, key: str, round_: int, envelope: wire.Envelope) -> None:
         try:
@@ -354,24 +365,29 @@ class Reduction:
         if reply.HasField("run_head") and reply.run_head.payload:
             self.watch.offer_head(reply.run_head)
 
-    async def _conclude(self, head: Signed[wire.RunHead]) -> Outcome:
+    async def _conclude(self, round_: int) -> Outcome:
         for group in self._groups:  # what came late, or could not be brought before
             await bring_proofs(self.session, group)
-        stepped = await self.states.confirm(head)
-        step = self._own_step
-        if step is not None and step.group is self._groups[-1] and step.contradicts(head.record):
-            await bring_results(self.session, step.group)
+        head = self.watch.over(round_)
+        stepped = head is not None and await self._confirm(head)
         if self._last is None:
-            return Outcome(head, stepped=stepped)
+            return Outcome(stepped=stepped)
         inclusion = self._last.inclusion
         me = self.session.identity.peer_id
         return Outcome(
-            head,
             included=inclusion is not None and me in inclusion.record.members,
             decided=inclusion is not None,
             stepped=stepped,
             peers=len(self._last.roster.record.members),
         )
+
+    async def _confirm(self, head: Signed[wire.RunHead]) -> bool:
+        """Whether the own step led to the run's new state."""
+        stepped = await self.states.confirm(head)
+        step = self._own_step
+        if step is not None and step.group is self._groups[-1] and step.contradicts(head.record):
+            await bring_results(self.session, step.group)
+        return stepped
 
     def _named_in(self, roster: wire.Roster) -> bool:
         me = self.session.identity.peer_id

@@ -28,12 +28,13 @@ def least_bytes(head: wire.RunHead, dataset: DatasetManifest, manifest: RunManif
     """What taking part in this run takes at least: below it no unit can be seen through.
 
     The state that a round starts from and the one that it leads to, the shards of a unit, its
-    update, the dataset's manifest.
+    update and those that may be reduced meanwhile, the dataset's manifest.
     """
     state = head.weights_bytes + head.momentum_bytes
     largest = sorted((shard.bytes for shard in dataset.shards), reverse=True)
     shards = sum(largest[:_SHARDS_OF_A_UNIT])
-    return 2 * state + shards + update_bytes(head, manifest) + MAX_MANIFEST_BYTES
+    updates = (1 + manifest.lag_rounds) * update_bytes(head, manifest)
+    return 2 * state + shards + updates + MAX_MANIFEST_BYTES
 
 
 def update_bytes(head: wire.RunHead, manifest: RunManifest) -> int:

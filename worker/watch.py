@@ -43,7 +43,13 @@ grace, so that what was trained meanwhile still counts."""
 class Watch:
     """Keeps the event stream open; :meth:`run` never returns."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, lag_rounds: int = 0) -> None:
+        """
+        Args:
+            session: of the run.
+            lag_rounds: how many rounds before the head's one may still be reduced.
+        """
+        self.lag_rounds = lag_rounds
         self._no_news = Trouble("the swarm has nothing newer")
         self._session = session
         self._change = asyncio.Event()
@@ -55,6 +61,7 @@ class Watch:
         self.phase = ""
         self.round = 0
         self.phase_deadline_ms = 0
+        self._running_from = 0
         self.connected = False
         self.on_connected: Callable[[], None] = lambda: None
         self.problem = ""
@@ -99,6 +106,18 @@ class Watch:
     def head_beyond(self, round_: int) -> Signed[wire.RunHead] | None:
         """The head, when its round is later than ``round_``."""
         return self.head if self.head is not None and self.head.record.round > round_ else None
+
+    def over(self, round_: int) -> Signed[wire.RunHead] | None:
+        """The head that came out of a round, or a later one: nothing is to be done for it any more.
+
+        With an overlap that is the head of the round after the next: until then the next one trains
+        from the state before.
+        """
+        return self.head_beyond(round_ + self.lag_rounds)
+
+    def has_ended(self, round_: int) -> bool:
+        """Whether a round is settled or skipped, as the coordinator says."""
+        return self._running_from > round_ or self.over(round_) is not None
 
     def roster_after(self, round_: int, attempt: int) -> Signed[wire.Roster] | None:
         """The latest roster of a round with an attempt number above ``attempt``."""
@@ -164,10 +183,7 @@ class Watch:
         return max(record.deadline_ms, self.phase_deadline_ms)
 
     def _take(self, event: api.RunEvent) -> None:
-        if event.phase and (event.phase, event.round) != (self.phase, self.round):
-            self.phase, self.round = event.phase, event.round
-            self.notify()
-        self.phase_deadline_ms = event.deadline_ms
+        self._take_phase(event)
         kind = event.WhichOneof("event")
         try:
             if kind == "run_head":
@@ -183,6 +199,18 @@ class Watch:
                 log.info("notice from the organiser", text=event.notice[:500])
         except PeerFault as error:
             log.error("event refused", kind=kind, error=str(error))
+
+    def _take_phase(self, event: api.RunEvent) -> None:
+        """Of the round in training; one that is reduced beside it has nothing to tell by it."""
+        if event.running_from > self._running_from:
+            self._running_from = event.running_from
+            self.notify()
+        if event.round < self.round:
+            return
+        if event.phase and (event.phase, event.round) != (self.phase, self.round):
+            self.phase, self.round = event.phase, event.round
+            self.notify()
+        self.phase_deadline_ms = event.deadline_ms
 
     def _forget_before(self, round_: int) -> None:
         oldest = round_ - _KEPT_ROUNDS
@@ -213,7 +241,7 @@ class Watch:
             if head is not None:
                 self.offer_head(head.envelope)
             if self.head is not None:
-                await self._ask_roster(self.swarm, self.head.record.round)
+                await self._ask_roster(self.swarm, self.head.record.round - self.lag_rounds)
             self._no_news.over()
         except (PeerFault, TransientError) as error:
             self._no_news.tell(error)

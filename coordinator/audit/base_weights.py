@@ -222,7 +222,7 @@ def plan(session: Session, state_digest: bytes) -> Plan:
         raise NotFound(f"no state of this run has the digest {state_digest.hex()[:16]}")
     rows = session.execute(
         select(StateRow, RoundRow.result_digest)
-        .join(RoundRow, RoundRow.settled_rounds == StateRow.settled_rounds)
+        .join(RoundRow, RoundRow.settled_after == StateRow.settled_rounds + 1)
         .where(
             StateRow.settled_rounds < target.settled_rounds,
             StateRow.settled_rounds >= target.settled_rounds - 2 * STRIDE,
@@ -254,7 +254,7 @@ def kept(session: Session, context: RunContext, now_s: float) -> Kept:
     )
     means = session.scalars(
         select(RoundRow.result_digest).where(
-            RoundRow.settled_rounds >= first, RoundRow.result_digest.is_not(None)
+            RoundRow.settled_after > first, RoundRow.result_digest.is_not(None)
         )
     )
     return Kept(

@@ -42,8 +42,9 @@ from coordinator.audit.schema import (
     ReducerAuditRow,
 )
 from coordinator.evidence import keep_evidence
+from coordinator.opening import running_rounds
 from coordinator.schema import ContributionRow
-from coordinator.turn import Turn, running_round
+from coordinator.turn import Turn
 from protocol import merkle
 from protocol.envelope import Signed
 from protocol.errors import BadDigest, BadRecord, Conflict, NotFound, ProtocolError, TooLate
@@ -182,7 +183,7 @@ def retain_from_round(session: Session) -> int:
         session.scalar(
             select(func.min(ContributionRow.round)).where(ContributionRow.credit == PENDING)
         ),
-        running_round(session).number,
+        running_rounds(session)[0].number,
     ]
     return min(round_ for round_ in oldest if round_ is not None)
 

@@ -56,7 +56,7 @@ def convict(
     _audit_retained(turn, donor, retained_from)
     blocks = _blocks(turn)
     for key in dict.fromkeys((worker, donor)):
-        turn.leaves_added |= blocks.block(key, reason, source=AUDIT, word="failed_audit")
+        turn.then.leaves_added |= blocks.block(key, reason, source=AUDIT, word="failed_audit")
     _expire_leases(turn, worker, donor)
     _log.warning("convicted", worker=worker, donor=donor, reason=reason)
 
@@ -68,9 +68,9 @@ def acquit(turn: Turn, worker: PeerId, donor: PeerId) -> None:
     guilty = {one for key in person for one in standing_convictions(turn.session, key)}
     blocks = _blocks(turn)
     if worker not in guilty and (worker not in person or not guilty):
-        turn.leaves_added |= blocks.unblock(worker, word="overturned", source=AUDIT)
+        turn.then.leaves_added |= blocks.unblock(worker, word="overturned", source=AUDIT)
     if not guilty:
-        turn.leaves_added |= blocks.unblock(donor, word="overturned", source=AUDIT)
+        turn.then.leaves_added |= blocks.unblock(donor, word="overturned", source=AUDIT)
     give_back(turn, donor)
     _log.warning("acquitted", worker=worker, donor=donor, still_convicted=len(guilty))
 

@@ -73,7 +73,7 @@ def finish_credit(turn: Turn) -> None:
             row.credit = FINAL
     if leaves:
         turn.context.log.append(turn.session, leaves)
-        turn.leaves_added = True
+        turn.then.leaves_added = True
         _log.info("credit_final", donors=len(leaves), credits=sum(map(len, due.values())))
 
 

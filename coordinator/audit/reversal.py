@@ -149,7 +149,7 @@ def _reverse(
         row.reversed_by = None if restored else verdict_leaf
     turn.session.flush()
     turn.context.log.append(turn.session, leaves)
-    turn.leaves_added |= bool(leaves)
+    turn.then.leaves_added |= bool(leaves)
 
 
 def _microcredits(turn: Turn, row: CreditRow) -> int:

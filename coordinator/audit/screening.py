@@ -79,7 +79,7 @@ def accept_screening(
         BadRecord: not from a reducer, not about its range, or not finite numbers of that size.
     """
     record = signed.record
-    roster_row = current_roster(turn.session, turn.machine)
+    roster_row = current_roster(turn.session, turn.reducing.machine)
     if roster_row is None or roster_row.group_id != record.group_id:
         raise TooLate("a screening of a reduce that is over: drop it")
     if roster_row.inclusion is None:

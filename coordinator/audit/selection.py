@@ -216,7 +216,7 @@ def publish_draws(turn: Turn) -> bool:
         row.published = True
     if leaves:
         turn.context.log.append(turn.session, leaves)
-        turn.leaves_added = True
+        turn.then.leaves_added = True
         _log.info("draws_published", rounds=len(leaves), newest=leaves[-1].round)
     return bool(leaves)
 

@@ -177,7 +177,7 @@ def _record(
         }
     )
     (row.leaf_index,) = turn.context.log.append(turn.session, [leaf])
-    turn.leaves_added = True
+    turn.then.leaves_added = True
     row.phase, row.verdict, row.reason = DECIDED, verdict.value, reason
     row.decided_at_s = turn.now_s
     row.record = envelope.SerializeToString()

@@ -144,7 +144,7 @@ class ActDesk:
         recorded = self.book.append(session, act, leaf)
         if isinstance(leaf, KeyRotationLeaf | MergeLeaf):
             join_profiles(session, *ends_of(leaf))
-        turn.leaves_added = True
+        turn.then.leaves_added = True
         return _reply(recorded)
 
     def _show(

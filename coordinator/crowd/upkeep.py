@@ -75,7 +75,7 @@ class CampaignUpkeep:
                     advice="run 'barnraise coordinator renew-keys' with root.key in the folder",
                 )
             return
-        turn.leaves_added = True
+        turn.then.leaves_added = True
         _log.info(
             "campaign_ended",
             campaign=campaign.campaign,

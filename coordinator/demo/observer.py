@@ -83,7 +83,7 @@ def observe(session: Session) -> Snapshot:
             row.phase,
             row.members,
             row.tokens,
-            losses.get(row.settled_rounds + 1) if row.phase == Phase.SETTLED else None,
+            losses.get(row.settled_after or 0) if row.phase == Phase.SETTLED else None,
             row.reason,
         )
         for row in session.scalars(select(RoundRow).order_by(RoundRow.number))

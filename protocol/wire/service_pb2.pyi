@@ -220,7 +220,7 @@ class ActReply(_message.Message):
     def __init__(self, recorded: _Optional[bool] = ..., leaf_index: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
 
 class RunEvent(_message.Message):
-    __slots__ = ("sequence", "phase", "round", "run_head", "roster", "inclusion_set", "notice", "results_wanted", "server_time_ms", "deadline_ms")
+    __slots__ = ("sequence", "phase", "round", "run_head", "roster", "inclusion_set", "notice", "results_wanted", "server_time_ms", "deadline_ms", "running_from")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -231,6 +231,7 @@ class RunEvent(_message.Message):
     RESULTS_WANTED_FIELD_NUMBER: _ClassVar[int]
     SERVER_TIME_MS_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FROM_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     phase: str
     round: int
@@ -241,7 +242,8 @@ class RunEvent(_message.Message):
     results_wanted: ResultsWanted
     server_time_ms: int
     deadline_ms: int
-    def __init__(self, sequence: _Optional[int] = ..., phase: _Optional[str] = ..., round: _Optional[int] = ..., run_head: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., roster: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., inclusion_set: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., notice: _Optional[str] = ..., results_wanted: _Optional[_Union[ResultsWanted, _Mapping]] = ..., server_time_ms: _Optional[int] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
+    running_from: int
+    def __init__(self, sequence: _Optional[int] = ..., phase: _Optional[str] = ..., round: _Optional[int] = ..., run_head: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., roster: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., inclusion_set: _Optional[_Union[_records_pb2.Envelope, _Mapping]] = ..., notice: _Optional[str] = ..., results_wanted: _Optional[_Union[ResultsWanted, _Mapping]] = ..., server_time_ms: _Optional[int] = ..., deadline_ms: _Optional[int] = ..., running_from: _Optional[int] = ...) -> None: ...
 
 class ResultsWanted(_message.Message):
     __slots__ = ("group_id", "chunks")

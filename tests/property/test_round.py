@@ -14,6 +14,7 @@ from coordinator.round_state import (
     Abandoned,
     AskHolders,
     Committed,
+    EarlierEnded,
     Event,
     FreeLeases,
     Leased,
@@ -61,6 +62,7 @@ SAMPLES: dict[type, Event] = {
         SettleDone(),
         SettleRefused("too large"),
         Restarted(5.0),
+        EarlierEnded(),
         Paused(),
         Resumed(),
     )
@@ -97,6 +99,8 @@ def test_every_pair_is_handled_or_refused(phase: Phase, kind: type) -> None:
         state = replace(state, reducers=("r",))
     if kind in (SettleDone, SettleRefused):
         state = replace(state, settling=True)
+    if kind is EarlierEnded:
+        state = replace(state, earlier_reducing=True)
     if (phase, kind) not in LISTED:
         with pytest.raises(ImpossibleEvent):
             tick(state, SAMPLES[kind], 50.0)
@@ -123,6 +127,7 @@ def test_every_event_is_in_the_table_and_ended_rounds_take_none() -> None:
         (in_phase(Phase.BROADCAST), SettleDone()),
         (in_phase(Phase.BROADCAST), SettleRefused("too large")),
         (in_phase(Phase.TRAINING), Restarted(-1.0)),
+        (in_phase(Phase.TRAINING), EarlierEnded()),
     ],
 )
 def test_an_event_that_contradicts_the_state_is_our_bug(state: Round, event: Event) -> None:

@@ -49,10 +49,14 @@ tie_word_embeddings = true
 sequence_length = 32
 sequences_per_batch = 4
 max_steps = {max_steps}
+overlap = "{overlap}"
+[outer]
+learning_rate = {outer_learning_rate}
+momentum = {outer_momentum}
 [round]
 duration_s = {duration_s}
 grace_s = {grace_s}
-gather_s = 10.0
+gather_s = {gather_s}
 broadcast_s = 10.0
 min_members = {min_members}
 max_rounds = {max_rounds}
@@ -201,6 +205,8 @@ class Rig:
         defaults = {
             **{"max_steps": 20, "duration_s": 6.0, "grace_s": 3.0, "min_members": 1},
             **{"max_rounds": 3, "codec": "int8", "combine": "mean", "public_url": ""},
+            **{"overlap": "none", "outer_learning_rate": 0.7, "outer_momentum": 0.9},
+            "gather_s": 10.0,
             # For tests that are not about audits: everybody is trusted from the start.
             **{"probation_steps": 0, "reducer_passes": 0, "auditor": "false"},
         }

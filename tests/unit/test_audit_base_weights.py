@@ -66,6 +66,7 @@ class History:
             self.digests.append(described.digest)
             with queue.database.session() as session:
                 row = session.get(RoundRow, 2 * number) or _round(2 * number, number)
+                row.settled_after = number + 1
                 row.result_digest = merkle.root([merkle.leaf_hash(c) for c in mean.chunks])
                 session.add(row)
                 session.add(state_row(described, saved, NOW_S, evaluated=True))
@@ -107,6 +108,7 @@ def _round(number: int, settled_rounds: int) -> RoundRow:
         machine="{}",
         phase="SKIPPED" if number % 2 else "SETTLED",
         settled_rounds=settled_rounds,
+        settled_after=settled_rounds,  # unless it is settled
         head=b"",
         opened_at_s=NOW_S,
     )

@@ -111,6 +111,17 @@ def test_a_contradiction_of_the_dataset_gives_both_numbers(
         plan(MINIMAL + "[training]\nsequences_per_batch = 1000\n")
 
 
+def test_an_overlap_is_refused_with_outer_numbers_that_would_diverge(
+    plan: Callable[[str], RunManifest],
+) -> None:
+    assert plan(MINIMAL).overlap == "none"
+    overlapped = MINIMAL + '[training]\noverlap = "lag1"\n'
+    with pytest.raises(UsageError, match="one round late"):
+        plan(overlapped)
+    manifest = plan(overlapped + "[outer]\nlearning_rate = 0.4\nmomentum = 0.0\n")
+    assert manifest.lag_rounds == 1
+
+
 def test_a_bad_name_is_refused_by_the_manifest(plan: Callable[[str], RunManifest]) -> None:
     with pytest.raises(UsageError, match="name"):
         plan(MINIMAL.replace('"x"', '"A run"'))

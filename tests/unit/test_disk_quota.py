@@ -287,8 +287,9 @@ def test_evidence_goes_last_and_never_that_of_the_round_under_way(home: Home) ->
 HEAD: Any = SimpleNamespace(weights_bytes=400_000, momentum_bytes=400_000)
 
 
-def run_manifest(codec: str = "int8") -> Any:
-    return SimpleNamespace(update=SimpleNamespace(codec=codec, chunk_elements=1024))
+def run_manifest(codec: str = "int8", lag_rounds: int = 0) -> Any:
+    update = SimpleNamespace(codec=codec, chunk_elements=1024)
+    return SimpleNamespace(update=update, lag_rounds=lag_rounds)
 
 
 def test_a_unit_without_room_for_snapshots_is_trained_without_them(home: Home) -> None:
@@ -318,6 +319,8 @@ async def test_a_run_that_cannot_fit_is_named_before_anything_is_fetched(home: H
     dataset = SimpleNamespace(shards=[SimpleNamespace(bytes=b) for b in (1000, 3000, 2000)])
     expected = 4 * 400_000 + 5000 + update_bytes(HEAD, run_manifest()) + MIB
     assert least_bytes(HEAD, dataset, run_manifest()) == expected  # type: ignore[arg-type]
+    overlapped = least_bytes(HEAD, dataset, run_manifest(lag_rounds=1))  # type: ignore[arg-type]
+    assert overlapped == expected + update_bytes(HEAD, run_manifest()), "one is reduced meanwhile"
 
     async def known() -> Any:
         return dataset

@@ -13,9 +13,9 @@ import pytest
 from coordinator.checkpoints import CheckpointStore
 from coordinator.config import RunFolder
 from coordinator.database import Database
+from coordinator.opening import newest_state, running_round
 from coordinator.serve import Run
 from coordinator.settle import saved_state
-from coordinator.turn import newest_state, running_round
 from ledger.authority import load_delegations
 from ledger.log import latest_head
 from ledger.receipts import make_receipt, verify_receipt

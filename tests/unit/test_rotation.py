@@ -12,8 +12,8 @@ from sqlalchemy.orm import Session
 
 from coordinator.config import RunFolder
 from coordinator.keys import LOG_KEY, ROUND_KEY, KeyRing
+from coordinator.opening import running_round
 from coordinator.resigning import sign_anew
-from coordinator.turn import running_round
 from ledger.authority import store_delegations
 from ledger.log import Log
 from ledger.receipts import make_receipt, verify_receipt

@@ -82,7 +82,7 @@ def turn_of(rig: Any, work: Callable[[Turn], T]) -> T:
     with rig.database.session() as session:
         turn = Turn(rig.engine.context, session, rig.now_s)
         result = work(turn)
-        if turn.leaves_added:
+        if turn.then.leaves_added:
             session.flush()
     return result
 

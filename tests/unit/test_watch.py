@@ -64,3 +64,37 @@ def test_evidence_that_never_ends_fills_no_log() -> None:
             watch.offer_head(seal(head, key))
     assert [line["log_level"] for line in logs] == ["error"] * 4
     assert watch.head is not None and watch.head.record.state_digest == b"\x01"
+
+
+def heads(watch: Watch, *rounds: int) -> None:
+    key = Identity.generate()
+    for round_ in rounds:
+        watch.offer_head(seal(wire.RunHead(run_id=bytes(32), round=round_), key))
+
+
+def test_with_an_overlap_a_round_is_over_with_the_head_after_the_next() -> None:
+    watch = Watch(Open(), lag_rounds=1)  # type: ignore[arg-type]
+    heads(watch, 4, 5)
+    assert watch.head_beyond(4) is not None, "round 4 has closed"
+    assert watch.over(4) is None
+    assert not watch.has_ended(4)
+    watch._take(api.RunEvent(phase="SETTLED", round=4, running_from=5))
+    assert watch.has_ended(4)
+    assert watch.over(4) is None, "its state is the next head's"
+    heads(watch, 6)
+    assert watch.over(4) is watch.head
+
+
+def test_without_an_overlap_a_round_is_over_with_the_next_head() -> None:
+    watch = Watch(Open())  # type: ignore[arg-type]
+    heads(watch, 4, 5)
+    assert watch.over(4) is watch.head
+    assert watch.has_ended(4)
+
+
+def test_a_round_that_is_reduced_beside_it_does_not_move_the_deadline_of_training() -> None:
+    watch = Watch(Open(), lag_rounds=1)  # type: ignore[arg-type]
+    watch._take(api.RunEvent(phase="TRAINING", round=5, deadline_ms=9_000, running_from=4))
+    watch._take(api.RunEvent(phase="GATHER", round=4, deadline_ms=100, running_from=4))
+    assert (watch.phase, watch.round) == ("TRAINING", 5)
+    assert watch.training_deadline_ms(wire.Assignment(round=5, deadline_ms=5_000)) == 9_000
