@@ -9,7 +9,7 @@ peak that was best for it among those tried (``docs/lab-notes.md``).
 
 Wall time is reckoned (:mod:`bench.loss_link`): the measured step, and a home's line between steps.
 *In the same time* trains the synchronous ones anew, on as many tokens as fit in ours, with a
-schedule that ends there.
+schedule that ends there but the peak of the longer runs.
 
 Every finished run is a line of ``results/loss-runs.jsonl``; only what is missing there is trained.
 To train all of it anew, delete that file. With ``LOSS_MINUTES=30`` no run begins after half an

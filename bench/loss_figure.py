@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bench.line_chart import Line, Panel, draw
@@ -17,50 +18,48 @@ _Points = list[tuple[float, float]]
 def write_figure(arms: Sequence[Arm], record: Record) -> Path:
     """Draw what has run; a way to train is one line, its first seed's."""
     ran = [arm for arm in arms if record.get(arm) is not None]
-    FIGURE.write_text(draw([_on_the_way(ran, record), _by_workers(ran, record)]))
+    panels = [_on_the_way(ran, record), _by_workers(ran, record)]
+    FIGURE.write_text(draw([panel for panel in panels if panel.lines]))
     return FIGURE
 
 
 def _on_the_way(arms: Sequence[Arm], record: Record) -> Panel:
     reference = arms[0]
-    same = [
-        arm
-        for arm in arms
-        if (arm.workers, arm.size, arm.seed) == (reference.workers, reference.size, 0)
-        and (arm.synchronous or (arm.codec in ("int4", "fp32") and arm.overlap == "none"))
-    ]
     lines = []
-    for arm in same:
+    for arm in _compared(arms):
         outcome = record.get(arm)
         assert outcome is not None
-        # The first eighth would flatten the rest.
-        points: _Points = [(tokens / 1000, loss) for tokens, loss in outcome.curve[1:]]
-        lines.append(Line(_name(arm), points, dashed=arm.synchronous))
+        if arm.workers == reference.workers:
+            # The first eighth would flatten the rest.
+            points: _Points = [(tokens / 1000, loss) for tokens, loss in outcome.curve[1:]]
+            lines.append(Line(_name(arm), points, dashed=arm.synchronous))
     title = f"{reference.workers} workers, {reference.size} parameters"
     return Panel(title, "thousand tokens", "loss, nats per byte", lines)
 
 
 def _by_workers(arms: Sequence[Arm], record: Record) -> Panel:
-    size = arms[0].size
-    lines: dict[str, dict[int, float]] = {}
-    dashed = {}
-    for arm in arms:
-        if (
-            arm.size == size and arm.overlap == "none" and arm.codec == arms[0].codec
-        ) or arm.synchronous:
-            lines.setdefault(_name(arm), {})[arm.workers] = _mean_loss(arm, arms, record)
-            dashed[_name(arm)] = arm.synchronous
-    return Panel(
-        "equal tokens, more workers",
-        "workers",
-        "loss, nats per byte",
-        [
-            Line(name, sorted((float(x), y) for x, y in points.items()), dashed=dashed[name])
-            for name, points in lines.items()
-            if len(points) > 1
-        ],
-        log_x=True,
-    )
+    lines: dict[str, Line] = {}
+    for arm in sorted(_compared(arms), key=lambda each: each.workers):
+        point = (float(arm.workers), _mean_loss(arm, arms, record))
+        line = lines.get(_name(arm), Line(_name(arm), [], dashed=arm.synchronous))
+        lines[line.name] = replace(line, points=[*line.points, point])
+    several = [line for line in lines.values() if len(line.points) > 1]
+    title = "equal tokens, more workers"
+    return Panel(title, "workers", "loss, nats per byte", several, log_x=True)
+
+
+def _compared(arms: Sequence[Arm]) -> list[Arm]:
+    """Ours at other lengths of a round and numbers of workers, and the alternatives to it."""
+    reference = arms[0]
+    return [
+        arm
+        for arm in arms
+        if (arm.size, arm.seed) == (reference.size, reference.seed)
+        and (
+            arm.method != reference.method
+            or arm == replace(reference, steps=arm.steps, workers=arm.workers)
+        )
+    ]
 
 
 def _mean_loss(arm: Arm, arms: Iterable[Arm], record: Record) -> float:
@@ -71,4 +70,7 @@ def _mean_loss(arm: Arm, arms: Iterable[Arm], record: Record) -> float:
 
 
 def _name(arm: Arm) -> str:
-    return arm.label if arm.synchronous else f"{arm.label}, H = {arm.steps}"
+    if arm.synchronous:
+        return arm.label
+    rate = "" if arm.method == "ours" else f", lr {arm.learning_rate:g}"
+    return f"{arm.label}, H = {arm.steps}{rate}"

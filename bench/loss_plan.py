@@ -16,7 +16,7 @@ SEEDS = (0, 1, 2)
 OURS = Arm("ours", 4, 50, "int4", 0.016, outer_learning_rate=1.0, outer_momentum=0.6)
 DEFAULT_OUTER = replace(OURS, outer_learning_rate=0.7, outer_momentum=0.9)
 MUON = Arm("sync-muon", 4, 1, "fp32", 0.024, warmup_fraction=0.05)
-ADAMW = Arm("sync-adamw", 4, 1, "fp32", 0.016, warmup_fraction=0.05)
+ADAMW = Arm("sync-adamw", 4, 1, "fp32", 0.032, warmup_fraction=0.05)
 DILOCO = Arm("diloco-adamw", 4, 50, "fp32", 0.004, warmup_fraction=0.05)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import loss, loss_plan
+from bench import loss, loss_figure, loss_plan
 from bench.line_chart import Line, Panel, draw
 from bench.loss_arm import SEQUENCE_LENGTH, SEQUENCES_PER_BATCH, Arm
 from bench.loss_link import Link, rounds_within, sent_bytes, wall_s
@@ -108,6 +108,20 @@ def test_finished_runs_are_kept_and_those_on_another_text_left_alone(tmp_path: P
     assert record.get(ROUND.seeded(1)) is None
     record.add(ROUND.seeded(1), outcome)
     assert len(path.read_text().splitlines()) == 3
+
+
+def test_the_figure_shows_what_has_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "loss.svg"
+    monkeypatch.setattr(loss_figure, "FIGURE", path)
+    record = Record(tmp_path / "runs.jsonl")
+    plan = loss_plan.full()
+    record.add(plan[0], Outcome(2.0, [(256, 3.0), (512, 2.5), (768, 2.0)], 0.01))
+    loss_figure.write_figure(plan, record)
+    assert path.read_text().count("<polyline") == 1
+    more = replace(plan[0], workers=8)
+    record.add(more, Outcome(2.1, [(256, 3.1), (512, 2.1)], 0.01))
+    loss_figure.write_figure(plan, record)
+    assert path.read_text().count("<polyline") == 2  # on the way, and by workers
 
 
 def test_a_table_takes_the_place_of_the_last_one(tmp_path: Path) -> None:
