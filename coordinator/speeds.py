@@ -21,6 +21,9 @@ from dataclasses import dataclass, field
 
 from coordinator.round_state import Phase, Round
 
+LEAST_S = 2.0
+"""Work that is over sooner says more of round trips than of a line."""
+
 KEPT_ROUNDS = 32
 """Whoever was not measured for so long is as good as anybody again: lines get better, too."""
 
@@ -81,7 +84,7 @@ class ReducerSpeeds:
             return
         reduce.delivered.add(reducer)
         busy_s = gathered_s - reduce.begun_s + now_s - reduce.included_s
-        if busy_s > 0:
+        if busy_s >= LEAST_S:
             measured = reduce.chunks[reducer] / busy_s
             before = self._speeds.get(reducer)
             # Half of what was known stays: one bad evening is not a bad line.

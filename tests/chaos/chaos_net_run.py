@@ -46,10 +46,8 @@ class NetRun:
     def init(self, **settings: Any) -> None:
         given = {
             # Long: a round closes when the workers, which load for seconds, have committed.
-            **{"max_steps": 20, "duration_s": 200.0, "grace_s": 30.0, "min_members": 1},
-            **{"max_rounds": 3, "codec": "int8", "combine": "mean"},
-            **{"probation_steps": 0, "reducer_passes": 0, "auditor": "false"},
-            **{"port": PORT, "public_url": ""},
+            **self._rig.SETTINGS,
+            **{"duration_s": 200.0, "grace_s": 30.0, "port": PORT},
             **settings,
         }
         toml = self.folder / "run.toml"

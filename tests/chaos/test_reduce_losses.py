@@ -30,7 +30,7 @@ DEATHS: tuple[dict[str, Any], ...] = (
     {"point": "gather.end", "do": "kill"},
     # A reducer in the middle of GATHER, in the middle of BROADCAST, and before it has delivered.
     {"point": "reducer.keep", "do": "kill", "nth": 4},
-    {"point": "reducer.combine", "do": "kill", "where": {"at": 1}},
+    {"point": "reducer.combine", "do": "kill", "nth": 2},
     {"point": "reducer.submit", "do": "kill"},
 )
 BREAKS: tuple[dict[str, Any], ...] = (

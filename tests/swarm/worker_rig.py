@@ -76,6 +76,14 @@ auditor = {auditor}
 heartbeat_s = 0.5
 anchor_arguments = ["--listen", "/ip4/127.0.0.1/tcp/0", "--json-logs"]
 """
+SETTINGS: dict[str, Any] = {
+    **{"max_steps": 20, "duration_s": 6.0, "grace_s": 3.0, "min_members": 1},
+    **{"max_rounds": 3, "codec": "int8", "combine": "mean", "public_url": "", "gather_s": 10.0},
+    **{"overlap": "none", "outer_learning_rate": 0.7, "outer_momentum": 0.9},
+    # For tests that are not about audits: everybody is trusted from the start.
+    **{"probation_steps": 0, "reducer_passes": 0, "auditor": "false"},
+}
+"""Of a run, where a test says nothing else."""
 
 
 def write_dataset(folder: Path) -> None:
@@ -202,16 +210,8 @@ class Rig:
         self.processes: list[Process] = []
 
     def init(self, **settings: Any) -> None:
-        defaults = {
-            **{"max_steps": 20, "duration_s": 6.0, "grace_s": 3.0, "min_members": 1},
-            **{"max_rounds": 3, "codec": "int8", "combine": "mean", "public_url": ""},
-            **{"overlap": "none", "outer_learning_rate": 0.7, "outer_momentum": 0.9},
-            "gather_s": 10.0,
-            # For tests that are not about audits: everybody is trusted from the start.
-            **{"probation_steps": 0, "reducer_passes": 0, "auditor": "false"},
-        }
         toml = self.folder / "run.toml"
-        toml.write_text(RUN_TOML.format(port=self.port, **{**defaults, **settings}))
+        toml.write_text(RUN_TOML.format(port=self.port, **{**SETTINGS, **settings}))
         write_dataset(self.folder / "data")
         arguments = ("--config", str(toml), "--data", str(self.folder / "data"))
         barnraise("coordinator", "init", *arguments, "--run-dir", str(self.run))

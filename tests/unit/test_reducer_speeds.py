@@ -8,7 +8,7 @@ import pytest
 
 from coordinator.roster import Candidate, choose_reducers
 from coordinator.round_state import Phase, Policy, Round
-from coordinator.speeds import KEPT_ROUNDS, ReducerSpeeds
+from coordinator.speeds import KEPT_ROUNDS, LEAST_S, ReducerSpeeds
 
 POLICY = Policy(10, 1, 60, 60, min_members=1, max_members=8, max_attempts=3)
 MEMBERS = ("a", "b", "c", "d")
@@ -114,3 +114,10 @@ def test_shares_meet_where_all_reducers_take_equally_long() -> None:
             speeds.take_note(state, taken_s[worker])
     assert max(taken_s.values()) == pytest.approx(2 + 2100 / 21, rel=0.02)
     assert min(taken_s.values()) == pytest.approx(2 + 2100 / 21, rel=0.02)
+
+
+def test_what_is_over_at_once_says_nothing_of_a_line() -> None:
+    speeds = ReducerSpeeds()
+    reduce(speeds, 1, {"a": (0.1, LEAST_S - 0.2), "b": (0.1, LEAST_S)})
+    assert speeds.of("a") is None
+    assert speeds.of("b") is not None
