@@ -87,6 +87,27 @@ async def test_a_bad_commit_is_refused_among_good_ones(boot: Any) -> None:
     assert [outcome.first for outcome in outcomes if outcome is not outcomes[3]] == [True] * 39
 
 
+async def test_commits_to_nothing_do_not_part_the_good_ones(
+    boot: Any, transactions: list[object]
+) -> None:
+    """Anybody can sign them, and who is late does: a look at older rounds flushes the others'."""
+    rig, (ada, bob, cleo) = await crowd(boot, 3)
+    stray = ada.sign(ada.contribution(assignment_id=bytes(16)))
+    transactions.clear()
+    outcomes = await asyncio.gather(
+        ada.commit(),
+        rig.engine.commit(stray),
+        bob.commit(),
+        rig.engine.commit(stray),
+        cleo.commit(),
+        return_exceptions=True,
+    )
+    assert [isinstance(outcome, BadRecord) for outcome in outcomes] == [False, True] * 2 + [False]
+    assert len(transactions) == 1
+    with rig.database.session() as session:
+        assert session.scalar(select(func.count()).select_from(ContributionRow)) == 3
+
+
 async def test_the_same_commit_twice_at_once_counts_once(boot: Any) -> None:
     _, (ada, bob, *_) = await crowd(boot)
     replies = await asyncio.gather(ada.commit(), bob.commit(), ada.commit())
