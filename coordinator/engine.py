@@ -209,7 +209,8 @@ class Engine:
     async def _request_work(
         self, batch: Sequence[wire.WorkRequest]
     ) -> list[service_pb2.WorkReply | ProtocolError]:
-        return await self._turn(lambda turn: grant_works(turn, batch))
+        crowd_s = self._attendance.crowd_s(self.context.options)
+        return await self._turn(lambda turn: grant_works(turn, batch, crowd_s))
 
     async def commit(self, signed: Signed[wire.Contribution]) -> service_pb2.CommitReply:
         """Accept a contribution, once.

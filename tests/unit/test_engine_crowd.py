@@ -209,6 +209,18 @@ def test_many_members_beat_less_often() -> None:
     assert attendance.heartbeat_s(options) == 60.0
 
 
+async def test_many_who_wait_for_work_ask_less_often(boot: Any) -> None:
+    rig = await boot(rig={"options": EngineOptions(heartbeats_per_s=1.0)})
+    ada = rig.enrol(1)
+    await rig.engine.set_paused(True)
+    assert (await ada.request()).wait.retry_after_ms == 2000
+    for number in range(20):
+        rig.engine._attendance.came(str(number))
+    assert (await ada.request()).wait.retry_after_ms == 20_000
+    await rig.engine.set_paused(False)
+    assert (await ada.request()).HasField("assignment")
+
+
 def test_who_was_told_to_beat_less_often_is_waited_for_longer() -> None:
     attendance, options = Attendance(0.0), EngineOptions(heartbeat_s=4.0)
     for name, told_s in (("ada", 4.0), ("bob", 20.0)):
