@@ -209,6 +209,16 @@ def test_many_members_beat_less_often() -> None:
     assert attendance.heartbeat_s(options) == 60.0
 
 
+async def test_anchors_beat_as_often_as_ever(boot: Any) -> None:
+    """Or a roster would be signed without one that is there, and the last attempt trust members."""
+    rig = await boot(rig={"options": EngineOptions(heartbeats_per_s=1.0)})
+    anchor, ada = rig.enrol(1, anchor=True), rig.enrol(2)
+    for number in range(40):
+        rig.engine._attendance.came(str(number))
+    assert (await ada.beat()).next_heartbeat_ms == 40_000
+    assert (await anchor.beat()).next_heartbeat_ms == 4000
+
+
 async def test_many_who_wait_for_work_ask_less_often(boot: Any) -> None:
     rig = await boot(rig={"options": EngineOptions(heartbeats_per_s=1.0)})
     ada = rig.enrol(1)
