@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import event, func, select
 
 from coordinator.attendance import Attendance
 from coordinator.batches import Batches, each
@@ -15,6 +15,8 @@ from coordinator.context import EngineOptions
 from coordinator.database import Database
 from coordinator.events import Hub, Subscription
 from coordinator.lookups import fetch, find, rows_by
+from coordinator.opening import running_round
+from coordinator.round_state import load
 from coordinator.schema import ContributionRow, EvidenceRow, WorkerRow
 from coordinator.turn import Turn
 from protocol.errors import BadRecord, Conflict, NotEnrolled
@@ -193,6 +195,20 @@ async def test_rows_are_found_as_the_transaction_has_them(boot: Any) -> None:
         assert find(session, WorkerRow, "absent").donor == ada  # added, not flushed yet
         assert len(rows_by(session, WorkerRow.donor, ada)) == 2  # by the database
         assert len(rows_by(session, WorkerRow.worker, "absent")) == 1
+
+
+async def test_a_crowd_that_falls_silent_is_written_down_once(boot: Any) -> None:
+    rig, members = await crowd(boot, 5)
+    written: list[str] = []
+    event.listen(
+        rig.database.engine,
+        "before_cursor_execute",
+        lambda _c, _cursor, statement, *_: written.append(statement),
+    )
+    await rig.pass_time(rig.options.silent_after_s + 1, heard=members[:1])
+    assert sum(statement.startswith("UPDATE rounds") for statement in written) == 1
+    with rig.database.session() as session:
+        assert load(running_round(session).machine).training == (members[0].name,)
 
 
 # ---- how often members are to be heard of ----
