@@ -151,6 +151,10 @@ class Attendance:
         unwritten, self._unwritten = self._unwritten, {}
         return unwritten
 
+    def put_back(self, unwritten: Mapping[str, Presence]) -> None:
+        """It could not be stored: it is taken again, but for whom there is news of."""
+        self._unwritten = {**unwritten, **self._unwritten}
+
 
 def write_presence(session: Session, unwritten: Mapping[str, Presence]) -> None:
     """Store what :meth:`Attendance.take` gave, in one statement for all."""

@@ -187,7 +187,11 @@ class Engine:
             write_presence(turn.session, unwritten)
             let_time_pass(turn, self._attendance, paused=control.paused)
 
-        await self._turn(pass_time)
+        try:
+            await self._turn(pass_time)
+        except ProtocolError:
+            self._attendance.put_back(unwritten)
+            raise
         self._ticked_at_s = self._clock()
 
     # ---- requests ----

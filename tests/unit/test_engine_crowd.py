@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from sqlalchemy import event, func, select
@@ -12,7 +13,7 @@ from sqlalchemy import event, func, select
 from coordinator.attendance import Attendance
 from coordinator.batches import Batches, each
 from coordinator.context import EngineOptions
-from coordinator.database import Database
+from coordinator.database import Database, DatabaseAway
 from coordinator.events import Hub, Subscription
 from coordinator.lookups import fetch, find, rows_by
 from coordinator.opening import running_round
@@ -261,6 +262,25 @@ def test_who_was_told_to_beat_less_often_is_waited_for_longer() -> None:
         assert [n for n in ("ada", "bob") if attendance.is_absent(n, now_s, options)] == absent
     silent = [n for n in ("ada", "bob") if attendance.is_silent(n, 0.0, 131.0, options)]
     assert silent == attendance.doubtful(("ada", "bob"), 131.0, options) == ["ada"]
+
+
+async def test_what_a_database_that_was_away_did_not_take_is_written_later(
+    boot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next heartbeat of a member of a crowd may be half a minute away."""
+    rig = await boot()
+    ada, bob = rig.enrol(1), rig.enrol(2)
+    rig.now_s += 1.0
+    await ada.beat(steps_done=7)
+    await bob.beat(steps_done=7)
+    with monkeypatch.context() as patch, pytest.raises(DatabaseAway):
+        patch.setattr(Database, "_once", Mock(side_effect=DatabaseAway("for a moment")))
+        await rig.engine.tick()
+    await bob.beat(steps_done=8)
+    await rig.engine.tick()
+    with rig.database.session() as session:
+        assert session.get_one(WorkerRow, ada.name).steps_done == 7
+        assert session.get_one(WorkerRow, bob.name).steps_done == 8
 
 
 # ---- news for a crowd ----
