@@ -71,6 +71,8 @@ class Batches(Generic[Q, A]):
     async def _answer_together(self, batch: list[tuple[Q, asyncio.Future[A]]]) -> None:
         try:
             outcomes = await self._answer([request for request, _ in batch])
+            if len(outcomes) != len(batch):
+                raise RuntimeError(f"{len(outcomes)} answers to {len(batch)} requests")
         except ProtocolError as error:
             outcomes = [error] * len(batch)
         except Exception as error:  # a bug, whoever's request met with it: it is that caller's
