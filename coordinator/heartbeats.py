@@ -54,7 +54,10 @@ class HeartbeatDesk:
         asked = who_is_asked(turn.session, workers)
         heartbeat_s = self._attendance.heartbeat_s(self._options)
         control = turn.session.get_one(ControlRow, 1)
+        turn.storing = False  # the round, at each lease that is given up
         replies = [self._answer(turn, beat, heartbeat_s, beat.worker in asked) for beat in beats]
+        turn.storing = True
+        turn.store()
         del control  # the session forgets a row that nobody holds
         return replies
 

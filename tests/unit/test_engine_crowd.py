@@ -198,7 +198,8 @@ async def test_rows_are_found_as_the_transaction_has_them(boot: Any) -> None:
         assert len(rows_by(session, WorkerRow.worker, "absent")) == 1
 
 
-async def test_a_crowd_that_falls_silent_is_written_down_once(boot: Any) -> None:
+@pytest.mark.parametrize("how", ["silent", "paused"])
+async def test_a_crowd_that_gives_its_leases_up_is_written_down_once(boot: Any, how: str) -> None:
     rig, members = await crowd(boot, 5)
     written: list[str] = []
     event.listen(
@@ -206,7 +207,10 @@ async def test_a_crowd_that_falls_silent_is_written_down_once(boot: Any) -> None
         "before_cursor_execute",
         lambda _c, _cursor, statement, *_: written.append(statement),
     )
-    await rig.pass_time(rig.options.silent_after_s + 1, heard=members[:1])
+    if how == "paused":
+        await asyncio.gather(*(m.beat(phase=wire.WORKER_PHASE_PAUSED) for m in members[1:]))
+    else:
+        await rig.pass_time(rig.options.silent_after_s + 1, heard=members[:1])
     assert sum(statement.startswith("UPDATE rounds") for statement in written) == 1
     with rig.database.session() as session:
         assert load(running_round(session).machine).training == (members[0].name,)
