@@ -73,11 +73,14 @@ class Attendance:
         self._seen.clear()
         self._left_at_s.clear()
 
+    def crowd_s(self, options: EngineOptions) -> float:
+        """How long each is to wait before it calls again without news: longer the more there are,
+        so that all of them together call no more than so many times a second."""
+        return min(len(self._streams) / options.heartbeats_per_s, MAX_HEARTBEAT_S)
+
     def heartbeat_s(self, options: EngineOptions) -> float:
-        """The interval to tell: longer the more there are, so that all of them together cost no
-        more than so many heartbeats a second."""
-        crowd_s = len(self._streams) / options.heartbeats_per_s
-        return min(max(options.heartbeat_s, crowd_s), MAX_HEARTBEAT_S)
+        """The interval of heartbeats to tell."""
+        return min(max(options.heartbeat_s, self.crowd_s(options)), MAX_HEARTBEAT_S)
 
     def note(self, heartbeat: wire.Heartbeat, now_s: float, told_s: float = 0.0) -> None:
         """A worker was heard of, and told after how long to be heard of again."""
@@ -147,6 +150,10 @@ class Attendance:
         """What changed since the last time, for :func:`write_presence`."""
         unwritten, self._unwritten = self._unwritten, {}
         return unwritten
+
+    def put_back(self, unwritten: Mapping[str, Presence]) -> None:
+        """It could not be stored: it is taken again, but for whom there is news of."""
+        self._unwritten = {**unwritten, **self._unwritten}
 
 
 def write_presence(session: Session, unwritten: Mapping[str, Presence]) -> None:

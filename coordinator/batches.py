@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence, Sized
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
 from sqlalchemy import event
+from sqlalchemy.orm import Session
 
 from coordinator.turn import Turn
 from protocol.errors import ProtocolError
@@ -70,6 +71,8 @@ class Batches(Generic[Q, A]):
     async def _answer_together(self, batch: list[tuple[Q, asyncio.Future[A]]]) -> None:
         try:
             outcomes = await self._answer([request for request, _ in batch])
+            if len(outcomes) != len(batch):
+                raise RuntimeError(f"{len(outcomes)} answers to {len(batch)} requests")
         except ProtocolError as error:
             outcomes = [error] * len(batch)
         except Exception as error:  # a bug, whoever's request met with it: it is that caller's
@@ -111,16 +114,19 @@ def each(
     """
     if len(requests) == 1:
         return [work(turn, requests[0])]
-    flushes: list[object] = []
-    event.listen(turn.session, "after_flush", lambda _, context: flushes.append(context))
+    flushed: list[set[int]] = []
+    event.listen(turn.session, "before_flush", lambda *_: flushed.append(_unwritten(turn.session)))
     turn.storing = False
     outcomes = list[A | ProtocolError]()
     for request in requests:
-        before = _written(turn, flushes)
+        flushed.clear()
+        unwritten, machine, events = _unwritten(turn.session), turn.machine, len(turn.then.events)
         try:
             outcomes.append(work(turn, request))
         except ProtocolError as error:
-            if _written(turn, flushes) != before:
+            # What those before it left to be written, a query of this one may have flushed.
+            theirs = [*flushed, _unwritten(turn.session)] in ([unwritten], [unwritten, set()])
+            if not theirs or turn.machine is not machine or len(turn.then.events) != events:
                 raise HalfDoneError from error
             outcomes.append(error)
     turn.storing = True
@@ -128,7 +134,6 @@ def each(
     return outcomes
 
 
-def _written(turn: Turn, flushes: Sized) -> tuple[object, ...]:
-    session = turn.session
-    waiting = len(session.new), len(session.dirty), len(session.deleted)
-    return turn.machine.number, id(turn.machine), len(turn.then.events), len(flushes), *waiting
+def _unwritten(session: Session) -> set[int]:
+    """The rows, by identity, that the next flush will write; until then the session holds them."""
+    return {id(row) for row in (*session.new, *session.dirty, *session.deleted)}

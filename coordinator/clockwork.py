@@ -44,6 +44,7 @@ def _expire_leases(turn: Turn, attendance: Attendance) -> None:
             AssignmentRow.round == number, AssignmentRow.worker.in_(doubtful)
         )
     ).all()
+    turn.storing = False  # or each of thousands would write the whole round
     for worker, assignment_id, leased_at_s in leased:
         # An expiry can close the round, and with it every other lease.
         still_open = turn.machine.number == number and worker in turn.machine.training
@@ -55,3 +56,5 @@ def _expire_leases(turn: Turn, attendance: Attendance) -> None:
         elif attendance.is_silent(worker, leased_at_s, turn.now_s, options):
             _log.warning("lease_expired", worker=worker)
             turn.expire(worker)
+    turn.storing = True
+    turn.store()

@@ -47,13 +47,13 @@ class EngineOptions:
     tick_s: float = 0.5
     silent_after_s: float = 30.0  # several heartbeats: then the lease is given up
     gone_after_s: float = 2.0  # after its event stream ended, a reduce waits no longer for a member
-    retry_after_s: float = 2.0  # what a waiting worker is told at most
+    retry_after_s: float = 2.0  # what a waiting worker is told at most, while they are few
     subscriber_events: int = 256  # a slower reader is dropped and must come back
     kept_checkpoints: int = 5  # newest states whose files stay, for slow downloads and audits
     kept_means: int = 512  # newest rounds whose means stay: audits rebuild weights from them
     kept_mean_bytes: int = 16 << 30  # and not more than so much of them
     heartbeat_s: float = 4.0  # what workers are told, while they are few
-    heartbeats_per_s: float = 500.0  # of all; more workers are told a longer interval
+    heartbeats_per_s: float = 500.0  # of all; more workers are told to call less often
     acts_per_day: int = 50  # of one person
     campaign_s: float = 5.0  # how often campaigns are looked at
     min_client_version: str = ""  # of who may have work; empty: whoever was let in

@@ -187,7 +187,11 @@ class Engine:
             write_presence(turn.session, unwritten)
             let_time_pass(turn, self._attendance, paused=control.paused)
 
-        await self._turn(pass_time)
+        try:
+            await self._turn(pass_time)
+        except ProtocolError:
+            self._attendance.put_back(unwritten)
+            raise
         self._ticked_at_s = self._clock()
 
     # ---- requests ----
@@ -209,7 +213,8 @@ class Engine:
     async def _request_work(
         self, batch: Sequence[wire.WorkRequest]
     ) -> list[service_pb2.WorkReply | ProtocolError]:
-        return await self._turn(lambda turn: grant_works(turn, batch))
+        crowd_s = self._attendance.crowd_s(self.context.options)
+        return await self._turn(lambda turn: grant_works(turn, batch, crowd_s))
 
     async def commit(self, signed: Signed[wire.Contribution]) -> service_pb2.CommitReply:
         """Accept a contribution, once.

@@ -4,6 +4,8 @@ Invariants:
 
 * Every heartbeat is answered from what is committed when its batch is read: a block, a pause, a
   lease that ended are told with the next one.
+* Anchors are told the usual interval, however many members there are: they are few, rosters take
+  those that were heard of lately, and every member waits for one that is gone.
 * They change memory only (:mod:`coordinator.attendance`), except that a lease may be given up.
 """
 
@@ -52,7 +54,10 @@ class HeartbeatDesk:
         asked = who_is_asked(turn.session, workers)
         heartbeat_s = self._attendance.heartbeat_s(self._options)
         control = turn.session.get_one(ControlRow, 1)
+        turn.storing = False  # the round, at each lease that is given up
         replies = [self._answer(turn, beat, heartbeat_s, beat.worker in asked) for beat in beats]
+        turn.storing = True
+        turn.store()
         del control  # the session forgets a row that nobody holds
         return replies
 
@@ -73,7 +78,7 @@ class HeartbeatDesk:
             action=action,
             reason=reason,
             server_time_ms=to_ms(turn.now_s),
-            next_heartbeat_ms=to_ms(heartbeat_s),
+            next_heartbeat_ms=to_ms(self._options.heartbeat_s if row.anchor else heartbeat_s),
             challenges=open_challenges(turn, beat.worker) if is_asked else [],
             retain_from_round=self._retain_from_round(),
         )

@@ -7,9 +7,10 @@ the members. Its speed is its chunks over that time. Shares in proportion to it 
 
 Invariants:
 
-* Nobody's word counts: a report of completeness comes with the members' signatures, and a result
-  is here or is not. What members owe a reducer (a minority of slow or spiteful ones sends late)
-  does not make that reducer slow.
+* Hardly anybody's word counts: a report of completeness comes with the members' signatures, and a
+  result is here or is not. A report may leave signatures out: a reducer that so reports too early
+  looks faster, within the bounds of :mod:`coordinator.roster`. What members owe a reducer (a
+  minority of slow or spiteful ones sends late) does not make that reducer slow.
 * A hint, and no more: kept in memory, forgotten at a restart and after :data:`KEPT_ROUNDS`. Notes
   are idempotent, for a transaction may be tried again.
 """

@@ -58,9 +58,15 @@ class _Refusal:
 
 
 def grant_works(
-    turn: Turn, batch: Sequence[wire.WorkRequest]
+    turn: Turn, batch: Sequence[wire.WorkRequest], crowd_s: float
 ) -> list[service_pb2.WorkReply | ProtocolError]:
-    """Answer requests that came at about the same time; see the module."""
+    """Answer requests that came at about the same time; see the module.
+
+    Args:
+        turn: of the running round.
+        batch: the requests.
+        crowd_s: so long waits at least who is told to wait, for there are many.
+    """
     workers = [request.worker for request in batch]
     fetch_devices(turn.session, workers)
     found = select(AssignmentRow).where(
@@ -70,6 +76,9 @@ def grant_works(
     held = {row.worker: row for row in turn.session.scalars(found)}
     replies = each(turn, batch, lambda turn, request: _grant_work(turn, request, held))
     del shared  # the session forgets rows that nobody holds
+    for reply in replies:
+        if isinstance(reply, service_pb2.WorkReply) and reply.HasField("wait"):
+            reply.wait.retry_after_ms = max(reply.wait.retry_after_ms, to_ms(crowd_s))
     return replies
 
 
@@ -216,7 +225,8 @@ def _is_last_reduced(turn: Turn) -> bool:
 
 
 def _wait(turn: Turn, refusal: _Refusal) -> service_pb2.Wait:
-    """Watch tells the worker when there is news, so this is only the longest to wait without it."""
+    """Watch tells the worker when there is news, so this is only the longest to wait without it, in
+    a crowd longer still."""
     retry_s = turn.context.options.retry_after_s
     return service_pb2.Wait(reason=refusal.reason, code=refusal.code, retry_after_ms=to_ms(retry_s))
 

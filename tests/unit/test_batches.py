@@ -72,6 +72,19 @@ async def test_after_a_bug_each_is_tried_alone() -> None:
     assert desk.batches[2:] == [["one"], ["bug"], ["two"]]
 
 
+async def test_who_gets_no_answer_hears_of_a_bug_and_does_not_wait_for_ever() -> None:
+    async def forget_the_last(requests: Sequence[str]) -> list[str]:
+        return list(requests[: len(requests) - ("forgotten" in requests)])
+
+    batches = Batches[str, str](forget_the_last, 4)
+    async with asyncio.timeout(1):
+        one, forgotten = await asyncio.gather(
+            batches.ask("one"), batches.ask("forgotten"), return_exceptions=True
+        )
+    assert one == "one"
+    assert isinstance(forgotten, RuntimeError)
+
+
 async def test_who_hangs_up_before_its_turn_is_not_answered() -> None:
     desk = Desk()
     batches = Batches[str, str](desk.answer, 4)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import event, func, select
 
 from coordinator.attendance import Attendance
 from coordinator.batches import Batches, each
 from coordinator.context import EngineOptions
-from coordinator.database import Database
+from coordinator.database import Database, DatabaseAway
 from coordinator.events import Hub, Subscription
 from coordinator.lookups import fetch, find, rows_by
+from coordinator.opening import running_round
+from coordinator.round_state import load
 from coordinator.schema import ContributionRow, EvidenceRow, WorkerRow
 from coordinator.turn import Turn
 from protocol.errors import BadRecord, Conflict, NotEnrolled
@@ -85,6 +88,27 @@ async def test_a_bad_commit_is_refused_among_good_ones(boot: Any) -> None:
     outcomes = await asyncio.gather(*asked, return_exceptions=True)
     assert isinstance(outcomes[3], BadRecord)
     assert [outcome.first for outcome in outcomes if outcome is not outcomes[3]] == [True] * 39
+
+
+async def test_commits_to_nothing_do_not_part_the_good_ones(
+    boot: Any, transactions: list[object]
+) -> None:
+    """Anybody can sign them, and who is late does: a look at older rounds flushes the others'."""
+    rig, (ada, bob, cleo) = await crowd(boot, 3)
+    stray = ada.sign(ada.contribution(assignment_id=bytes(16)))
+    transactions.clear()
+    outcomes = await asyncio.gather(
+        ada.commit(),
+        rig.engine.commit(stray),
+        bob.commit(),
+        rig.engine.commit(stray),
+        cleo.commit(),
+        return_exceptions=True,
+    )
+    assert [isinstance(outcome, BadRecord) for outcome in outcomes] == [False, True] * 2 + [False]
+    assert len(transactions) == 1
+    with rig.database.session() as session:
+        assert session.scalar(select(func.count()).select_from(ContributionRow)) == 3
 
 
 async def test_the_same_commit_twice_at_once_counts_once(boot: Any) -> None:
@@ -174,6 +198,24 @@ async def test_rows_are_found_as_the_transaction_has_them(boot: Any) -> None:
         assert len(rows_by(session, WorkerRow.worker, "absent")) == 1
 
 
+@pytest.mark.parametrize("how", ["silent", "paused"])
+async def test_a_crowd_that_gives_its_leases_up_is_written_down_once(boot: Any, how: str) -> None:
+    rig, members = await crowd(boot, 5)
+    written: list[str] = []
+    event.listen(
+        rig.database.engine,
+        "before_cursor_execute",
+        lambda _c, _cursor, statement, *_: written.append(statement),
+    )
+    if how == "paused":
+        await asyncio.gather(*(m.beat(phase=wire.WORKER_PHASE_PAUSED) for m in members[1:]))
+    else:
+        await rig.pass_time(rig.options.silent_after_s + 1, heard=members[:1])
+    assert sum(statement.startswith("UPDATE rounds") for statement in written) == 1
+    with rig.database.session() as session:
+        assert load(running_round(session).machine).training == (members[0].name,)
+
+
 # ---- how often members are to be heard of ----
 
 
@@ -186,6 +228,28 @@ def test_many_members_beat_less_often() -> None:
     for number in range(10_000):
         attendance.came(str(number))
     assert attendance.heartbeat_s(options) == 60.0
+
+
+async def test_anchors_beat_as_often_as_ever(boot: Any) -> None:
+    """Or a roster would be signed without one that is there, and the last attempt trust members."""
+    rig = await boot(rig={"options": EngineOptions(heartbeats_per_s=1.0)})
+    anchor, ada = rig.enrol(1, anchor=True), rig.enrol(2)
+    for number in range(40):
+        rig.engine._attendance.came(str(number))
+    assert (await ada.beat()).next_heartbeat_ms == 40_000
+    assert (await anchor.beat()).next_heartbeat_ms == 4000
+
+
+async def test_many_who_wait_for_work_ask_less_often(boot: Any) -> None:
+    rig = await boot(rig={"options": EngineOptions(heartbeats_per_s=1.0)})
+    ada = rig.enrol(1)
+    await rig.engine.set_paused(True)
+    assert (await ada.request()).wait.retry_after_ms == 2000
+    for number in range(20):
+        rig.engine._attendance.came(str(number))
+    assert (await ada.request()).wait.retry_after_ms == 20_000
+    await rig.engine.set_paused(False)
+    assert (await ada.request()).HasField("assignment")
 
 
 def test_who_was_told_to_beat_less_often_is_waited_for_longer() -> None:
@@ -202,6 +266,25 @@ def test_who_was_told_to_beat_less_often_is_waited_for_longer() -> None:
         assert [n for n in ("ada", "bob") if attendance.is_absent(n, now_s, options)] == absent
     silent = [n for n in ("ada", "bob") if attendance.is_silent(n, 0.0, 131.0, options)]
     assert silent == attendance.doubtful(("ada", "bob"), 131.0, options) == ["ada"]
+
+
+async def test_what_a_database_that_was_away_did_not_take_is_written_later(
+    boot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next heartbeat of a member of a crowd may be half a minute away."""
+    rig = await boot()
+    ada, bob = rig.enrol(1), rig.enrol(2)
+    rig.now_s += 1.0
+    await ada.beat(steps_done=7)
+    await bob.beat(steps_done=7)
+    with monkeypatch.context() as patch, pytest.raises(DatabaseAway):
+        patch.setattr(Database, "_once", Mock(side_effect=DatabaseAway("for a moment")))
+        await rig.engine.tick()
+    await bob.beat(steps_done=8)
+    await rig.engine.tick()
+    with rig.database.session() as session:
+        assert session.get_one(WorkerRow, ada.name).steps_done == 7
+        assert session.get_one(WorkerRow, bob.name).steps_done == 8
 
 
 # ---- news for a crowd ----
