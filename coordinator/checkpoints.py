@@ -93,8 +93,9 @@ class CheckpointStore:
             TransientError: the store refused (disk full, network): nothing is half-written.
         """
         with self._explained(f"save the state after round {descriptor.round} to"):
+            spec = self.spec  # here: threads that load the model's library at once fail
             parts = ((WEIGHTS, weights), (MOMENTUM, momentum))
-            saved = for_each(lambda part: self._put(*parts[part]), len(parts))
+            saved = for_each(lambda part: self._put(*parts[part], spec), len(parts))
         return SavedState(*saved[0], *saved[1])
 
     def save_weights(self, weights: Vector) -> bytes:
@@ -104,7 +105,7 @@ class CheckpointStore:
             TransientError: as :meth:`save`.
         """
         with self._explained("save weights to"):
-            return self._put(WEIGHTS, weights)[0]
+            return self._put(WEIGHTS, weights, self.spec)[0]
 
     def load(self, saved: SavedState) -> tuple[Vector, Vector]:
         """Read a state back.
@@ -178,10 +179,10 @@ class CheckpointStore:
     def _path(self, kind: str, sha256: bytes) -> str:
         return f"{self._root}/{self._name(kind, sha256)}"
 
-    def _put(self, kind: str, vector: Vector) -> tuple[bytes, int]:
+    def _put(self, kind: str, vector: Vector, spec: ParameterSpec) -> tuple[bytes, int]:
         with self._scratch() as scratch:
             file = scratch / f"{kind}.safetensors"
-            written = write_vector(file, vector, self.spec)  # durable when it returns
+            written = write_vector(file, vector, spec)  # durable when it returns
             target = self._path(kind, written.sha256)
             if self._local is not None:
                 file.replace(target)

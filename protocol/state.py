@@ -144,7 +144,7 @@ def read_vector(path: Path, spec: ParameterSpec) -> FloatVector:
         BadRecord: not a file of exactly these float32 parameters, all finite.
         OSError: the file cannot be read.
     """
-    _check_size(path, spec)
+    header_bytes = _check_size(path, spec)
     try:
         with safetensors.safe_open(path, framework="numpy") as library:
             if set(library.keys()) != {name for name, _ in spec}:
@@ -155,7 +155,7 @@ def read_vector(path: Path, spec: ParameterSpec) -> FloatVector:
                     raise BadRecord(f"{path.name}: parameter {name} has another type or shape")
     except safetensors.SafetensorError as error:
         raise BadRecord(f"{path.name} is not a safetensors file: {error}") from error
-    flat = _read_parameters(path, spec)
+    flat = _read_parameters(path, spec, header_bytes)
     pieces = range(0, len(flat), _CHECKED_ELEMENTS)
     finite = for_each(
         lambda piece: bool(np.isfinite(flat[pieces[piece] :][:_CHECKED_ELEMENTS]).all()),
@@ -166,14 +166,19 @@ def read_vector(path: Path, spec: ParameterSpec) -> FloatVector:
     return flat
 
 
-def _read_parameters(path: Path, spec: ParameterSpec) -> FloatVector:
+def _read_parameters(path: Path, spec: ParameterSpec, header_bytes: int) -> FloatVector:
     """The values, of a file whose header was checked: the library would make two more copies."""
     flat = np.empty(element_count(spec), "<f4")
     with path.open("rb", buffering=0) as file:
-        (header_bytes,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(header_bytes))
-        for name, _, where in slices(spec):
-            file.seek(8 + header_bytes + header[name]["data_offsets"][0])
+        try:
+            header = json.loads(file.read(8 + header_bytes)[8:])
+            offsets = [int(header[name]["data_offsets"][0]) for name, _ in spec]
+        except (ValueError, LookupError, TypeError) as error:  # the library reads lists, too
+            raise BadRecord(
+                f"{path.name} is not a safetensors file: its header names no offsets"
+            ) from error
+        for offset, (_, _, where) in zip(offsets, slices(spec), strict=True):
+            file.seek(8 + header_bytes + offset)
             data = flat[where].view(np.uint8).data
             while data:
                 count = file.readinto(data)
@@ -183,8 +188,8 @@ def _read_parameters(path: Path, spec: ParameterSpec) -> FloatVector:
     return flat.astype(np.float32, copy=False)
 
 
-def _check_size(path: Path, spec: ParameterSpec) -> None:
-    """Bound the header before it is parsed, and the whole file to the byte."""
+def _check_size(path: Path, spec: ParameterSpec) -> int:
+    """Bound the header before it is parsed, and the whole file to the byte; the header's bytes."""
     most = _HEADER_SLACK_BYTES + sum(
         _HEADER_BYTES_PER_PARAMETER + len(name.encode()) for name, _ in spec
     )
@@ -196,6 +201,7 @@ def _check_size(path: Path, spec: ParameterSpec) -> None:
         expected = 8 + header_bytes + 4 * element_count(spec)
         if header_bytes > most or os.fstat(file.fileno()).st_size != expected:
             raise BadRecord(f"{path.name} does not have the size of this model")
+        return int(header_bytes)
 
 
 def _write(file: IO[bytes], parts: Iterable[memoryview]) -> WrittenFile:

@@ -80,6 +80,8 @@ def step_state(
     Raises:
         BadRecord: what ``mean`` raises.
     """
+    if not weights.shape == momentum.shape == (layout.elements,):
+        raise ValueError("a state whose vectors do not fit the layout")
     after = np.empty_like(weights), np.empty_like(momentum)
     roots = [[b""] * layout.count, [b""] * layout.count]
     finite = [False] * layout.count

@@ -365,8 +365,9 @@ class Daemon:
         """Rounds that ended while nobody looked; what was committed may still have been merged."""
         over = [lease for lease in node.journal.open_leases() if lease.round < round_]
         for lease in over:
-            if runner.reducing.holds(lease.assignment_id):
-                continue  # about to conclude
+            if runner.reducing.holds(lease.assignment_id):  # about to conclude
+                round_ = min(round_, lease.round)
+                continue
             if lease.state == LeaseState.TRAINED:
                 node.journal.expect_receipt(
                     lease.assignment_id, lease.round, 0, patience_s=RECEIPT_PATIENCE_S

@@ -88,6 +88,16 @@ def test_means_that_do_not_fit_are_refused() -> None:
         step_state(weights, momentum, torn, layout, SPEC)
 
 
+def test_vectors_of_another_size_are_our_bug() -> None:
+    """A longer one would leave what lies beyond the layout to chance."""
+    weights, momentum, mean = _vectors(2 * CHUNK, 1)
+    layout = ChunkLayout(2 * CHUNK, CHUNK)
+    longer = np.append(weights, np.float32(1))
+    for wrong in ((longer, longer), (longer, momentum), (weights, longer), (weights[1:], momentum)):
+        with pytest.raises(ValueError, match="do not fit the layout"):
+            step_state(*wrong, slicing(mean, layout), layout, SPEC)
+
+
 _NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
 _SHAPES = st.lists(st.integers(1, 5), max_size=3).map(tuple)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,12 @@ from uuid import uuid4
 import numpy as np
 import pytest
 
+from coordinator import checkpoints
 from coordinator.checkpoints import MOMENTUM, WEIGHTS, CheckpointStore, SavedState, Vector
+from protocol import threads
 from protocol.errors import BadDigest, TransientError
 from protocol.manifest import RunManifest
+from protocol.model import ParameterSpec, parameter_spec
 from protocol.state import StateDescriptor, describe
 
 
@@ -42,6 +46,23 @@ def test_what_is_loaded_is_what_was_saved(store: CheckpointStore) -> None:
     data = store.read(WEIGHTS, saved.weights_sha256, 0, saved.weights_bytes + 1)
     assert hashlib.sha256(data).digest() == saved.weights_sha256
     assert store.read(WEIGHTS, saved.weights_sha256, 10, 5) == data[10:15]
+
+
+def test_the_model_is_loaded_by_who_saves_and_not_by_two_threads_at_once(
+    store: CheckpointStore, url: str, manifest: RunManifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading: list[threading.Thread] = []
+
+    def load(config: dict[str, Any]) -> ParameterSpec:
+        loading.append(threading.current_thread())
+        return parameter_spec(config)
+
+    monkeypatch.setattr(checkpoints, "parameter_spec", load)
+    monkeypatch.setattr(threads, "thread_count", lambda: 2)
+    saving = state(store, 1)
+    del loading[:]
+    CheckpointStore(url, manifest).save(*saving)
+    assert loading == [threading.current_thread()]
 
 
 def test_saving_again_lands_on_the_same_names(store: CheckpointStore) -> None:

@@ -18,6 +18,7 @@ from protocol.identity import Identity
 from protocol.wire import records_pb2 as wire
 from worker import reducing
 from worker.config import Home
+from worker.daemon import Daemon
 from worker.journal import Journal, Lease, LeaseState
 from worker.reducing import Reducing, Unit
 from worker.status import Board
@@ -189,3 +190,15 @@ async def test_without_an_overlap_there_is_nothing_to_take_up(
     trained(journal, 3)
     await made.take_up(4)
     assert not made._units
+
+
+async def test_a_round_that_is_over_is_not_forgotten_before_its_reduce_is(
+    made: Reducing, journal: Journal
+) -> None:
+    """A kill in between would lose what tells a restart to ask for the receipt."""
+    earlier, held = trained(journal, 3), trained(journal, 4)
+    await made.add(Unit(held, None))
+    node, runner = SimpleNamespace(journal=journal), SimpleNamespace(reducing=made)
+    Daemon._forget_before(None, node, runner, 5)  # type: ignore[arg-type]
+    assert [lease.assignment_id for lease in journal.open_leases()] == [held.assignment_id]
+    assert [receipt.assignment_id for receipt in journal.receipts()] == [earlier.assignment_id]

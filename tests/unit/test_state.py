@@ -8,6 +8,7 @@ import json
 import os
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -177,6 +178,33 @@ def test_every_damaged_header_byte_is_refused_or_harmless(
         except BadRecord:
             continue
         assert sorted(vector.tolist()) == sorted(flat.tolist())
+
+
+def test_a_header_that_only_the_library_understands_is_refused(tmp_path: Path) -> None:
+    spec: ParameterSpec = (("a", (2,)), ("b", (2,)))
+    header = b'{"a":["F32",[2],[0,8]],"b":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}}'
+    data = len(header).to_bytes(8, "little") + header + bytes(16)
+    (tmp_path / "x").write_bytes(data)
+    assert set(safetensors.numpy.load(data)) == {"a", "b"}
+    with pytest.raises(BadRecord, match="names no offsets"):
+        read_vector(tmp_path / "x", spec)
+
+
+@pytest.mark.parametrize("left", [0, 5, 20, -1])
+def test_a_file_that_changes_once_it_was_checked_is_refused(
+    tmp_path: Path, flat: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    path = tmp_path / "weights.safetensors"
+    write_vector(path, flat, SPEC)
+    read = state._read_parameters
+
+    def cut_and_read(*arguments: Any) -> NDArray[np.float32]:
+        path.write_bytes(path.read_bytes()[:left])
+        return read(*arguments)
+
+    monkeypatch.setattr(state, "_read_parameters", cut_and_read)
+    with pytest.raises(BadRecord):
+        read_vector(path, SPEC)
 
 
 def test_other_parameters_are_refused(tmp_path: Path, flat: NDArray[np.float32]) -> None:
