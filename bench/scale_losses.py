@@ -53,16 +53,18 @@ def flat_loss(reduce: Phase, anchors_s: float, allowed_s: float, vanishing: floa
 
     Args:
         anchors_s: what the last attempt takes, by the anchors alone.
-        allowed_s: the deadlines of an attempt: a longer one is lost.
+        allowed_s: the deadlines of an attempt: a longer one is lost, an undisturbed one too, and
+            took so long.
     """
-    fails = 1 - reduce.survives(vanishing, reduce.took_s)
+    overruns = reduce.took_s > allowed_s  # whoever vanishes or not
+    fails = 1.0 if overruns else 1 - reduce.survives(vanishing, reduce.took_s)
+    failed_s = allowed_s if overruns else reduce.lost_s(vanishing, reduce.took_s)
     with_members = ATTEMPTS - 1
     reaches_last = fails**with_members
     lost = reaches_last if anchors_s > allowed_s else 0.0
-    waited_s = reduce.lost_s(vanishing, reduce.took_s) * sum(
-        fails**attempt for attempt in range(1, with_members + 1)
-    )
-    return Loss(lost, fails, lost, waited_s + reaches_last * (anchors_s - reduce.took_s))
+    waited_s = failed_s * sum(fails**attempt for attempt in range(1, with_members + 1))
+    last_s = min(anchors_s, allowed_s) - min(reduce.took_s, allowed_s)
+    return Loss(lost, fails, lost, waited_s + reaches_last * last_s)
 
 
 def grid_loss(inside: Phase, across: Phase, whole_s: float, groups: int, vanishing: float) -> Loss:
