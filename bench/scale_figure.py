@@ -88,7 +88,8 @@ def write_figure(
         panel.draw(paper, _LEFT + number * _GAP)
     text = paper.finish(
         "Scale of a reduce",
-        "Measured rounds of up to 64 members; simulated rounds and reports of up to 10,000 homes",
+        f"Measured rounds of up to {max(int(str(row['members'])) for row in measured)} members;"
+        " simulated rounds and reports of up to 10,000 homes",
     )
     FIGURE.write_text(text)
 
