@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from bench.links import interface_bytes
+from bench.played_coordinator import trust_in
 from bench.process_cost import cpu_s
 from bench.wan_messages import Channel
 from protocol.envelope import open_envelope
@@ -25,7 +26,6 @@ from protocol.identity import Identity
 from protocol.manifest import OuterSpec
 from protocol.outer import outer_step
 from protocol.state import describe
-from protocol.trust import TrustStore
 from protocol.update import ChunkLayout, encode_update
 from protocol.wire import records_pb2 as wire
 
@@ -76,13 +76,11 @@ class Ours:
 
         options, path = self._options, Path(self._options["key"])
         self._run_id = bytes.fromhex(options["run_id"])
-        trust = TrustStore(self._run_id, options["root"])
-        trust.add([wire.Envelope.FromString(bytes.fromhex(options["delegation"]))])
         self._swarm = await Swarm.create(
             identity_path=path,
             identity=Identity.load(path),
             run_id=self._run_id,
-            trust=trust,
+            trust=trust_in(options),
             initial_peers=options["peers"],
             client_mode=False,
             listen=[f"/ip4/{options['address']}/tcp/0"],

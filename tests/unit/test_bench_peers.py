@@ -1,0 +1,61 @@
+"""What benchmarks of real peers share: their processes, and the coordinator's signed records."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.peer_process import PeerProcess
+from bench.played_coordinator import PlayedCoordinator, trust_in
+from protocol.envelope import open_envelope
+from protocol.errors import PeerFault
+from protocol.identity import Identity
+from protocol.update import ChunkLayout
+from protocol.wire import records_pb2 as wire
+
+LAYOUT = ChunkLayout(1000, 256)
+
+
+def test_members_trust_the_records_of_their_own_run_alone() -> None:
+    coordinator, names = PlayedCoordinator(), [Identity.generate().peer_id for _ in range(2)]
+    reducers = [wire.ReducerRange(reducer=names[0], first_chunk=0, end_chunk=LAYOUT.count)]
+    roots = dict.fromkeys(names, bytes(32))
+    envelope = coordinator.roster(1, roots, reducers, LAYOUT, "int4", patience_s=1.0)
+    roster = open_envelope(envelope, wire.Roster)
+    inclusion = open_envelope(coordinator.inclusion(envelope), wire.InclusionSet)
+    assert [member.worker for member in roster.record.members] == names
+    assert list(inclusion.record.members) == names
+    assert inclusion.record.group_id == roster.digest[:20]
+    assert roster.record.run_id.hex() == coordinator.told()["run_id"]
+    trust = trust_in(coordinator.told())
+    for signed in (roster, inclusion):
+        trust.require_signer(wire.KEY_PURPOSE_ROUND, signed.signer, time.time())
+    with pytest.raises(PeerFault):
+        stranger = trust_in(PlayedCoordinator().told())
+        stranger.require_signer(wire.KEY_PURPOSE_ROUND, roster.signer, time.time())
+
+
+class Here:
+    """A member that is no link's: commands run as they are."""
+
+    @staticmethod
+    def command(*command: str) -> list[str]:
+        return [*command]
+
+
+def test_a_peer_is_told_and_heard_and_its_end_is_an_error(tmp_path: Path) -> None:
+    place: Any = Here()
+    file = tmp_path / "told.json"
+    file.write_text(json.dumps({"a": 1}))
+    peer = PeerProcess(place, "json.tool", "--compact", str(file))
+    assert peer.hear("") == {"a": 1}
+    with pytest.raises(RuntimeError, match=r"run python -m json\.tool"):
+        peer.hear("")
+    peer.wait()
+    echo = PeerProcess(place, "json.tool", "--compact", "--json-lines")
+    echo.tell({"do": "go"})
+    echo.wait()
