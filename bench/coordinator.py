@@ -37,6 +37,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from bench.coordinator_load import address_of_member, identity_of
+from bench.process_cost import own_cpu_s
 from bench.report import Row, write_report
 from coordinator import round_state
 from coordinator.admission import Admission, AdmissionPolicy
@@ -192,8 +193,7 @@ class _Spent:
 
     @classmethod
     def of(cls, process: psutil.Process) -> _Spent:
-        times = process.cpu_times()
-        return cls(time.monotonic(), times.user + times.system)
+        return cls(time.monotonic(), own_cpu_s(process))
 
 
 def _play(server: Server, manifest: Path, scale: Scale) -> Iterator[tuple[dict[str, Any], Row]]:

@@ -1,4 +1,4 @@
-"""What benchmarks of real peers share: their processes, and the coordinator's signed records."""
+"""What benchmarks share: peers' processes and cost, the coordinator's signed records, ratios."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from bench.peer_process import PeerProcess
 from bench.played_coordinator import PlayedCoordinator, trust_in
+from bench.process_cost import cpu_s, memory_bytes, own_cpu_s, pss_bytes
+from bench.report import ratio_columns
 from protocol.envelope import open_envelope
 from protocol.errors import PeerFault
 from protocol.identity import Identity
@@ -59,3 +62,21 @@ def test_a_peer_is_told_and_heard_and_its_end_is_an_error(tmp_path: Path) -> Non
     echo = PeerProcess(place, "json.tool", "--compact", "--json-lines")
     echo.tell({"do": "go"})
     echo.wait()
+
+
+def test_a_process_tree_costs_what_its_processes_do() -> None:
+    this = psutil.Process()
+    before_s = own_cpu_s(this)
+    assert cpu_s(this.pid) >= before_s > 0
+    assert own_cpu_s() == 0
+    assert own_cpu_s(this, this) >= 2 * before_s
+    assert memory_bytes(this.pid) >= pss_bytes() == 0
+
+
+def test_ratios_are_told_with_their_spread() -> None:
+    assert ratio_columns([1.26, 0.7412, 0.993]) == {
+        "ratio": 0.993,
+        "ratio_min": 0.741,
+        "ratio_max": 1.26,
+    }
+    assert ratio_columns([1.999], digits=2)["ratio"] == 2.0
