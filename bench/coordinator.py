@@ -59,7 +59,7 @@ from postgres_rig import postgres
 from run_rig import RUN_TOML, make_dataset, make_run
 
 NOTE = (
-    "real coordinator serve, members played by another process on the same two cores; latencies "
+    "real coordinator serve, members played by another process on the same cores; latencies "
     "are the client's; commits at random moments of one 20 s grace"
 )
 MIB = 1 << 20
