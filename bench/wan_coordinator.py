@@ -15,17 +15,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from bench.played_coordinator import PlayedCoordinator
 from bench.wan_messages import LINE_BYTES, Channel
+from bench.wan_state import State
 from coordinator.roster import Candidate, choose_reducers
 from coordinator.round_state import Phase, Policy, Round
 from coordinator.speeds import ReducerSpeeds
 from protocol.envelope import open_envelope
-from protocol.manifest import OuterSpec
-from protocol.outer import outer_step
-from protocol.state import describe
 from protocol.update import ChunkLayout, decode_update
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
@@ -43,8 +39,7 @@ class Coordinator:
         self._addresses: dict[str, list[str]] = {}
         self._news: asyncio.Queue[tuple[str, dict[str, Any], bytes]] = asyncio.Queue()
         self._speeds = ReducerSpeeds()
-        self._weights = np.zeros(layout.elements, np.float32)
-        self._momentum = np.zeros(layout.elements, np.float32)
+        self._state = State(layout)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         channel = Channel(reader, writer)
@@ -131,15 +126,7 @@ class Coordinator:
         return tuple(found[chunk] for chunk in range(self._layout.count))
 
     def _step(self, number: int, encoded: tuple[bytes, ...]) -> bytes:
-        mean = decode_update(encoded, self._layout, self._codec)
-        self._weights, self._momentum = outer_step(self._weights, self._momentum, mean, OuterSpec())
-        return describe(
-            self._weights,
-            self._momentum,
-            round_=number,
-            merged_tokens=number,
-            chunk_elements=self._layout.chunk_elements,
-        ).digest
+        return self._state.step(number, decode_update(encoded, self._layout, self._codec))
 
     async def _next(self, kind: str) -> tuple[str, dict[str, Any], bytes]:
         """The next message of that kind; others are of a round that is over."""

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
@@ -14,6 +15,7 @@ from bench.peer_process import PeerProcess
 from bench.played_coordinator import PlayedCoordinator, trust_in
 from bench.process_cost import cpu_s, memory_bytes, own_cpu_s, pss_bytes
 from bench.report import ratio_columns
+from bench.wan_state import State
 from protocol.envelope import open_envelope
 from protocol.errors import PeerFault
 from protocol.identity import Identity
@@ -40,6 +42,14 @@ def test_members_trust_the_records_of_their_own_run_alone() -> None:
     with pytest.raises(PeerFault):
         stranger = trust_in(PlayedCoordinator().told())
         stranger.require_signer(wire.KEY_PURPOSE_ROUND, roster.signer, time.time())
+
+
+def test_who_steps_alike_comes_to_the_same_state() -> None:
+    mean = np.arange(LAYOUT.elements, dtype=np.float32)
+    member, coordinator = State(LAYOUT), State(LAYOUT)
+    first, again = member.step(1, mean), member.step(2, mean)
+    assert [coordinator.step(1, mean), coordinator.step(2, mean)] == [first, again]
+    assert first != again != State(LAYOUT).step(2, -mean)
 
 
 class Here:
