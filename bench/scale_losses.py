@@ -67,7 +67,9 @@ def flat_loss(reduce: Phase, anchors_s: float, allowed_s: float, vanishing: floa
     return Loss(lost, fails, lost, waited_s + reaches_last * last_s)
 
 
-def grid_loss(inside: Phase, across: Phase, whole_s: float, groups: int, vanishing: float) -> Loss:
+def grid_loss(
+    inside: Phase, across: Phase, whole_s: float, groups: int, allowed_s: float, vanishing: float
+) -> Loss:
     """A reduce of two levels.
 
     Args:
@@ -75,7 +77,11 @@ def grid_loss(inside: Phase, across: Phase, whole_s: float, groups: int, vanishi
         across: of the top reducers, until theirs are signed. A holder that vanishes afterwards is
             no loss: the same results are with those of the other groups.
         whole_s: the whole reduce.
+        groups: of members.
+        allowed_s: the deadlines of an attempt, as in :func:`flat_loss`.
     """
+    if whole_s > allowed_s:
+        return Loss(1.0, 1.0, 1.0, (ATTEMPTS - 1) * allowed_s)
     group_fails = 1 - inside.survives(vanishing, whole_s)
     top_fails = 1 - across.survives(vanishing, whole_s)
     group_lost, round_lost = group_fails**ATTEMPTS, top_fails**ATTEMPTS
