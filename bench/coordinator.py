@@ -44,8 +44,8 @@ from coordinator.admission import Admission, AdmissionPolicy
 from coordinator.audit.trust import add_pass
 from coordinator.config import RunFolder
 from coordinator.database import Database
+from coordinator.opening import running_round
 from coordinator.serve import Run
-from coordinator.turn import running_round
 from ledger.log import Log
 from protocol.envelope import open_envelope, seal
 from protocol.link import JoinLink
