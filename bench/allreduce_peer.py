@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from bench.played_coordinator import trust_in
 from protocol.envelope import open_envelope
 from protocol.identity import Identity
-from protocol.trust import TrustStore
 from protocol.update import ChunkLayout, encode_update
 from protocol.wire import records_pb2 as wire
 
@@ -50,15 +50,12 @@ class Ours:
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self._codec, self._layout = codec, ChunkLayout(elements, 1 << 17)
         self._vector = vector(elements, rank).numpy()
-        self._run_id = bytes.fromhex(start["run_id"])
-        trust = TrustStore(self._run_id, start["root"])
-        trust.add([wire.Envelope.FromString(bytes.fromhex(start["delegation"]))])
-        path = Path(start["key"])
+        self._run_id, path = bytes.fromhex(start["run_id"]), Path(start["key"])
         creating = Swarm.create(
             identity_path=path,
             identity=Identity.load(path),
             run_id=self._run_id,
-            trust=trust,
+            trust=trust_in(start),
             initial_peers=start["peers"],
             client_mode=False,
             listen=[f"/ip4/{address}/tcp/0"],

@@ -37,14 +37,15 @@ import structlog
 from sqlalchemy.orm import Session
 
 from bench.coordinator_load import address_of_member, identity_of
+from bench.process_cost import own_cpu_s
 from bench.report import Row, write_report
 from coordinator import round_state
 from coordinator.admission import Admission, AdmissionPolicy
 from coordinator.audit.trust import add_pass
 from coordinator.config import RunFolder
 from coordinator.database import Database
+from coordinator.opening import running_round
 from coordinator.serve import Run
-from coordinator.turn import running_round
 from ledger.log import Log
 from protocol.envelope import open_envelope, seal
 from protocol.link import JoinLink
@@ -58,7 +59,7 @@ from postgres_rig import postgres
 from run_rig import RUN_TOML, make_dataset, make_run
 
 NOTE = (
-    "real coordinator serve, members played by another process on the same two cores; latencies "
+    "real coordinator serve, members played by another process on the same cores; latencies "
     "are the client's; commits at random moments of one 20 s grace"
 )
 MIB = 1 << 20
@@ -192,8 +193,7 @@ class _Spent:
 
     @classmethod
     def of(cls, process: psutil.Process) -> _Spent:
-        times = process.cpu_times()
-        return cls(time.monotonic(), times.user + times.system)
+        return cls(time.monotonic(), own_cpu_s(process))
 
 
 def _play(server: Server, manifest: Path, scale: Scale) -> Iterator[tuple[dict[str, Any], Row]]:

@@ -26,6 +26,7 @@ from typing import Any
 import psutil
 
 from bench.daemon_turns import Turn, Work, fixed_cpu_s, ratios, total, units
+from bench.process_cost import own_cpu_s
 from bench.report import Row, write_report
 from worker.config import Home
 from worker.control import ask
@@ -132,7 +133,7 @@ class _Worker:
             if now["phase"] == "training" and steps and not as_before:
                 self.trainer.suspend()
                 tokens = int(now["tokens_committed"]) + steps * _TOKENS_PER_STEP
-                return Work(tokens, _cpu_s(self.trainer)), committed
+                return Work(tokens, own_cpu_s(self.trainer)), committed
             assert time.monotonic() < until_s, "it does not train"
             time.sleep(_LOOK_S)
 
@@ -215,12 +216,12 @@ def _working(worker: _Worker, bare: _Bare, size: _Size) -> list[Row]:
     before, committed = worker.stop_after_a_step()
     # From the end of one unit to that of another: one more end than there are units.
     while sum(turn.units_ended for turn in turns) <= size.units:
-        others_s, own_s = _cpu_s(worker.daemon, worker.p2pd), _cpu_s(worker.trainer)
+        others_s, own_s = own_cpu_s(worker.daemon, worker.p2pd), own_cpu_s(worker.trainer)
         worker.trainer.resume()
         time.sleep(size.turn_s)
         # Before we ask it anything: the answers are not its work.
-        others_s = _cpu_s(worker.daemon, worker.p2pd) - others_s
-        shares.append(others_s / max(_cpu_s(worker.trainer) - own_s, 1e-6))
+        others_s = own_cpu_s(worker.daemon, worker.p2pd) - others_s
+        shares.append(others_s / max(own_cpu_s(worker.trainer) - own_s, 1e-6))
         now, committed_now = worker.stop_after_a_step()
         turns.append(Turn(now - before, _turn_of(bare, size.turn_s), committed_now - committed))
         before, committed = now, committed_now
@@ -291,20 +292,15 @@ def _paused(worker: _Worker, size: _Size) -> list[Row]:
         time.sleep(0.5)
     time.sleep(2.0)  # what it does at its start is not what it does at rest
     left = [worker.daemon, *worker.daemon.children(recursive=True)]
-    cpu_s, begun_s = _cpu_s(*left), time.monotonic()
+    cpu_s, begun_s = own_cpu_s(*left), time.monotonic()
     time.sleep(size.paused_s)
-    share = (_cpu_s(*left) - cpu_s) / (time.monotonic() - begun_s)
+    share = (own_cpu_s(*left) - cpu_s) / (time.monotonic() - begun_s)
     resident = sum(process.memory_info().rss for process in left) / MIB
     return [
         _row("paused, processes", len(left)),
         _row("paused, MiB resident", round(resident), "< 150"),
         _row("paused, percent of a core", round(100 * share, 2), "< 1"),
     ]
-
-
-def _cpu_s(*processes: psutil.Process) -> float:
-    times = [process.cpu_times() for process in processes]
-    return float(sum(one.user + one.system for one in times))
 
 
 def _ratio_row(what: str, turns: Sequence[Turn], goal: str = "") -> Row:

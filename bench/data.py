@@ -23,7 +23,7 @@ import transformers
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from bench.report import Row, write_report
+from bench.report import Row, ratio_columns, write_report
 from coordinator.data import tokenizer as tokenizers_of_ours
 from coordinator.data.build import build_dataset
 from coordinator.data.inputs import InputFile, find_files
@@ -123,9 +123,7 @@ def _compare(
         "ours_MB_per_s": round(corpus.size_bytes / 1e6 / ours_s, 2),
         "plain_tokens_per_s": round(len(tokens) / plain_s),
         "ours_tokens_per_s": round(len(tokens) / ours_s),
-        "ratio": round(statistics.median(ratios), 2),
-        "ratio_min": round(min(ratios), 2),
-        "ratio_max": round(max(ratios), 2),
+        **ratio_columns(ratios, digits=2),
     }
 
 

@@ -11,7 +11,7 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#
 """Okabe and Ito's palette: told apart with colour-blind eyes, too."""
 
 _WIDTH, _HEIGHT = 460, 360
-_LEFT, _RIGHT, _TOP, _PLOT_BOTTOM = 56, 12, 34, 250
+_LEFT, _RIGHT, _TOP, _PLOT_BOTTOM = 56, 18, 34, 250
 _LEGEND_COLUMNS, _LEGEND_LINE = 2, 17
 _TICKS = 5
 
@@ -30,6 +30,7 @@ class Panel:
     y_label: str
     lines: Sequence[Line]
     log_x: bool = False
+    log_y: bool = False
 
 
 def draw(panels: Sequence[Panel]) -> str:
@@ -61,20 +62,28 @@ class _Scale:
         return math.log(value) if self._log else value
 
     def ticks(self) -> list[float]:
-        """Round values in equal steps of 1, 2 or 5 times a power of ten."""
+        """Round values: in equal steps of 1, 2 or 5 times a power of ten, or such values alone."""
+        if self._log:
+            return self._powers()
         span = (self.high - self.low) or 1.0
         size = 10 ** math.floor(math.log10(span / _TICKS))
         step = next(size * k for k in (1, 2, 5, 10) if span / (size * k) <= _TICKS)
         first = math.ceil(self.low / step)
         return [n * step for n in range(first, math.floor(self.high / step) + 1)]
 
+    def _powers(self) -> list[float]:
+        first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
+        steps = (1, 2, 5) if last - first <= 2 else (1,)
+        values = [k * 10.0**power for power in range(first, last + 1) for k in steps]
+        return [value for value in values if self.low <= value <= self.high]
+
 
 def _panel(panel: Panel) -> list[str]:
     xs = [x for line in panel.lines for x, _ in line.points]
     ys = [y for line in panel.lines for _, y in line.points]
     across = _Scale(xs, _LEFT, _WIDTH - _RIGHT, log=panel.log_x)
-    up = _Scale(ys, _PLOT_BOTTOM, _TOP, log=False)
-    # On a logarithmic axis the values themselves, which are few, say more than round numbers.
+    up = _Scale(ys, _PLOT_BOTTOM, _TOP, log=panel.log_y)
+    # Along a logarithmic axis the values themselves, which are few, say more than round numbers.
     x_ticks = sorted(set(xs)) if panel.log_x else across.ticks()
     return [
         _text(_WIDTH / 2, 18, panel.title, "middle", weight="bold"),
@@ -107,12 +116,12 @@ def _line(number: int, line: Line, across: _Scale, up: _Scale) -> list[str]:
 
 def _x_tick(at: float, value: float) -> str:
     line = f'<line x1="{at}" y1="{_TOP}" x2="{at}" y2="{_PLOT_BOTTOM}" stroke="#ddd"/>'
-    return line + _text(at, _PLOT_BOTTOM + 15, f"{value:g}", "middle")
+    return line + _text(at, _PLOT_BOTTOM + 15, f"{value:,g}", "middle")
 
 
 def _y_tick(at: float, value: float) -> str:
     line = f'<line x1="{_LEFT}" y1="{at}" x2="{_WIDTH - _RIGHT}" y2="{at}" stroke="#ddd"/>'
-    return line + _text(_LEFT - 6, at + 4, f"{value:g}", "end")
+    return line + _text(_LEFT - 6, at + 4, f"{value:,g}", "end")
 
 
 def _text(x: float, y: float, text: str, anchor: str, *, weight: str = "normal") -> str:

@@ -12,8 +12,9 @@ Wall time is reckoned (:mod:`bench.loss_link`): the measured step, and a home's 
 schedule that ends there but the peak of the longer runs.
 
 Every finished run is a line of ``results/loss-runs.jsonl``; only what is missing there is trained.
-To train all of it anew, delete that file. With ``LOSS_MINUTES=30`` no run begins after half an
-hour, and what there is makes the report. The table and the figure go to ``docs/loss.md``.
+To train all of it anew, delete that file. No run begins after half an hour, and what there is makes
+the report; ``LOSS_MINUTES`` is another time, ``inf`` none. The table and the figure go to
+``docs/loss.md``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +46,9 @@ NOTE = (
     f" {HOME.bandwidth_bit_s / 1e6:.0f} Mbit/s both ways, {HOME.round_trip_s * 1000:.0f} ms"
 )
 
+MINUTES = "30"
+"""``LOSS_MINUTES`` where nobody said."""
+
 
 def run(quick: bool) -> list[Row]:
     """Train what has not been trained yet; ``quick`` only proves that everything runs."""
@@ -55,12 +59,23 @@ def run(quick: bool) -> list[Row]:
         write_report("loss-quick", rows, note=NOTE)
         return rows
     plan, record = loss_plan.full(), Record(RESULTS / "loss-runs.jsonl")
-    minutes = float(os.environ.get("LOSS_MINUTES", "inf"))
-    rows = _measure(plan, record, time.monotonic() + 60 * minutes)
+    rows = _measure(plan, record, time.monotonic() + 60 * allowed_minutes(os.environ))
     write_report("loss", rows, note=NOTE)
     write_figure(plan, record)
     write_table(rows)
     return rows
+
+
+def allowed_minutes(environment: Mapping[str, str]) -> float:
+    """For how long runs are begun."""
+    told = environment.get("LOSS_MINUTES", MINUTES)
+    try:
+        minutes = float(told)
+    except ValueError:
+        minutes = math.nan
+    if not minutes >= 0:
+        raise SystemExit(f"LOSS_MINUTES is {told!r}: give minutes, or inf for all that is missing.")
+    return minutes
 
 
 def _measure(plan: Sequence[Arm], record: Record, end_s: float) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Processor seconds and memory of a process with everything that it started (its p2pd, forks)."""
+"""Processor seconds and memory of processes: of some, or of one with all that it started."""
 
 from __future__ import annotations
 
@@ -12,23 +12,33 @@ import psutil
 _LOOK_S = 0.2
 
 
+def own_cpu_s(*processes: psutil.Process) -> float:
+    """Processor seconds of these alone so far, user and system."""
+    times = [process.cpu_times() for process in processes]
+    return float(sum(taken.user + taken.system for taken in times))
+
+
+def pss_bytes(*processes: psutil.Process) -> int:
+    """Proportional set size: what several of them share counts once."""
+    return sum(process.memory_full_info().pss for process in processes)
+
+
 def cpu_s(pid: int) -> float:
-    """Processor seconds so far, user and system, children that have ended included."""
+    """Processor seconds of a process and all its children so far, those that ended included."""
     total_s = 0.0
     for process in _tree(pid):
         with suppress(psutil.NoSuchProcess):
             times = process.cpu_times()
-            total_s += times.user + times.system
-            total_s += times.children_user + times.children_system
+            total_s += own_cpu_s(process) + times.children_user + times.children_system
     return total_s
 
 
 def memory_bytes(pid: int) -> int:
-    """Proportional set size: what several of the processes share counts once."""
+    """Proportional set size of a process and all its children."""
     total = 0
     for process in _tree(pid):
         with suppress(psutil.NoSuchProcess):
-            total += process.memory_full_info().pss
+            total += pss_bytes(process)
     return total
 
 

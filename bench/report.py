@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import statistics
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -45,6 +47,15 @@ def write_report(name: str, rows: list[Row], *, note: str, show: bool = True) ->
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     return path
+
+
+def ratio_columns(ratios: Sequence[float], digits: int = 3) -> Row:
+    """The median of the turns' ratios, and between what they were."""
+    return {
+        "ratio": round(statistics.median(ratios), digits),
+        "ratio_min": round(min(ratios), digits),
+        "ratio_max": round(max(ratios), digits),
+    }
 
 
 def _show(name: str, rows: list[Row], note: str) -> None:

@@ -4,7 +4,7 @@ The rounds of :mod:`bench.scale` cannot tell it from what every member does with
 of them reduce alike. So it is timed by itself, by the same calls as
 :meth:`worker.reducer.Reducer._combine_one`, in a process with one thread as the measured members
 are: ``python -m bench.scale_combining int4 131072``. With more, numpy's products of two vectors
-wait for each other on a busy machine, ten times as long as they work.
+wait for each other on a busy machine, several times as long as they work.
 """
 
 from __future__ import annotations

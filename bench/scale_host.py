@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from bench.played_coordinator import trust_in
 from protocol.envelope import open_envelope
 from protocol.identity import Identity
-from protocol.trust import TrustStore
 from protocol.update import ChunkLayout, encode_update
 from protocol.wire import records_pb2 as wire
 from worker.allreduce import GroupReduce
@@ -108,22 +108,18 @@ class Host:
             for member in self._members:
                 await member.swarm.shutdown()
 
-    async def do_start(
-        self, run_id: str, root: str, delegation: str, keys: list[str], first: int, **shape: Any
-    ) -> None:
+    async def do_start(self, keys: list[str], first: int, peers: list[str], **run: Any) -> None:
         """Start members one after the other; the first of all is the others' way in."""
-        self._run_id, self._codec = bytes.fromhex(run_id), shape["codec"]
-        self._layout = ChunkLayout(shape["elements"], shape["chunk_elements"])
-        known = list(shape["peers"])
+        self._run_id, self._codec = bytes.fromhex(run["run_id"]), run["codec"]
+        self._layout = ChunkLayout(run["elements"], run["chunk_elements"])
+        known = peers
         for number, key in enumerate(keys, start=first):
             path = Path(key)
-            trust = TrustStore(self._run_id, root)
-            trust.add([wire.Envelope.FromString(bytes.fromhex(delegation))])
             swarm = await Swarm.create(
                 identity_path=path,
                 identity=Identity.load(path),
                 run_id=self._run_id,
-                trust=trust,
+                trust=trust_in(run),
                 initial_peers=known,
                 client_mode=False,
             )

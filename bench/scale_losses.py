@@ -53,19 +53,23 @@ def flat_loss(reduce: Phase, anchors_s: float, allowed_s: float, vanishing: floa
 
     Args:
         anchors_s: what the last attempt takes, by the anchors alone.
-        allowed_s: the deadlines of an attempt: a longer one is lost.
+        allowed_s: the deadlines of an attempt: a longer one is lost, an undisturbed one too, and
+            took so long.
     """
-    fails = 1 - reduce.survives(vanishing, reduce.took_s)
+    overruns = reduce.took_s > allowed_s  # whoever vanishes or not
+    fails = 1.0 if overruns else 1 - reduce.survives(vanishing, reduce.took_s)
+    failed_s = allowed_s if overruns else reduce.lost_s(vanishing, reduce.took_s)
     with_members = ATTEMPTS - 1
     reaches_last = fails**with_members
     lost = reaches_last if anchors_s > allowed_s else 0.0
-    waited_s = reduce.lost_s(vanishing, reduce.took_s) * sum(
-        fails**attempt for attempt in range(1, with_members + 1)
-    )
-    return Loss(lost, fails, lost, waited_s + reaches_last * (anchors_s - reduce.took_s))
+    waited_s = failed_s * sum(fails**attempt for attempt in range(1, with_members + 1))
+    last_s = min(anchors_s, allowed_s) - min(reduce.took_s, allowed_s)
+    return Loss(lost, fails, lost, waited_s + reaches_last * last_s)
 
 
-def grid_loss(inside: Phase, across: Phase, whole_s: float, groups: int, vanishing: float) -> Loss:
+def grid_loss(
+    inside: Phase, across: Phase, whole_s: float, groups: int, allowed_s: float, vanishing: float
+) -> Loss:
     """A reduce of two levels.
 
     Args:
@@ -73,7 +77,11 @@ def grid_loss(inside: Phase, across: Phase, whole_s: float, groups: int, vanishi
         across: of the top reducers, until theirs are signed. A holder that vanishes afterwards is
             no loss: the same results are with those of the other groups.
         whole_s: the whole reduce.
+        groups: of members.
+        allowed_s: the deadlines of an attempt, as in :func:`flat_loss`.
     """
+    if whole_s > allowed_s:
+        return Loss(1.0, 1.0, 1.0, (ATTEMPTS - 1) * allowed_s)
     group_fails = 1 - inside.survives(vanishing, whole_s)
     top_fails = 1 - across.survives(vanishing, whole_s)
     group_lost, round_lost = group_fails**ATTEMPTS, top_fails**ATTEMPTS

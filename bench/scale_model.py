@@ -301,13 +301,14 @@ def bound_s(job: Job, members: Sequence[Member]) -> float:
 def _loss(
     job: Job, members: Sequence[Member], simulation: Simulation, done: Round, vanishing: float
 ) -> Loss:
-    whole_s, across_s = max(done.finished_at_s.values()), 0.0
+    whole_s = max(done.finished_at_s.values())
     if isinstance(simulation, GridRound):
         holders = statistics.mean(len(shares) for shares in simulation.shares)
         tops = sum(not members[top].anchor for top in simulation.back)
-        across_s = done.gathered_at_s - done.inside_at_s
         inside = Phase(done.gathered_at_s, round(holders))
-        return grid_loss(inside, Phase(across_s, tops), whole_s, len(simulation.groups), vanishing)
+        across = Phase(done.gathered_at_s - done.inside_at_s, tops)
+        groups = len(simulation.groups)
+        return grid_loss(inside, across, whole_s, groups, ALLOWED_S, vanishing)
     home_reducers = sum(not members[i].anchor for i in simulation.reducing)
     anchors = [member for member in members if member.anchor]
     each_way_s = len(members) * job.vector_bytes / sum(a.slower_bytes_s for a in anchors)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import psutil
 
+from bench.process_cost import own_cpu_s, pss_bytes
+
 DAEMON = "p2pd"
 
 
@@ -47,17 +49,8 @@ class Host:
 
     def usage(self) -> Usage:
         """Since the processes were started."""
-        return Usage(_cpu_s([self._python]), _cpu_s(self._daemons))
+        return Usage(own_cpu_s(self._python), own_cpu_s(*self._daemons))
 
     def memory(self) -> Memory:
         """Just now."""
-        return Memory(_pss_bytes([self._python]), _pss_bytes(self._daemons))
-
-
-def _cpu_s(processes: list[psutil.Process]) -> float:
-    times = (process.cpu_times() for process in processes)
-    return sum(taken.user + taken.system for taken in times)
-
-
-def _pss_bytes(processes: list[psutil.Process]) -> int:
-    return sum(process.memory_full_info().pss for process in processes)
+        return Memory(pss_bytes(self._python), pss_bytes(*self._daemons))

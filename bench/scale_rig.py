@@ -19,11 +19,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from bench.peer_process import ONE_THREAD
+from bench.played_coordinator import PlayedCoordinator
 from bench.scale_processes import Host, Memory, Usage
-from protocol.envelope import open_envelope, parse_envelope, seal
+from protocol.envelope import open_envelope, parse_envelope
 from protocol.identity import Identity
 from protocol.manifest import Codec
-from protocol.trust import delegate
 from protocol.update import ChunkLayout
 from protocol.wire import records_pb2 as wire
 
@@ -32,7 +33,7 @@ MOST_HOSTS = 8
 
 CODEC: Codec = "int4"
 DEADLINE_S = 180.0
-_ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+_ENVIRONMENT = {**os.environ, **ONE_THREAD}
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Rig:
 
     def __init__(self, case: Case, folder: Path) -> None:
         self.case, self._folder = case, folder
-        self._run_id, self._round_key = os.urandom(32), Identity.generate()
+        self._coordinator = PlayedCoordinator()
         self._hosts: list[_Spawned] = []
         self._events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._reading: list[asyncio.Task[None]] = []
@@ -123,7 +124,7 @@ class Rig:
     # ---- processes
 
     async def _start(self) -> None:
-        common = self._start_fields(Identity.generate())
+        common = self._start_fields()
         names: list[str] = []
         for ranks in self.case.hosts:
             identities = [Identity.generate() for _ in ranks]
@@ -143,20 +144,9 @@ class Rig:
         for event in await self._hear("started", count):
             self._addresses[event["member"]] = event["addresses"]
 
-    def _start_fields(self, root: Identity) -> dict[str, object]:
-        delegation = delegate(
-            root,
-            run_id=self._run_id,
-            purpose=wire.KEY_PURPOSE_ROUND,
-            public_key=self._round_key.public.raw,
-            serial=1,
-            not_before_s=0,
-            not_after_s=int(time.time()) + 86_400,
-        )
+    def _start_fields(self) -> dict[str, object]:
         return {
-            "run_id": self._run_id.hex(),
-            "root": root.peer_id,
-            "delegation": delegation.SerializeToString().hex(),
+            **self._coordinator.told(),
             "elements": self.case.elements,
             "chunk_elements": self.case.chunk_elements,
             "codec": CODEC,
@@ -291,49 +281,31 @@ class Rig:
     def _roster(self, number: int, roots: dict[str, bytes], tally: Tally) -> wire.Envelope:
         layout, count = self.case.layout, self.case.reducers
         shares = pairwise([layout.count * i // count for i in range(count + 1)])
-        started_s, now_ms = time.process_time(), int(time.time() * 1000)
-        roster = wire.Roster(
-            run_id=self._run_id,
-            round=number,
-            attempt=1,
-            members=[
-                wire.RosterMember(
-                    worker=name, weight=1, commitment_root=roots[name], assignment_id=bytes(16)
-                )
-                for name in self._addresses
-            ],
-            reducers=[
-                wire.ReducerRange(
-                    reducer=name,
-                    first_chunk=first,
-                    end_chunk=end,
-                    multiaddrs=self._addresses[name],
-                )
-                for name, (first, end) in zip(self._reducers(), shares, strict=True)
-            ],
-            codec=CODEC,
-            combine="mean",
-            vector_elements=layout.elements,
-            chunk_elements=layout.chunk_elements,
-            chunk_count=layout.count,
-            gather_deadline_ms=now_ms + int(DEADLINE_S * 1000),
-            broadcast_deadline_ms=now_ms + int(2 * DEADLINE_S * 1000),
+        started_s = time.process_time()
+        reducers = [
+            wire.ReducerRange(
+                reducer=name,
+                first_chunk=first,
+                end_chunk=end,
+                multiaddrs=self._addresses[name],
+            )
+            for name, (first, end) in zip(self._reducers(), shares, strict=True)
+        ]
+        envelope = self._coordinator.roster(
+            number,
+            {name: roots[name] for name in self._addresses},
+            reducers,
+            layout,
+            CODEC,
+            patience_s=DEADLINE_S,
+            assignment_id=bytes(16),
         )
-        envelope = seal(roster, self._round_key)
         tally.cpu_s += time.process_time() - started_s
         tally.roster_bytes = envelope.ByteSize()
         return envelope
 
     def _inclusion(self, roster: wire.Envelope, tally: Tally) -> wire.Envelope:
-        signed = open_envelope(roster, wire.Roster)
-        inclusion = wire.InclusionSet(
-            run_id=self._run_id,
-            round=signed.record.round,
-            attempt=1,
-            group_id=signed.digest[:20],
-            members=list(self._addresses),
-        )
-        envelope = seal(inclusion, self._round_key)
+        envelope = self._coordinator.inclusion(roster)
         tally.inclusion_bytes = envelope.ByteSize()
         return envelope
 

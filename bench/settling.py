@@ -23,7 +23,7 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from bench.report import Row, write_report
+from bench.report import Row, ratio_columns, write_report
 from bench.train import make_manifest
 from coordinator.audit.base_weights import keep_mean
 from coordinator.checkpoints import CheckpointStore
@@ -135,9 +135,7 @@ def _compare(
         "who": who,
         "plain": f"{plain_s:.2f} ({plain_cpu_s:.2f})",
         "ours": f"{ours_s:.2f} ({ours_cpu_s:.2f})",
-        "ratio": round(statistics.median(ratios), 2),
-        "ratio_min": round(min(ratios), 2),
-        "ratio_max": round(max(ratios), 2),
+        **ratio_columns(ratios, digits=2),
     }
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bench.report import Row, write_report
+from bench.report import Row, ratio_columns, write_report
 from protocol.identity import Identity
 from protocol.manifest import RunManifest
 from protocol.model import initial_weights
@@ -74,9 +74,7 @@ def _measure(name: str, config: dict[str, object], turns: int, steps: int, bf16:
         "steps": steps,
         "plain_tokens_per_s": round(statistics.median(plain)),
         "ours_tokens_per_s": round(statistics.median(ours)),
-        "ratio": round(statistics.median(ratios), 3),
-        "ratio_min": round(min(ratios), 3),
-        "ratio_max": round(max(ratios), 3),
+        **ratio_columns(ratios),
     }
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bench.report import Row, write_report
+from bench.report import Row, ratio_columns, write_report
 from bench.train import SEQUENCE_LENGTH, SEQUENCES_PER_BATCH, SIZES, make_config, make_manifest
 from protocol.model import build_model, initial_weights, load_flat
 from protocol.training import evaluate
@@ -54,9 +54,7 @@ def _measure(name: str, config: dict[str, object], turns: int, sequences: int) -
         "sequences": sequences,
         "plain_tokens_per_s": round(plain),
         "ours_tokens_per_s": round(ours),
-        "ratio": round(statistics.median(ratios), 3),
-        "ratio_min": round(min(ratios), 3),
-        "ratio_max": round(max(ratios), 3),
+        **ratio_columns(ratios),
     }
 
 

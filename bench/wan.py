@@ -22,10 +22,7 @@ communication took, and stands beside the one that the short rounds really had.
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,9 +32,9 @@ from typing import Any, Final
 from bench.allreduce import BYTES_PER_ELEMENT
 from bench.cases import run_cases
 from bench.links import Link, Member, open_members
+from bench.peer_process import PeerProcess
 from bench.report import Row
 from protocol.identity import Identity
-from protocol.leash import leashed
 
 NOTE = (
     "communication: median over rounds of what members spend between two trainings; utilisation in"
@@ -165,34 +162,10 @@ def _measure(case: Case) -> list[Row]:
     return [_row(case, [rounds[1:] for rounds in told])]  # the first opens connections
 
 
-class _Process:
-    def __init__(self, place: Member, module: str, *arguments: str) -> None:
-        self.process = subprocess.Popen(
-            leashed(place.command(sys.executable, "-m", module, *arguments)),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
-        )
-
-    def send(self, line: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-
-    def hear(self, word: str) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith(word):
-                heard: dict[str, Any] = json.loads(line.removeprefix(word))
-                return heard
-        raise RuntimeError("a process of the benchmark ended: run python -m bench.wan_member")
-
-    def rounds(self, count: int) -> list[dict[str, Any]]:
-        heard = [self.hear("ROUND ") for _ in range(count)]
-        self.process.communicate(timeout=60)
-        return heard
+def _rounds(member: PeerProcess, count: int) -> list[dict[str, Any]]:
+    told = [member.hear("ROUND ") for _ in range(count)]
+    member.wait()
+    return told
 
 
 def _ours(case: Case, places: Sequence[Member], folder: Path) -> list[list[dict[str, Any]]]:
@@ -204,40 +177,40 @@ def _ours(case: Case, places: Sequence[Member], folder: Path) -> list[list[dict[
         "chunk_elements": case.chunk_elements,
     }
     given = {"members": case.members, "elements": case.scaled_elements, "options": options}
-    coordinator = _Process(
+    coordinator = PeerProcess(
         server, "bench.wan_coordinator", json.dumps({"address": server.address, **given})
     )
     told = coordinator.hear("RUN ")
-    members: list[_Process] = []
+    members: list[PeerProcess] = []
     addresses: list[str] = []
     for rank, place in enumerate(homes):
         identity, key = Identity.generate(), folder / f"{rank}.key"
         identity.save(key)
-        member = _Process(place, "bench.wan_member", "ours")
+        member = PeerProcess(place, "bench.wan_member", "ours")
         fields = {**_fields(case, rank, place, addresses), **options, **told}
-        member.send(json.dumps({**fields, "key": str(key), "coordinator": server.address}))
-        addresses = addresses or member.hear("ANSWER ")["addresses"]
+        member.tell({**fields, "key": str(key), "coordinator": server.address})
+        addresses = addresses or member.hear()["addresses"]
         members.append(member)
-    rounds = [member.rounds(case.rounds) for member in members]
-    coordinator.process.communicate(timeout=60)
+    rounds = [_rounds(member, case.rounds) for member in members]
+    coordinator.wait()
     return rounds
 
 
 def _hivemind(case: Case, places: Sequence[Member], folder: Path) -> list[list[dict[str, Any]]]:
-    members: list[_Process] = []
+    members: list[PeerProcess] = []
     addresses: list[str] = []
     for rank, place in enumerate(places[: case.members]):
-        member = _Process(place, "bench.wan_member", "hivemind")
+        member = PeerProcess(place, "bench.wan_member", "hivemind")
         fields = _fields(case, rank, place, addresses)
         matchmaking = {"matchmaking_s": _MATCHMAKING_S, "rounds": case.rounds}
-        member.send(json.dumps({**fields, **matchmaking}))
-        addresses = addresses or member.hear("ANSWER ")["addresses"]
+        member.tell({**fields, **matchmaking})
+        addresses = addresses or member.hear()["addresses"]
         members.append(member)
     for member in members[1:]:
-        member.hear("ANSWER ")
+        member.hear()
     for member in members:
-        member.send("go")
-    return [member.rounds(case.rounds) for member in members]
+        member.tell("go")
+    return [_rounds(member, case.rounds) for member in members]
 
 
 def _fields(case: Case, rank: int, place: Member, addresses: list[str]) -> dict[str, Any]:

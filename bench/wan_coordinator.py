@@ -9,30 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
+from bench.played_coordinator import PlayedCoordinator
 from bench.wan_messages import LINE_BYTES, Channel
+from bench.wan_state import State
 from coordinator.roster import Candidate, choose_reducers
 from coordinator.round_state import Phase, Policy, Round
 from coordinator.speeds import ReducerSpeeds
-from protocol.envelope import open_envelope, seal
-from protocol.identity import Identity
-from protocol.manifest import OuterSpec
-from protocol.outer import outer_step
-from protocol.state import describe
-from protocol.trust import delegate
+from protocol.envelope import open_envelope
 from protocol.update import ChunkLayout, decode_update
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
 
-PATIENCE_MS = 600_000
+PATIENCE_S = 600.0
 _POLICY = Policy(300, 10, 600, 600, min_members=1, max_members=64, max_attempts=3)
 
 
@@ -40,31 +34,12 @@ class Coordinator:
     def __init__(self, members: int, layout: ChunkLayout, codec: Any, *, by_speed: bool) -> None:
         self._layout, self._codec, self._by_speed = layout, codec, by_speed
         self._size = members
-        self._run_id, self._round_key = os.urandom(32), Identity.generate()
-        self._root = Identity.generate()
+        self.signing = PlayedCoordinator()
         self._channels: dict[str, Channel] = {}
         self._addresses: dict[str, list[str]] = {}
         self._news: asyncio.Queue[tuple[str, dict[str, Any], bytes]] = asyncio.Queue()
         self._speeds = ReducerSpeeds()
-        self._weights = np.zeros(layout.elements, np.float32)
-        self._momentum = np.zeros(layout.elements, np.float32)
-
-    def trust(self) -> dict[str, str]:
-        """What members must know of the run."""
-        delegation = delegate(
-            self._root,
-            run_id=self._run_id,
-            purpose=wire.KEY_PURPOSE_ROUND,
-            public_key=self._round_key.public.raw,
-            serial=1,
-            not_before_s=0,
-            not_after_s=int(time.time()) + 86_400,
-        )
-        return {
-            "run_id": self._run_id.hex(),
-            "root": self._root.peer_id,
-            "delegation": delegation.SerializeToString().hex(),
-        }
+        self._state = State(layout)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         channel = Channel(reader, writer)
@@ -97,14 +72,7 @@ class Coordinator:
         self._speeds.begin(number, 1, chunks, time.monotonic())
         await self._tell({"do": "roster"}, roster.SerializeToString())
         state = await self._until_complete(state)
-        inclusion = wire.InclusionSet(
-            run_id=self._run_id,
-            round=number,
-            attempt=1,
-            group_id=signed.digest[:20],
-            members=list(roots),
-        )
-        envelope = seal(inclusion, self._round_key)
+        envelope = self.signing.inclusion(roster)
         await self._tell({"do": "inclusion"}, envelope.SerializeToString())
         encoded = await self._results(replace(state, phase=Phase.BROADCAST))
         digest = await asyncio.to_thread(self._step, number, encoded)
@@ -118,33 +86,18 @@ class Coordinator:
             ],
             self._layout.count,
         )
-        now_ms = int(time.time() * 1000)
-        roster = wire.Roster(
-            run_id=self._run_id,
-            round=number,
-            attempt=1,
-            members=[
-                wire.RosterMember(worker=name, weight=1, commitment_root=root)
-                for name, root in roots.items()
-            ],
-            reducers=[
-                wire.ReducerRange(
-                    reducer=share.candidate.worker,
-                    first_chunk=share.first,
-                    end_chunk=share.end,
-                    multiaddrs=share.candidate.multiaddrs,
-                )
-                for share in shares
-            ],
-            codec=self._codec,
-            combine="mean",
-            vector_elements=self._layout.elements,
-            chunk_elements=self._layout.chunk_elements,
-            chunk_count=self._layout.count,
-            gather_deadline_ms=now_ms + PATIENCE_MS,
-            broadcast_deadline_ms=now_ms + 2 * PATIENCE_MS,
+        reducers = [
+            wire.ReducerRange(
+                reducer=share.candidate.worker,
+                first_chunk=share.first,
+                end_chunk=share.end,
+                multiaddrs=share.candidate.multiaddrs,
+            )
+            for share in shares
+        ]
+        return self.signing.roster(
+            number, roots, reducers, self._layout, self._codec, patience_s=PATIENCE_S
         )
-        return seal(roster, self._round_key)
 
     def _speed(self, worker: str) -> float | None:
         return self._speeds.of(worker) if self._by_speed else None
@@ -173,15 +126,7 @@ class Coordinator:
         return tuple(found[chunk] for chunk in range(self._layout.count))
 
     def _step(self, number: int, encoded: tuple[bytes, ...]) -> bytes:
-        mean = decode_update(encoded, self._layout, self._codec)
-        self._weights, self._momentum = outer_step(self._weights, self._momentum, mean, OuterSpec())
-        return describe(
-            self._weights,
-            self._momentum,
-            round_=number,
-            merged_tokens=number,
-            chunk_elements=self._layout.chunk_elements,
-        ).digest
+        return self._state.step(number, decode_update(encoded, self._layout, self._codec))
 
     async def _next(self, kind: str) -> tuple[str, dict[str, Any], bytes]:
         """The next message of that kind; others are of a round that is over."""
@@ -207,7 +152,7 @@ async def main(address: str, members: int, elements: int, options: dict[str, Any
     coordinator = Coordinator(members, layout, options["codec"], by_speed=options["by_speed"])
     server = await asyncio.start_server(coordinator.serve, address, 0, limit=LINE_BYTES)
     port = server.sockets[0].getsockname()[1]
-    print("RUN " + json.dumps({"port": port, **coordinator.trust()}), flush=True)
+    print("RUN " + json.dumps({"port": port, **coordinator.signing.told()}), flush=True)
     await coordinator.run(options["rounds"])
     await asyncio.to_thread(sys.stdin.read)  # until the members have gone
 

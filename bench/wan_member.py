@@ -18,14 +18,12 @@ import numpy as np
 import torch
 
 from bench.links import interface_bytes
+from bench.played_coordinator import trust_in
 from bench.process_cost import cpu_s
 from bench.wan_messages import Channel
+from bench.wan_state import State
 from protocol.envelope import open_envelope
 from protocol.identity import Identity
-from protocol.manifest import OuterSpec
-from protocol.outer import outer_step
-from protocol.state import describe
-from protocol.trust import TrustStore
 from protocol.update import ChunkLayout, encode_update
 from protocol.wire import records_pb2 as wire
 
@@ -65,8 +63,7 @@ class Ours:
         self._layout = ChunkLayout(options["elements"], options["chunk_elements"])
         generator = np.random.default_rng(options["rank"])
         self._vector = generator.standard_normal(options["elements"], np.float32)
-        self._weights = np.zeros(options["elements"], np.float32)
-        self._momentum = np.zeros(options["elements"], np.float32)
+        self._state = State(self._layout)
 
     def run(self) -> None:
         asyncio.run(self._run())
@@ -76,13 +73,11 @@ class Ours:
 
         options, path = self._options, Path(self._options["key"])
         self._run_id = bytes.fromhex(options["run_id"])
-        trust = TrustStore(self._run_id, options["root"])
-        trust.add([wire.Envelope.FromString(bytes.fromhex(options["delegation"]))])
         self._swarm = await Swarm.create(
             identity_path=path,
             identity=Identity.load(path),
             run_id=self._run_id,
-            trust=trust,
+            trust=trust_in(options),
             initial_peers=options["peers"],
             client_mode=False,
             listen=[f"/ip4/{options['address']}/tcp/0"],
@@ -125,7 +120,7 @@ class Ours:
             tasks.create_task(self._submit(group))
             result = await group.finish(inclusion)
             clock.phase("broadcast")
-            digest = await asyncio.to_thread(self._step, number, result.mean_update)
+            digest = await asyncio.to_thread(self._state.step, number, result.mean_update)
             clock.phase("step")
         head, _ = await self._hear("head")
         clock.phase("settle")
@@ -143,16 +138,6 @@ class Ours:
         if pieces:
             sizes = [len(piece) for piece in pieces]
             await self._channel.send({"do": "results", "sizes": sizes}, b"".join(pieces))
-
-    def _step(self, number: int, mean: Any) -> bytes:
-        self._weights, self._momentum = outer_step(self._weights, self._momentum, mean, OuterSpec())
-        return describe(
-            self._weights,
-            self._momentum,
-            round_=number,
-            merged_tokens=number,
-            chunk_elements=self._layout.chunk_elements,
-        ).digest
 
     async def _hear_record(self, kind: str) -> wire.Envelope:
         return wire.Envelope.FromString((await self._hear(kind))[1])

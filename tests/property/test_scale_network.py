@@ -269,6 +269,14 @@ def test_more_reducers_lose_more_attempts_and_anchors_lose_none(count: int, gone
     assert fewer.rounds_lost < more.rounds_lost or fewer.rounds_lost > 0.999
     assert flat_loss(Phase(60.0, 0), 600.0, 300.0, gone).more_s == 0
     assert flat_loss(Phase(60.0, count), 200.0, 300.0, gone).rounds_lost == 0
-    grid = grid_loss(Phase(50.0, count), Phase(10.0, 0), 60.0, 10, gone)
+    grid = grid_loss(Phase(50.0, count), Phase(10.0, 0), 60.0, 10, 300.0, gone)
     assert grid.rounds_lost == 0
     assert grid.units_lost <= grid.first_attempts_lost
+
+
+def test_a_round_that_overruns_its_deadlines_is_lost_though_nobody_vanishes() -> None:
+    lost = flat_loss(Phase(700.0, 0), 700.0, 600.0, 0.01)
+    assert (lost.rounds_lost, lost.units_lost, lost.more_s) == (1.0, 1.0, 1200.0)
+    assert grid_loss(Phase(600.0, 0), Phase(99.0, 0), 700.0, 10, 600.0, 0.01) == lost
+    saved = flat_loss(Phase(700.0, 5), 400.0, 600.0, 0.01)  # by the anchors, in the last attempt
+    assert (saved.rounds_lost, saved.first_attempts_lost, saved.more_s) == (0.0, 1.0, 1000.0)

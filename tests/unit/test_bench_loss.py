@@ -96,6 +96,15 @@ def test_the_same_time_is_fewer_tokens_for_who_waits_more() -> None:
     assert within.member_steps % within.workers == 0
 
 
+def test_training_ends_after_half_an_hour_unless_told_otherwise() -> None:
+    assert loss.allowed_minutes({}) == 30
+    assert loss.allowed_minutes({"LOSS_MINUTES": "0.5"}) == 0.5
+    assert loss.allowed_minutes({"LOSS_MINUTES": "inf"}) == float("inf")
+    for wrong in ("an hour", "-1", "nan"):
+        with pytest.raises(SystemExit, match="give minutes"):
+            loss.allowed_minutes({"LOSS_MINUTES": wrong})
+
+
 def test_finished_runs_are_kept_and_those_on_another_text_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
     outcome = Outcome(loss=2.5, curve=[(256, 3.0), (512, 2.5)], step_s=0.01)
