@@ -157,7 +157,7 @@ def install_worker(armed: Armed) -> None:
             Reduction,
             "follow",
             Place.WAIT,
-            lambda _, head, update, **__: head.record.round if update else None,
+            lambda _, round_, update, **__: round_ if update else None,
         ),
         (Reduction, "_gather", Place.GATHER, lambda _, __, roster: roster.record.round),
         (Reduction, "_finish", Place.BROADCAST, lambda _, __, head, *___: head.record.round),
