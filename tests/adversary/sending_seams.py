@@ -21,16 +21,15 @@ from worker.taking_part import Reduction
 
 def forge_contributions(plan: Plan) -> None:
     """Claim more than was leased, or a loss that is none."""
-    honest = round_runner.RoundRunner._contribution
+    honest = round_runner.seal
 
-    def contribution(self: Any, *arguments: Any) -> wire.Contribution:
-        record = honest(self, *arguments)
-        if plan.cheats:
+    def seal(record: Any, identity: Any) -> wire.Envelope:
+        if isinstance(record, wire.Contribution) and plan.cheats:
             plan.note(record.round)
             _forge(plan.fault, record)
-        return record
+        return honest(record, identity)
 
-    round_runner.RoundRunner._contribution = contribution  # type: ignore[method-assign]
+    round_runner.seal = seal  # type: ignore[attr-defined]
 
 
 def _forge(fault: Fault, record: wire.Contribution) -> None:
