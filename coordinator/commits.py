@@ -166,7 +166,7 @@ def _keep(turn: Turn, assignment: AssignmentRow, signed: Signed[wire.Contributio
     worker = known(turn.session, record.worker)
     seconds = max(1e-3, turn.now_s - assignment.leased_at_s)
     worker.measured_tokens_per_s = _smoothed(worker.measured_tokens_per_s, record.tokens / seconds)
-    _log.debug("committed", round=record.round, worker=record.worker, steps=record.steps)
+    _log.info("committed", round=record.round, worker=record.worker, steps=record.steps)
     turn.apply(Committed(record.worker))
 
 

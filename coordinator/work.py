@@ -287,5 +287,5 @@ def _assign(turn: Turn, worker: WorkerRow, steps: int) -> tuple[wire.Envelope, A
         envelope=envelope.SerializeToString(),
     )
     turn.session.add(row)
-    _log.debug("leased", round=number, worker=worker.worker, steps=lease.steps, epoch=lease.epoch)
+    _log.info("leased", round=number, worker=worker.worker, steps=lease.steps, epoch=lease.epoch)
     return envelope, row
