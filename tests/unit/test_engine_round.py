@@ -287,12 +287,12 @@ async def test_the_next_roster_gives_a_slow_reducer_fewer_chunks(boot: Any) -> N
         roster, _ = rig.roster()
         shares.append({r.reducer: r.end_chunk - r.first_chunk for r in roster.reducers})
         await rig.gather()
-        for reducer, taken_s in ((fast, 1), (slow, 2)):
+        for reducer, taken_s in ((fast, 4), (slow, 8)):
             rig.now_s += taken_s
             pieces = [p for p in rig.results() if p.result.signatures[0].keyid == reducer.name]
             await rig.submit(pieces)
         assert await rig.engine.settle()
     evenly, by_speed = shares
     assert abs(evenly[fast.name] - evenly[slow.name]) <= 1
-    # Three seconds against one: a quarter of the chunks.
+    # Twelve seconds against four: a quarter of the chunks.
     assert by_speed[slow.name] == pytest.approx(rig.layout.count / 4, abs=1)
