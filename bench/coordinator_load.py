@@ -319,8 +319,10 @@ async def play(load: Load, given: argparse.Namespace) -> None:
     in_time = [at_s for at_s in load.accepted_at_s if at_s - load.grace_at_s <= given.grace_s]
     last_s = max(load.accepted_at_s, default=load.grace_at_s) - load.grace_at_s
     load.say("grace", accepted=len(in_time), late=len(late), last_accepted_s=round(last_s, 1))
-    for task in (lag, *beats, *late):
+    going_on = (lag, *beats, *late)
+    for task in going_on:
         task.cancel()
+    await asyncio.gather(*going_on, return_exceptions=True)  # nothing outlives the phases
 
 
 def _reason(text: str) -> str:

@@ -21,6 +21,8 @@ _MEDIA_TYPES = {"svg": "image/svg+xml", "png": "image/png"}
 _ALL: tuple[Name, ...] = ("goal", "loss", "compute", "members", "audits")
 
 Key = Annotated[str, Path(max_length=64)]
+InTheme = Annotated[Theme, Query()]
+InShape = Annotated[Shape, Query()]
 Wanted = Annotated[Name, Path(description="which picture")]
 
 
@@ -48,11 +50,7 @@ def donor_series(request: Request, donor: Key) -> Series:
 
 @router.get("/pictures/{name}.{form}", include_in_schema=False)
 def picture(
-    request: Request,
-    name: Wanted,
-    form: Form,
-    theme: Annotated[Theme, Query()] = "light",
-    shape: Annotated[Shape, Query()] = "wide",
+    request: Request, name: Wanted, form: Form, theme: InTheme = "light", shape: InShape = "wide"
 ) -> Response:
     """A picture as a file."""
     gallery = gallery_of(request)
@@ -63,11 +61,7 @@ def picture(
 
 @router.get("/pictures/donors/{donor}.{form}", include_in_schema=False)
 def donor_picture(
-    request: Request,
-    donor: Key,
-    form: Form,
-    theme: Annotated[Theme, Query()] = "light",
-    shape: Annotated[Shape, Query()] = "wide",
+    request: Request, donor: Key, form: Form, theme: InTheme = "light", shape: InShape = "wide"
 ) -> Response:
     """One donor's picture as a file."""
     numbers = _history(request, donor)
