@@ -163,7 +163,7 @@ class WorkerConfig:
     devices: tuple[str, ...] = ()  # several: each gets a folder and a daemon (worker.members)
     members: int = 1  # daemons that share this machine
     member: int = 0  # which of them this is
-    micro_batch_sequences: int = 0  # 0: a whole batch at once
+    micro_batch_sequences: int = 0  # at a time; 0: as measured (worker.tuning)
     autocast_bf16: bool = False
     client_mode: ClientMode = "auto"  # true: no inbound port; false: has one, whatever is measured
     nat_port_map: bool = False  # ask the router for a port (UPnP, NAT-PMP)

@@ -84,7 +84,8 @@ listen = "127.0.0.1:{port}"
 public_address = "127.0.0.1:{port}"
 public_url = "{public_url}"
 heartbeat_s = 1.0
-# Replays on one machine are equal to the bit: there are no bounds to measure.
+# Neighbours and auditor compute whole batches on one machine: replays are equal to the bit, and
+# there are no bounds to measure.
 auditor_arguments = ["--no-calibrate", "--poll-s", "0.5"]
 
 [server.audit]

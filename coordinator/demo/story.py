@@ -84,8 +84,17 @@ class Story:
                     return self._note_return(snapshot, desktop)
                 self._tell_of_last_audits(snapshot)
             if time.monotonic() > end_s:
-                raise ChildError(f"the run did not end within {timeout_s:.0f} s")
+                raise ChildError(
+                    f"the run did not end within {timeout_s:.0f} s; this is where it stands:\n"
+                    f"{self._last_lines()}"
+                )
             time.sleep(_POLL_S)
+
+    def _last_lines(self) -> str:
+        return "\n".join(f"{child.name}:\n{child.last_lines()}" for child in self._started())
+
+    def _started(self) -> tuple[Child, ...]:
+        return (self.coordinator, *(n.child for n in self._neighbours if n.child))
 
     def _tell_of_last_audits(self, snapshot: Snapshot) -> None:
         if not self._waits_for_audits:
@@ -103,7 +112,8 @@ class Story:
             self.children.call(
                 f"join-{neighbour.name}",
                 *("worker", "join", self.link, "--home", str(neighbour.home), "--yes"),
-                *("--dedicated", "--name", neighbour.name, "--threads", "1", *neighbour.options),
+                *("--dedicated", "--name", neighbour.name, "--threads", "1"),
+                *("--micro-batch", str(self.scale.sequences_per_batch), *neighbour.options),
             )
         neighbour.child = self.children.start(
             neighbour.name, "worker", "run", "--home", str(neighbour.home), "--until-finished"
@@ -132,7 +142,7 @@ class Story:
 
     def _insist_on_life(self) -> None:
         self.children.remember_families()
-        for child in (self.coordinator, *(n.child for n in self._neighbours if n.child)):
+        for child in self._started():
             if not child.running and child.process.returncode != 0:
                 raise ChildError(
                     f"{child.name} ended with exit code {child.process.returncode}:\n"

@@ -22,6 +22,8 @@ from worker.config import WorkerConfig
 PEERS = ("ada", "bob", "cyd")
 """Honest: three donors, of whom ada can be reached and reduces."""
 
+WHOLE_BATCHES = 1024  # no run has larger ones
+
 _POLL_S = 0.1
 
 
@@ -154,6 +156,12 @@ def make_home(home: Path, link: str, name: str, *, reachable: bool) -> None:
     Identity.generate().save(home / "worker.key")
     listen = ("/ip4/127.0.0.1/tcp/0",)
     config = WorkerConfig(
-        link=link, name=name, device="cpu", client_mode=not reachable, listen=listen
+        link=link,
+        name=name,
+        device="cpu",
+        client_mode=not reachable,
+        listen=listen,
+        # Whole batches, as the auditors compute them: without bounds, only equal bits pass.
+        micro_batch_sequences=WHOLE_BATCHES,
     )
     config.save(home / "worker.toml")

@@ -33,7 +33,7 @@ def audited(worker_rig: ModuleType, tmp_path_factory: pytest.TempPathFactory) ->
         rig.init(auditor=AUDITING, max_rounds=3, max_steps=5, duration_s=3.0)
         rig.server = rig.serve()
         rig.server.wait_for("Join link")
-        rig.join("ada")
+        rig.join("ada", "--micro-batch", "4")  # whole batches, as the auditor: bits are equal
         rig.work("ada")
         rig.server.wait_for(PASSED, 240.0)
         yield rig

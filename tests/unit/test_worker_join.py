@@ -198,6 +198,18 @@ async def test_yes_agrees_afterwards_and_settings_stay(served: Any, home: Home) 
     assert config.limits.busy_cpu_percent == 25
 
 
+async def test_how_much_is_computed_at_a_time_can_be_said(served: Any, home: Home) -> None:
+    place = (str(served.link), "--home", str(home.path), "--yes")
+    await run("join", *place)
+    assert WorkerConfig.load(home.config).micro_batch_sequences == 0
+    await run("join", *place, "--micro-batch", "4")
+    assert WorkerConfig.load(home.config).micro_batch_sequences == 4
+    await run("join", *place, "--threads", "1")
+    assert WorkerConfig.load(home.config).micro_batch_sequences == 4
+    await run("join", *place, "--micro-batch", "0")
+    assert WorkerConfig.load(home.config).micro_batch_sequences == 0
+
+
 async def test_every_limit_has_its_option(served: Any, home: Home) -> None:
     assert {one.name for one in fields(Limits)} == set(GIVEN)
     options = []

@@ -53,6 +53,13 @@ if TYPE_CHECKING:  # loads gRPC
     default=None,
     help="Ask the router for a port (UPnP, NAT-PMP).",
 )
+@click.option(
+    "--micro-batch",
+    "micro_batch_sequences",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Sequences to compute at a time; 0: as this machine is measured.",
+)
 @click.option("--invite", metavar="TOKEN", help="The organiser's invitation, if it takes one.")
 @click.option(
     "--key",
@@ -78,6 +85,7 @@ def join(
     client_mode: bool | None,
     listen: tuple[str, ...],
     nat_port_map: bool | None,
+    micro_batch_sequences: int | None,
     invite: str | None,
     **limits: Any,
 ) -> None:
@@ -101,6 +109,7 @@ def join(
         "client_mode": client_mode,
         "listen": listen or None,
         "nat_port_map": nat_port_map,
+        "micro_batch_sequences": micro_batch_sequences,
         "invite": invite,
     }
     proposal = Limits() if dedicated else look_at_machine(home.path, os.environ).proposal()
