@@ -11,6 +11,12 @@ _SAYS = (
     "could not create a memory object",  # oneDNN
     "std::bad_alloc",
 )
+_SAY_JUST = (
+    # oneDNN of the machine code of a kernel, and of its scratchpad. What it cannot compute at all
+    # it says of a "primitive descriptor", so these words are all that is said.
+    "could not create a primitive",
+    "could not execute a primitive",
+)
 
 
 def ran_out(error: BaseException) -> bool:
@@ -19,4 +25,7 @@ def ran_out(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _SAYS)
+    if not isinstance(error, RuntimeError):
+        return False
+    said = str(error)
+    return said in _SAY_JUST or any(words in said for words in _SAYS)

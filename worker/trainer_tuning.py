@@ -24,6 +24,7 @@ from protocol.errors import UsageError
 from protocol.memory import ran_out
 from worker.choice import Choice
 from worker.devices import Device, device_class, gpu_index
+from worker.heap import give_back_large_blocks
 
 if TYPE_CHECKING:
     from protocol.manifest import RunManifest
@@ -250,10 +251,13 @@ def _wait_for(device: str) -> None:
 
 
 def _give_back(device: str) -> None:
-    """What the allocator keeps in pieces of the old size."""
+    """What the allocator keeps in pieces of the old size; on the processor also later: what a
+    batch took has to be free for the optimizer's step, which cannot be repeated."""
     import torch
 
-    if device == "cuda":
+    if device == "cpu":
+        give_back_large_blocks()
+    elif device == "cuda":
         torch.cuda.empty_cache()
     elif device == "mps":
         torch.mps.empty_cache()

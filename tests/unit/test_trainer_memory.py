@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -40,7 +41,9 @@ LIMIT_MIB = 640
 
 @pytest.fixture
 def wide(make_manifest: Callable[..., RunManifest]) -> RunManifest:
-    return make_manifest(model_config_json=WIDE, inner={"sequences_per_batch": BATCH})
+    return make_manifest(
+        model_config_json=WIDE, inner={"sequences_per_batch": BATCH}, update={"codec": "fp32"}
+    )
 
 
 @pytest.mark.timeout(300)
@@ -67,14 +70,16 @@ async def test_a_batch_that_runs_out_of_memory_is_halved_and_the_unit_is_the_sam
     # The kernel held it to what its owner gave.
     assert 0 < most_own <= (LIMIT_MIB - CODE_MIB) * MIB
 
-    # The same update comes out as of a unit that was begun with as small parts, bit for bit.
+    # The same update comes out as of a unit that was begun with as small parts. It is not equal to
+    # the bit, as in test_training_lighter: torch's libraries may do with less memory their own way.
+    update = np.fromfile(job.output, np.float32)
     async with Trainer(1) as free:
-        other = trainer_rig.write_job(tmp_path, wide, steps=3)
-        whole = await free.train(
-            type(job)(**{**other.__dict__, **small.dump(), "snapshot": job.snapshot + "2"})
-        )
+        again = replace(job, snapshot=f"{job.snapshot}2", **small.dump())
+        whole = await free.train(again)
         assert free.progress.lighter is None
-    assert (trained.root, trained.mean_loss) == (whole.root, whole.mean_loss)
+    other = np.fromfile(job.output, np.float32)
+    assert np.linalg.norm(update - other) < 1e-3 * np.linalg.norm(other)
+    assert trained.mean_loss == pytest.approx(whole.mean_loss, rel=1e-6)
 
 
 @pytest.mark.timeout(300)
@@ -113,6 +118,10 @@ def test_only_allocations_that_failed_are_want_of_memory() -> None:
         torch.empty(1 << 50)
     assert ran_out(numpys.value) and ran_out(torchs.value)
     assert ran_out(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    assert ran_out(RuntimeError("could not create a primitive"))
+    assert not ran_out(
+        RuntimeError("could not create a primitive descriptor for the matmul primitive")
+    )
     assert ran_out(OSError(errno.ENOMEM, "Cannot allocate memory"))
     assert not ran_out(OSError(errno.ENOSPC, "No space left on device"))
     assert not ran_out(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
