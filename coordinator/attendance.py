@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -40,6 +41,9 @@ _ASSIGNMENT_ID_BYTES = 16
 _MAX_BAD_SOURCES = 16
 _MAX_REPORTED = 64  # by one worker: or it would fill the log
 
+_SPREAD = 0.5  # of an interval, to both sides
+_CALLS_A_GATHERING, _LONGEST_GATHERING_S = 400, 0.1
+
 MAX_HEARTBEAT_S = 60.0
 """The longest interval that workers agree to."""
 
@@ -65,6 +69,7 @@ class Attendance:
         self._streams: Counter[str] = Counter()
         self._left_at_s: dict[str, float] = {}  # who watched, and does not now
         self._given_up: dict[str, bytes] = {}  # the last assignment that a worker will not commit
+        self._random = random.Random()
         self._reported: defaultdict[str, set[str]] = defaultdict(set)  # reporter -> bad sources
 
     def begin_anew(self, now_s: float) -> None:
@@ -78,9 +83,21 @@ class Attendance:
         so that all of them together call no more than so many times a second."""
         return min(len(self._streams) / options.heartbeats_per_s, MAX_HEARTBEAT_S)
 
+    def gather_s(self, options: EngineOptions) -> float:
+        """How long a request waits for others to share its transaction with: where few call, none
+        of that counts; where the most do that we ask for, some dozens come meanwhile."""
+        return min(self.crowd_s(options) / _CALLS_A_GATHERING, _LONGEST_GATHERING_S)
+
     def heartbeat_s(self, options: EngineOptions) -> float:
-        """The interval of heartbeats to tell."""
-        return min(max(options.heartbeat_s, self.crowd_s(options)), MAX_HEARTBEAT_S)
+        """The interval of heartbeats to tell: in a crowd another one each time, about what it is to
+        be, or all that were told at once would come back at once."""
+        return self._interval_s(options, self._random.uniform(1 - _SPREAD, 1 + _SPREAD))
+
+    def _interval_s(self, options: EngineOptions, share: float) -> float:
+        crowd_s = self.crowd_s(options)
+        if crowd_s <= options.heartbeat_s:
+            return options.heartbeat_s
+        return min(max(options.heartbeat_s, crowd_s * share), MAX_HEARTBEAT_S)
 
     def note(self, heartbeat: wire.Heartbeat, now_s: float, told_s: float = 0.0) -> None:
         """A worker was heard of, and told after how long to be heard of again."""
@@ -130,7 +147,8 @@ class Attendance:
     ) -> bool:
         """Whether a worker was not heard of since it got its lease, for several heartbeats."""
         since_s = max(self._seen.get(worker, 0.0), leased_at_s, self._started_at_s)
-        told_s = self._told_s.get(worker) or self.heartbeat_s(options)  # by us before a restart
+        # By us, or before a restart: the longest that it may have been told.
+        told_s = self._told_s.get(worker) or self._interval_s(options, 1 + _SPREAD)
         patience_s = max(options.silent_after_s, _MISSED * told_s)
         return now_s - since_s > patience_s
 

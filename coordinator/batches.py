@@ -1,7 +1,8 @@
 """Requests of one kind, answered together: what has gathered while the last ones were answered.
 
-A transaction costs a flush of a disk and a few ways to the database, however much it does. Alone a
-request waits for nothing; ten thousand of them share a few hundred transactions.
+A transaction costs a flush of a disk and a few ways to the database, however much it does. Where
+few call, a request waits for nothing; in a crowd it waits a little for others to come, and ten
+thousand of them share a few hundred transactions.
 
 Invariants:
 
@@ -34,15 +35,19 @@ Answer = Callable[[Sequence[Q]], Awaitable[Sequence[A | ProtocolError]]]
 class Batches(Generic[Q, A]):
     """Gathers requests and hands them on, one batch at a time."""
 
-    def __init__(self, answer: Answer[Q, A], most: int) -> None:
+    def __init__(
+        self, answer: Answer[Q, A], most: int, gather_s: Callable[[], float] = lambda: 0.0
+    ) -> None:
         """Touches nothing yet.
 
         Args:
             answer: replies, or errors to raise, in the order of the requests.
             most: requests of one batch.
+            gather_s: so long the first of a batch waits for others now.
         """
         self._answer = answer
         self._most = most
+        self._gather_s = gather_s
         self._waiting: deque[tuple[Q, asyncio.Future[A]]] = deque()
         self._work: asyncio.Task[None] | None = None  # ends when nobody waits
 
@@ -60,6 +65,9 @@ class Batches(Generic[Q, A]):
 
     async def _answer_waiting(self) -> None:
         while self._waiting:
+            gather_s = self._gather_s()
+            if gather_s and len(self._waiting) < self._most:
+                await asyncio.sleep(gather_s)
             batch = list[tuple[Q, asyncio.Future[A]]]()
             while self._waiting and len(batch) < self._most:
                 request, reply = self._waiting.popleft()

@@ -53,7 +53,7 @@ class EngineOptions:
     kept_means: int = 512  # newest rounds whose means stay: audits rebuild weights from them
     kept_mean_bytes: int = 16 << 30  # and not more than so much of them
     heartbeat_s: float = 4.0  # what workers are told, while they are few
-    heartbeats_per_s: float = 500.0  # of all; more workers are told to call less often
+    heartbeats_per_s: float = 250.0  # of all; more workers are told to call less often
     acts_per_day: int = 50  # of one person
     campaign_s: float = 5.0  # how often campaigns are looked at
     min_client_version: str = ""  # of who may have work; empty: whoever was let in

@@ -58,7 +58,7 @@ from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2
 
 _PIECES_PER_TURN = 16
-_TOGETHER, _LEASED_TOGETHER = 64, 24  # requests of one kind in a turn: other kinds wait for them
+_TOGETHER, _LEASED_TOGETHER = 128, 24  # requests of one kind in a turn: other kinds wait for them
 _ALIVE_EVERY_S = 2.0  # how often the time is noted, to know for how long we were away
 _ABSENT_AFTER_S = 5.0  # without a tick: the server was stopped, or without its database
 _QUIET_S = 5.0  # without a failure: a full disk may have room for one write and not for another
@@ -116,10 +116,11 @@ class Engine:
         self._beats = HeartbeatDesk(
             self._attendance, self.context.options, lambda: self._audits.retain_from_round
         )
-        self._heartbeats = Batches(self._heartbeat, _TOGETHER)
-        self._work_requests = Batches(self._request_work, _LEASED_TOGETHER)
-        self._doors = Batches(self._require_welcome, _TOGETHER)
-        self._commits = Batches(self._commit, _TOGETHER)
+        gather_s = partial(self._attendance.gather_s, self.context.options)
+        self._heartbeats = Batches(self._heartbeat, _TOGETHER, gather_s)
+        self._work_requests = Batches(self._request_work, _LEASED_TOGETHER, gather_s)
+        self._doors = Batches(self._require_welcome, _TOGETHER, gather_s)
+        self._commits = Batches(self._commit, _TOGETHER, gather_s)
         key = campaign_key or (lambda: keys.crowd.get(wire.KEY_PURPOSE_CAMPAIGN))
         self._acts = ActDesk(self.context, database, self._turn, clock, key)
 

@@ -52,18 +52,15 @@ class HeartbeatDesk:
         fetch(turn.session, ProbationRow.assignment_id, units)
         fetch(turn.session, AssignmentRow.assignment_id, units)
         asked = who_is_asked(turn.session, workers)
-        heartbeat_s = self._attendance.heartbeat_s(self._options)
         control = turn.session.get_one(ControlRow, 1)
         turn.storing = False  # the round, at each lease that is given up
-        replies = [self._answer(turn, beat, heartbeat_s, beat.worker in asked) for beat in beats]
+        replies = [self._answer(turn, beat, beat.worker in asked) for beat in beats]
         turn.storing = True
         turn.store()
         del control  # the session forgets a row that nobody holds
         return replies
 
-    def _answer(
-        self, turn: Turn, beat: wire.Heartbeat, heartbeat_s: float, is_asked: bool
-    ) -> Reply:
+    def _answer(self, turn: Turn, beat: wire.Heartbeat, is_asked: bool) -> Reply:
         self._watch_for_lost_rounds(beat, turn.machine.number)
         try:
             row = known(turn.session, beat.worker)
@@ -74,11 +71,13 @@ class HeartbeatDesk:
         if gives_lease_up(turn, beat):
             turn.expire(beat.worker)
         action, reason = decide_action(turn, beat, row, out)
+        options = self._options
+        interval_s = options.heartbeat_s if row.anchor else self._attendance.heartbeat_s(options)
         return service_pb2.HeartbeatReply(
             action=action,
             reason=reason,
             server_time_ms=to_ms(turn.now_s),
-            next_heartbeat_ms=to_ms(self._options.heartbeat_s if row.anchor else heartbeat_s),
+            next_heartbeat_ms=to_ms(interval_s),
             challenges=open_challenges(turn, beat.worker) if is_asked else [],
             retain_from_round=self._retain_from_round(),
         )

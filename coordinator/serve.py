@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from coordinator.database import Database
 from coordinator.engine import Engine
 from coordinator.evaluation import Evaluator
 from coordinator.init import join_link, publish_link
+from coordinator.interpreter import suit_a_service
 from coordinator.key_files import crowd_key
 from coordinator.keys import ANCHOR_KEY, KeyRing
 from coordinator.newcomers import NewcomerPolicy, Quotas
@@ -43,10 +43,6 @@ from protocol.identity import PeerId
 from protocol.link import JoinLink
 from protocol.manifest import RunManifest
 from protocol.wire import records_pb2 as wire
-
-_SWITCH_S = 0.0005
-"""Checking a signature lets go of the interpreter, and so does each statement of the database: with
-Python's 5 ms they would wait so long for each other each time."""
 
 _CHILD_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
@@ -141,7 +137,7 @@ async def serve_run(
     Raises:
         UsageError: the folder is unusable or the port taken.
     """
-    sys.setswitchinterval(_SWITCH_S)
+    suit_a_service()
     stop = stop_on_signals()
     run = Run.open(folder, time.time())
     with folder.hold():

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from unittest.mock import patch
 
 import pytest
 
 from coordinator.batches import Batches
 from protocol.errors import BadRecord, TransientError
+
+ASYNCIO_SLEEP = asyncio.sleep
 
 
 class Desk:
@@ -47,6 +50,41 @@ async def test_what_gathered_is_answered_together_in_its_order_and_bounded() -> 
     asked = [str(number) for number in range(6)]
     assert await ask_all(desk, asked) == asked
     assert desk.batches == [["first"], asked[:4], asked[4:]]
+
+
+async def test_in_a_crowd_the_first_waits_for_others() -> None:
+    desk = Desk()
+    desk.go_on.set()
+    gathered = asyncio.Event()
+
+    async def gather(_s: float) -> None:
+        await gathered.wait()
+
+    batches = Batches[str, str](desk.answer, 4, lambda: 0.1)
+    with patch("coordinator.batches.asyncio.sleep", gather):
+        first = asyncio.create_task(batches.ask("first"))
+        await turns_of_the_loop()
+        assert desk.batches == []
+        second = asyncio.create_task(batches.ask("second"))
+        await turns_of_the_loop()
+        gathered.set()
+        assert [await first, await second] == ["first", "second"]
+    assert desk.batches == [["first", "second"]]
+
+
+async def test_a_batch_that_is_full_waits_for_nobody() -> None:
+    desk = Desk()
+    desk.go_on.set()
+    batches = Batches[str, str](desk.answer, 2, lambda: 3600.0)
+    async with asyncio.timeout(60):
+        assert await asyncio.gather(batches.ask("one"), batches.ask("two")) == ["one", "two"]
+    assert desk.batches == [["one", "two"]]
+
+
+async def turns_of_the_loop() -> None:
+    """Let everything go on that can."""
+    for _ in range(3):
+        await ASYNCIO_SLEEP(0)
 
 
 async def test_an_error_is_its_own_requests() -> None:

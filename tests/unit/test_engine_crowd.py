@@ -224,10 +224,24 @@ def test_many_members_beat_less_often() -> None:
     assert attendance.heartbeat_s(options) == 4.0
     for number in range(80):
         attendance.came(str(number))
-    assert attendance.heartbeat_s(options) == 8.0
+    told = [attendance.heartbeat_s(options) for _ in range(1000)]
+    # Not all the same, or who was told at once would come back at once.
+    assert 4.0 <= min(told) < 5.0 and 11.0 < max(told) <= 12.0
+    assert 7.5 < sum(told) / len(told) < 8.5
     for number in range(10_000):
         attendance.came(str(number))
     assert attendance.heartbeat_s(options) == 60.0
+
+
+def test_requests_of_many_wait_for_each_other() -> None:
+    attendance, options = Attendance(0.0), EngineOptions(heartbeats_per_s=250.0)
+    assert attendance.gather_s(options) == 0.0
+    for number in range(250):
+        attendance.came(str(number))
+    assert attendance.gather_s(options) == 1 / 400
+    for number in range(16_384):
+        attendance.came(str(number))
+    assert attendance.gather_s(options) == 0.1
 
 
 async def test_anchors_beat_as_often_as_ever(boot: Any) -> None:
@@ -236,7 +250,7 @@ async def test_anchors_beat_as_often_as_ever(boot: Any) -> None:
     anchor, ada = rig.enrol(1, anchor=True), rig.enrol(2)
     for number in range(40):
         rig.engine._attendance.came(str(number))
-    assert (await ada.beat()).next_heartbeat_ms == 40_000
+    assert 20_000 <= (await ada.beat()).next_heartbeat_ms <= 60_000
     assert (await anchor.beat()).next_heartbeat_ms == 4000
 
 
