@@ -76,7 +76,7 @@ class Scale:
     commit_within_s: float = 18.0
 
 
-FULL = Scale(members=10_000, round_s=75.0, steady_s=25.0)
+FULL = Scale(members=10_000, round_s=100.0, steady_s=20.0)
 QUICK = Scale(members=130, round_s=6.0, steady_s=1.0, grace_s=6.0, commit_within_s=1.0)
 
 

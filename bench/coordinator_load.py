@@ -7,7 +7,8 @@ ends each phase; whoever started this measures the server meanwhile.
 
 Signing is not part of any latency: a call's time runs from the frame's writing to the reply.
 Contributions are encoded and signed when their work is handed out, before the grace begins. What is
-refused is counted and not tried again, though a worker would.
+refused is counted; a request for work is made again after the time that the refusal names, as a
+worker does, a heartbeat after its interval, and a commit not at all.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import numpy as np
 import uvloop
 
 from bench.coordinator_http2 import CallFailed, Connection
+from coordinator.overload import RETRY_AFTER_S
 from protocol.envelope import seal
 from protocol.identity import Identity
 from protocol.link import JoinLink
@@ -37,6 +39,7 @@ from protocol.model import element_count, parameter_spec
 from protocol.update import ChunkLayout, encode_update
 from protocol.wire import records_pb2 as wire
 from protocol.wire import service_pb2 as api
+from worker.heartbeat import HEARTBEAT_S
 
 MEMBERS_PER_CONNECTION = 32
 _CONNECTIONS_PER_ADDRESS = 2
@@ -152,14 +155,16 @@ class Member:
             if reply is not None:
                 self.interval_s = reply.next_heartbeat_ms / 1000
                 self.load.told_s = self.interval_s
-            rest_s = (self.interval_s or 1.0) - (time.perf_counter() - began_s)
+            rest_s = (self.interval_s or HEARTBEAT_S) - (time.perf_counter() - began_s)
             await asyncio.sleep(max(0.0, rest_s))
 
     async def ask_for_work(self) -> None:
-        request = self.record(wire.WorkRequest, tokens_per_s=1000.0)
-        reply = await self.call("RequestWork", request, api.WorkReply)
-        if reply is None:
-            return
+        while True:
+            request = self.record(wire.WorkRequest, tokens_per_s=1000.0)
+            reply = await self.call("RequestWork", request, api.WorkReply)
+            if reply is not None:
+                break
+            await asyncio.sleep(RETRY_AFTER_S)
         if not reply.HasField("assignment"):
             self.load.calls["RequestWork"].failures[reply.wait.code] += 1
             return
