@@ -9,10 +9,11 @@ SWITCH_S = 0.0005
 """Checking a signature lets go of the interpreter, and so does each statement of the database: with
 Python's 5 ms they would wait so long for each other each time."""
 
-COLLECT_AFTER = (50_000, 20, 100)
-"""Objects made until the collector looks for cycles among the newest, and how many such looks until
-it looks among older and among all. By Python's own (700, 10, 10) it went through everything that is
-alive, for half a second with ten thousand event streams, several times in a minute: a quarter of
+COLLECT_AFTER = (25_000, 10, 5)
+"""Objects made, less those let go, until the collector looks for cycles among the newest; how many
+such looks until it looks among older ones, and how many of those until it looks at all: what is in
+cycles is at most a million objects. By Python's own (700, 10, 10) it went through everything that
+is alive, for half a second with ten thousand event streams, several times in a minute: a quarter of
 the processor's work."""
 
 

@@ -230,7 +230,8 @@ def test_many_members_beat_less_often() -> None:
     assert 7.5 < sum(told) / len(told) < 8.5
     for number in range(10_000):
         attendance.came(str(number))
-    assert attendance.heartbeat_s(options) == 60.0
+    told = [attendance.heartbeat_s(options) for _ in range(1000)]
+    assert 30.0 <= min(told) and max(told) == 60.0  # all that workers agree to
 
 
 def test_requests_of_many_wait_for_each_other() -> None:
